@@ -1,0 +1,1 @@
+"""What the ten projects share and no paper claims: processes, checkpoints, logs, data, pictures."""

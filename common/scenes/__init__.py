@@ -1,0 +1,1 @@
+"""The built-in world of all ten projects: solids on a floor, rendered by ray casting."""
