@@ -1,0 +1,124 @@
+"""Look through a data set before training on it.
+
+    python -m common.check_data coco /data/coco
+    python -m common.check_data coco_format /data/cells --decode
+    python -m common.check_data image_folder /data/imagenet/train
+
+Prints what is there, and the first missing or bad file. Exit code 0: good, 2: bad.
+"""
+
+import argparse
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.coco import CocoDataset, find_split, has_split
+from common.images import ImageFolder, image_size, read_image
+
+KINDS = ("coco", "coco_format", "image_folder")
+
+
+def check(
+    kind: str,
+    root: str | Path,
+    *,
+    splits: Sequence[str] | None = None,
+    annotations: str = "boxes",
+    decode: bool = False,
+) -> None:
+    """Print the contents of a data set; raise ValueError for the first missing or bad file.
+
+    kind: "coco" (2017 or 2014: train and val), "coco_format" (those of train, val and test that
+    are there), "image_folder" (one folder per class). splits: these instead, all of them needed.
+    annotations: "boxes", "masks" or "keypoints". decode: every pixel instead of every header.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind == "image_folder":
+        return _check_folder(root, decode)
+    found = list(splits or _splits(kind, Path(root), annotations))
+    label_of = None
+    for split in found:
+        folders, files = find_split(root, split, kind=annotations)
+        print(f"\n{split}: {', '.join(map(str, files))}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = CocoDataset(folders, files, kind=annotations, label_of=label_of)
+        for warning in caught:
+            print(f"warning: {warning.message}")
+        label_of = dataset.label_of
+        _describe(dataset)
+        _open_all(dataset.files.tolist(), dataset.sizes.tolist(), decode)
+    print("\nno fault found")
+
+
+def _splits(kind: str, root: Path, annotations: str) -> list[str]:
+    """The splits to look through; where there are none, the one to miss."""
+    if kind == "coco":
+        of_2014 = list((root / "annotations").glob("instances_*2014.json"))
+        of_2017 = list((root / "annotations").glob("instances_*2017.json"))
+        return ["trainval35k", "minival"] if of_2014 and not of_2017 else ["train2017", "val2017"]
+    names = ["train", "val", "test"]
+    return [name for name in names if has_split(root, name, kind=annotations)] or ["train"]
+
+
+def _describe(dataset: CocoDataset) -> None:
+    """Counts, and a table of the classes."""
+    per_image, per_class = dataset.counts()
+    boxes, crowds = per_class.sum(0).tolist()
+    print(
+        f"{len(dataset)} images ({(per_image == 0).sum()} without instances), "
+        f"{boxes} instances ({crowds} crowds) of {len(dataset.names)} classes"
+    )
+    print(f"{'label':>5} {'id':>6}  {'class':<30} {'all':>8} {'crowds':>8}")
+    for label, (category, name) in enumerate(zip(dataset.category_ids, dataset.names, strict=True)):
+        n, c = per_class[label].tolist()
+        print(f"{label:>5} {category:>6}  {name:<30} {n:>8} {c:>8}")
+
+
+def _check_folder(root: str | Path, decode: bool) -> None:
+    dataset = ImageFolder(root)
+    counts = Counter(dataset.labels)
+    print(f"{len(dataset)} images of {len(dataset.classes)} classes")
+    for label, name in enumerate(dataset.classes):
+        print(f"{label:>5}  {name:<30} {counts[label]:>8}")
+    _open_all(dataset.files, None, decode)
+    print("\nno fault found")
+
+
+def _open_all(files: list[str], sizes: list[list[int]] | None, decode: bool) -> None:
+    """Open every picture; with sizes, compare its height and width."""
+    bar = tqdm(files, desc="decoding" if decode else "opening", unit="file", disable=None)
+    for i, file in enumerate(bar):
+        found = tuple(read_image(file).shape[1:]) if decode else image_size(file)
+        if sizes and sorted(found) != sorted(sizes[i]):
+            height, width = sizes[i]
+            raise ValueError(
+                f"{file} is {found[1]} x {found[0]} pixels, but listed as {width} x {height}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m common.check_data", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--splits", nargs="+", help="for example: train2017 val2017")
+    parser.add_argument("--annotations", default="boxes", choices=("boxes", "masks", "keypoints"))
+    parser.add_argument("--decode", action="store_true", help="read all pixels, not the headers")
+    a = parser.parse_args(arguments)
+    try:
+        check(a.kind, a.root, splits=a.splits, annotations=a.annotations, decode=a.decode)
+    except (ValueError, OSError) as error:
+        print(f"bad data: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

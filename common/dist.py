@@ -1,0 +1,308 @@
+"""Processes: one, several on this machine, torchrun or Slurm; small collectives; stopping together.
+
+The same `train.py` runs in all of these ways:
+
+    python train.py                                   one process, or one per visible GPU
+    python train.py processes=4                       four, also on CPUs (gloo)
+    torchrun --nproc-per-node 4 train.py              also on several nodes
+    srun --ntasks-per-node 4 python train.py          Slurm, no further settings
+
+The loop asks once per step whether somebody wants the run to end (SIGTERM, SIGUSR1, Ctrl-C):
+
+    stopping = dist.stop_requested()                  # the same answer on all ranks
+    if stopping or step % cfg.save_every == 0:
+        checkpoint.save(cfg.output_dir, step, **parts)
+    if stopping:
+        dist.exit_preempted(step)                     # exit code 75; the same command resumes
+
+Ranks wait for one another for at most `FAIR_VISION_TIMEOUT` seconds (120 on CPUs, 600 on GPUs), so
+work that only one rank does, such as a long evaluation, has to stay below that.
+"""
+
+import dataclasses
+import datetime
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from . import errors, spawn
+from .errors import UserError
+
+C = TypeVar("C")  # configuration
+R = TypeVar("R")  # result
+
+PREEMPTED = 75  # exit code of a run that saved and left on request; sysexits.h: "try again later"
+
+
+@dataclasses.dataclass
+class _Process:
+    """What this process knows of itself."""
+
+    local_rank: int = 0
+    stop: bool = False
+    interrupts: int = 0
+    step: int | None = None  # the last one that was finished
+    steps: Any = None  # under launch: shared array, the last step of each rank
+    joined: bool = False  # was in a group that torchrun or Slurm started
+
+
+_here = _Process()
+
+
+def rank() -> int:
+    """Number of this process, 0 in a single one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and prints."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """The GPU of this process, or the CPU where none is visible."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", _here.local_rank % torch.cuda.device_count())
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    total(torch.zeros(1))
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """`model` with gradients averaged over the ranks; in one process `model` itself."""
+    if world_size() == 1:
+        return model
+    here = device()
+    ids = [here.index] if here.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over all ranks of equally shaped tensors, without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        distributed.all_reduce(value)
+    return value
+
+
+def mean(value: Tensor | dict[str, Tensor]) -> Any:
+    """Average over all ranks of a float tensor, or of each scalar of a dict in one exchange."""
+    if isinstance(value, Tensor):
+        return total(value) / world_size()
+    if not value:
+        return {}
+    averages = total(torch.stack([v.detach().float() for v in value.values()])) / world_size()
+    return dict(zip(value, averages.unbind(), strict=True))
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's picklable `value` in order of rank, on all ranks; tensors must be on the CPU."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def reached(step: int) -> None:
+    """Note that `step` was finished, for the message of a run that fails; `Log` calls this."""
+    _here.step = step
+    if _here.steps is not None:
+        _here.steps[rank()] = step
+
+
+def stop_requested() -> bool:
+    """Whether any rank was asked to stop (SIGTERM, SIGUSR1, first Ctrl-C); call it on all ranks."""
+    if world_size() > 1:
+        flag = torch.tensor([int(_here.stop)])  # on the CPU: the GPU's queue is not waited for
+        _here.stop = bool(total(flag) > 0)
+    return _here.stop
+
+
+def exit_preempted(step: int) -> NoReturn:
+    """End a run that was asked to stop and has saved `step`; call it on all ranks."""
+    if is_main():
+        print(f"Stopped on request after step {step}: the same command goes on from there.")
+    raise SystemExit(PREEMPTED)
+
+
+def launch(fn: Callable[[C], R], cfg: C, processes: int = 0) -> R:
+    """Run `fn(cfg)` in every process and return what it gave on rank 0.
+
+    `processes`: 0 is one per visible GPU, one without any; torchrun and Slurm decide themselves.
+    `fn` must be a function of a module and `cfg` picklable. With several ranks, one that fails or
+    is killed ends the run within seconds; the message names its rank and last step.
+    Raises UserError, or SystemExit with the exit code that all ranks gave (75: `PREEMPTED`).
+    """
+    place = _outside(os.environ)
+    if place is not None:
+        return _run_joined(fn, cfg, place)
+    gpus = torch.cuda.device_count()
+    if processes < 0 or (gpus and processes > gpus):
+        raise UserError(
+            f"processes={processes}, but {gpus} GPUs are visible: give processes=0 to use them "
+            "all, or hide them with CUDA_VISIBLE_DEVICES= to run on CPUs."
+        )
+    processes = processes or max(1, gpus)
+    if processes > 1:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            args = (fn, cfg, processes, str(Path(folder) / "store"))
+            return spawn.run(_run_spawned, args, processes, PREEMPTED)
+    _here.stop, _here.interrupts, _here.step = False, 0, None
+    with spawn.signals(_note_stop):
+        try:
+            return fn(cfg)
+        except Exception as error:
+            message = errors.sentence(error)
+            if message is None:
+                raise
+            raise UserError(message, errors.status(error)) from error
+
+
+def first_host(nodes: str) -> str:
+    """First host of a Slurm list: `gpu[03-05,9]-ib,cpu1` gives `gpu03-ib`."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes.strip())
+    if first is None:
+        raise ValueError(f"{nodes!r} is no list of Slurm hosts (SLURM_JOB_NODELIST).")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group())
+
+
+def _outside(env: Mapping[str, str]) -> dict[str, str] | None:
+    """Variables of the group that torchrun or Slurm put this process in; None for neither."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return {"LOCAL_RANK": "0"} | {name: env[name] for name in names if name in env}
+    tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
+    if "SLURM_PROCID" not in env or int(tasks) < 2:
+        return None
+    per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
+    # The job's number spreads the jobs of one node over the ports, alike on all ranks.
+    port = str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 10000)
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": per_node.split("(")[0].split(",")[0],  # "4(x2),3": 4, 4 and 3
+        "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(nodes),
+        "MASTER_PORT": env.get("MASTER_PORT") or port,
+    }
+
+
+def _join(number: int, world: int, local: int, local_world: int, store: Any = None) -> None:
+    """Become rank `number` of `world`, being the `local`-th of `local_world` on this machine."""
+    _here.local_rank = local
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(device())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, (cores or 1) // local_world))
+    seconds = float(os.environ.get("FAIR_VISION_TIMEOUT", 600 if gpus else 120))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        store=store,
+        rank=number,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+
+
+def _leave() -> None:
+    """Leave the group after all ranks came to their end."""
+    barrier()
+    distributed.destroy_process_group()
+
+
+def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
+    """`launch` in a process that torchrun or Slurm started."""
+    if _here.joined:
+        raise UserError(
+            "torchrun and Slurm start one run: for -m leave them out, give processes=N."
+        )
+    _here.joined = True
+    os.environ.update(place)
+    number, world = int(place["RANK"]), int(place["WORLD_SIZE"])
+    with spawn.signals(_note_stop):
+        try:
+            if world > 1:
+                local_world = int(place.get("LOCAL_WORLD_SIZE", 1))
+                _join(number, world, int(place["LOCAL_RANK"]), local_world)
+            result = fn(_same_folder(cfg))
+            if world > 1:
+                _leave()
+            return result
+        except BaseException as error:
+            if isinstance(error, SystemExit) and error.code == PREEMPTED:
+                if world > 1:
+                    _leave()
+                raise
+            where = f"rank {number} stopped {spawn.after(_here.step)}"
+            print(errors.last_words(error, where), file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(errors.status(error))  # at once: leaving would wait for the other ranks
+
+
+def _same_folder(cfg: C) -> C:
+    """`cfg` with rank 0's `output_dir`: each rank composed its own, perhaps a second later."""
+    if not dataclasses.is_dataclass(cfg) or not hasattr(cfg, "output_dir"):
+        return cfg
+    return dataclasses.replace(cfg, output_dir=gather(cfg.output_dir)[0])  # type: ignore
+
+
+def _run_spawned(
+    number: int, report: Callable, steps: Any, fn: Callable, cfg: Any, world: int, store: str
+) -> None:
+    """`launch` in a process of its own: run `fn` and report what became of it."""
+    _here.steps = steps
+    with spawn.signals(_note_stop):
+        try:
+            _join(number, world, number, world, distributed.FileStore(store, world))
+            try:
+                kind, value = "done", fn(cfg)
+            except SystemExit as stop:
+                if stop.code != PREEMPTED:
+                    raise
+                kind, value = "exit", stop.code
+            _leave()
+            report(kind, None if kind == "done" and number else value)
+        except BaseException as error:
+            if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+                report("exit", error.code)
+            else:
+                words = errors.last_words(error, f"rank {number} stopped {spawn.after(_here.step)}")
+                *trace, line = words.splitlines(keepends=True)
+                sys.stderr.write("".join(trace))
+                sys.stderr.flush()  # before the report: the parent then ends this process
+                report("failed", (line, errors.status(error)))
+            sys.stdout.flush()
+            os._exit(1)  # at once: the other ranks notice, and leaving would wait for them
+
+
+def _note_stop(number: int, frame: FrameType | None) -> None:
+    """Signal handler: remember the wish to stop; a second Ctrl-C ends the process at once."""
+    _here.interrupts += number == signal.SIGINT
+    if _here.interrupts > 1:
+        os._exit(130)
+    if not _here.stop and is_main():
+        name = signal.Signals(number).name
+        text = f"\n{name}: finishing this step, then saving; a second Ctrl-C ends it at once.\n"
+        os.write(2, text.encode())
+    _here.stop = True

@@ -1,0 +1,50 @@
+"""How a run that fails ends: with one sentence, or with a traceback where the code is wrong."""
+
+import linecache
+import traceback
+from pathlib import Path
+
+
+class UserError(SystemExit):
+    """Ends a command with one sentence for its user and exit code `status`, without a traceback."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def sentence(error: BaseException) -> str | None:
+    """Message of an error that this repository raised for its user; None for any other error.
+
+    Such are `UserError` and each ValueError, OSError or FloatingPointError from a `raise` statement
+    in this repository. Everything else is a fault of the code and deserves its traceback.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    frame = error.__traceback__
+    if not isinstance(error, ValueError | OSError | FloatingPointError) or frame is None:
+        return None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    path = Path(frame.tb_frame.f_code.co_filename).resolve()
+    ours = path.is_relative_to(Path(__file__).resolve().parent.parent)
+    raised = linecache.getline(str(path), frame.tb_lineno).lstrip().startswith("raise ")
+    return str(error) if ours and raised and "site-packages" not in path.parts else None
+
+
+def status(error: BaseException) -> int:
+    """Exit code for `error`: 2 where the user's configuration or data is at fault, else 1."""
+    if isinstance(error, UserError):
+        return error.status
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return error.code or 0
+    return 1 if sentence(error) is None or isinstance(error, FloatingPointError) else 2
+
+
+def last_words(error: BaseException, where: str) -> str:
+    """Traceback of `error` unless it explains itself; the last line starts with `where`."""
+    message = str(error) if isinstance(error, SystemExit) else sentence(error)
+    if message is not None:
+        return f"{where}: {message}"
+    trace = "".join(traceback.format_exception(error))
+    return f"{trace}{where}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,0 +1,241 @@
+"""What a run leaves behind: `metrics.jsonl`, TensorBoard events, `curves.png`, `run.json`.
+
+    log = Log(folder, steps, every=20, start=start)
+    for step in range(start + 1, steps + 1):
+        ...
+        require_finite(losses, step, files)        # before backward: the weights are still good
+        log(step, **losses, lr=schedule.get_last_lr()[0])
+    log(steps, force=True, **metrics)
+    log.close()
+
+`require_finite` raises on all ranks in the same step, so a loop that wants the last good weights
+catches `Diverged`, saves them as step - 1 and raises it again; one that would rather skip the batch
+catches it, counts, and goes on with the next one.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import dist, machine
+
+
+class Diverged(FloatingPointError):
+    """A loss became NaN or infinite: `step`, `part` (its name), `files` of rank `rank`'s batch."""
+
+    def __init__(self, step: int, part: str, files: list[str], rank: int = 0) -> None:
+        super().__init__(step, part, files, rank)
+        self.step, self.part, self.files, self.rank = step, part, files, rank
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return (
+            f"the {self.part} loss is not finite in step {self.step} on rank {self.rank}, whose "
+            f"images were: {', '.join(map(str, self.files)) or 'not named'}."
+        )
+
+
+def require_finite(losses: dict[str, Tensor], step: int, files: list[str]) -> None:
+    """Raise Diverged on all ranks if one of `losses` (scalars) is NaN or infinite on any of them.
+
+    `files`: names of this rank's images. Reads the losses, so it waits for the device.
+    """
+    if not losses:
+        return
+    good = torch.isfinite(torch.stack([value.detach().float() for value in losses.values()]))
+    parts = [name for name, fine in zip(losses, good.tolist(), strict=True) if not fine]
+    if not dist.total(torch.tensor([len(parts)])):
+        return
+    reports = dist.gather((parts, list(files)))
+    rank = next(number for number, (names, _) in enumerate(reports) if names)
+    raise Diverged(step, reports[rank][0][0], reports[rank][1], rank)
+
+
+class Log:
+    """Call it after each step; on ranks other than 0 it does nothing but note the step.
+
+    Tensors are averaged over `every` steps and read only then, so the device is not waited for in
+    between; numbers are shown as last given. `start`: step that the run resumes from, by default
+    the one before the first that is logged; lines of later steps are removed from `metrics.jsonl`.
+    A full disk is reported once and does not end the run.
+    """
+
+    def __init__(
+        self, folder: str | Path, steps: int, *, every: int = 20, start: int | None = None
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every={every} must be at least 1.")
+        self.folder, self.steps, self.every, self.start = Path(folder), steps, every, start
+        self.began = time.time()
+        self.earlier = 0.0  # seconds before the run was resumed
+        self.last = 0
+        self.values: dict[str, tuple[Tensor | float, int]] = {}  # sum or last value, count
+        self.bar: tqdm | None = None
+        self.events: Any = None
+        self.opened = self.closed = self.warned = False
+        if dist.is_main():
+            self._guard(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+            self._guard(lambda: self._describe(None))
+
+    def __call__(self, step: int, force: bool = False, **values: Tensor | float) -> None:
+        """Note `values` (scalars) of `step`, from 1; `force` writes them as a line of their own."""
+        dist.reached(step)
+        if not dist.is_main():
+            return
+        if not self.opened:
+            self._open((step if force else step - 1) if self.start is None else self.start)
+        self.last = step
+        if force:
+            if step == self.start:  # a finished run that is evaluated again
+                self._keep(lambda line: line["step"] != step or not values.keys() <= line.keys())
+            self._record(step, {name: float(value) for name, value in values.items()})
+            return
+        for name, value in values.items():
+            sum_, count = self.values.get(name, (0.0, 0))
+            if isinstance(value, Tensor):
+                self.values[name] = (sum_ + value.detach().float(), count + 1)
+            else:
+                self.values[name] = (value, 1)
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+        if step % self.every == 0 or step == self.steps:
+            self._flush()
+
+    def close(self) -> None:
+        """Draw the curves and note the time it took; call it however the run ends."""
+        if not dist.is_main() or self.closed:
+            return
+        self.closed = True
+        self._flush()
+        if self.bar is not None:
+            self.bar.close()
+        if self.events is not None:
+            self._guard(self.events.close)
+        self._guard(lambda: self._describe(self._seconds()))
+        self._guard(lambda: draw(read(self.folder), self.folder / "curves.png"))
+
+    def _open(self, start: int) -> None:
+        """Go on behind step `start`."""
+        self.opened, self.start = True, start
+        self._keep(lambda line: line["step"] <= start)
+        self.earlier = max((line.get("seconds", 0.0) for line in read(self.folder)), default=0.0)
+        self._guard(self._open_events)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.steps, initial=start, dynamic_ncols=True)
+
+    def _open_events(self) -> None:
+        """Open TensorBoard's file; imported here because that takes a second."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.events = SummaryWriter(str(self.folder), purge_step=(self.start or 0) + 1)
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove all lines but the `wanted` ones from `metrics.jsonl`."""
+        path = self.folder / "metrics.jsonl"
+        text = "".join(json.dumps(line) + "\n" for line in read(self.folder) if wanted(line))
+        if path.is_file() and text != path.read_text():
+            self._guard(lambda: _replace(path, lambda new: new.write_text(text)))
+
+    def _flush(self) -> None:
+        """Record what has been collected."""
+        if self.values:
+            self._record(self.last, {k: float(v) / n for k, (v, n) in self.values.items()})
+        self.values = {}
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        """Write one line everywhere."""
+        seconds = self._seconds()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self.bar is not None:
+            self.bar.set_postfix_str(shown)
+        else:
+            print(f"step {step}/{self.steps}  {shown}  ({seconds:.0f} s)", flush=True)
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON has no NaN
+        line = json.dumps({"step": step, "seconds": seconds, **finite})
+        self._guard(lambda: self._append(line))
+        if self.events is not None:
+            self._guard(lambda: self._send(step, values))
+
+    def _append(self, line: str) -> None:
+        """Add `line` to `metrics.jsonl`, after an earlier one that a full disk cut off."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write("\n" * self.warned + line + "\n")
+
+    def _send(self, step: int, values: dict[str, float]) -> None:
+        """Hand `values` to TensorBoard."""
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+        self.events.flush()
+
+    def _seconds(self) -> float:
+        """Time that the run has taken so far, without interruptions."""
+        return round(self.earlier + time.time() - self.began, 2)
+
+    def _describe(self, seconds: float | None) -> None:
+        """Write `run.json`; `seconds` are None as long as the run is under way."""
+        start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.began))
+        text = json.dumps(machine.facts() | {"start": start, "seconds": seconds}, indent=2)
+        _replace(self.folder / "run.json", lambda new: new.write_text(text + "\n"))
+
+    def _guard(self, write: Callable[[], Any]) -> None:
+        """Write; where that fails, say so once, loudly, and let the training go on."""
+        try:
+            write()
+        except OSError as error:
+            if not self.warned:
+                reason = error.strerror or error
+                print(
+                    f"WARNING: the log in {self.folder} cannot be written ({reason}); the training "
+                    "goes on without it.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.warned = True
+
+
+def read(folder: str | Path) -> list[dict[str, Any]]:
+    """Lines of `folder/metrics.jsonl`; one cut off by a full disk or a kill is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+    return lines
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Picture at `path` of every value in `lines` over the steps, a small plot each."""
+    from matplotlib.figure import Figure  # imported here because that takes a second
+
+    names = list(dict.fromkeys(k for line in lines for k in line if k not in ("step", "seconds")))
+    rows = max(1, math.ceil(len(names) / 3))
+    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
+    for index, name in enumerate(names, 1):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        axis = figure.add_subplot(rows, 3, index, title=name, xlabel="step")
+        axis.plot(*zip(*points, strict=True) if points else ([], []), marker=".")
+        axis.grid(alpha=0.3)
+    _replace(path, lambda new: figure.savefig(new, format="png", dpi=100))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill another file and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""What is needed to repeat a run and to compare its speed: versions, commit, processor, device."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from . import dist
+
+
+def facts() -> dict[str, Any]:
+    """Command, versions, commit, host, processor, threads, device and number of processes."""
+    here = dist.device()
+    return {
+        "command": [sys.executable, *sys.argv],
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "host": platform.node(),
+        "cpu": cpu(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(here) if here.type == "cuda" else "cpu",
+        "world_size": dist.world_size(),
+    }
+
+
+def commit() -> str | None:
+    """Commit of this repository, with `+` where tracked files differ from it; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cpu() -> str:
+    """Model name of the processor."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

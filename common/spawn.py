@@ -1,0 +1,159 @@
+"""Worker processes that live and die together: started, watched and ended by one parent.
+
+`run` starts `entry(number, report, *args)` in each of them. `report(kind, value)` sends what became
+of the worker: ("done", result), ("exit", exit code) or ("failed", (message, exit code)). A worker
+that ends without a report was killed. The first failure ends them all within seconds.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from .errors import UserError
+
+GRACE = 3.0  # seconds that the other workers get to report after one has failed
+CLEANUP = 30.0  # seconds that finished workers get to leave
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of worker `number` at Unix time `when`."""
+
+    number: int
+    when: float
+    kind: str  # done, exit, failed, died
+    value: Any
+
+
+def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int) -> Any:
+    """What worker 0 reported as done, or the stop that tells which worker failed, and how.
+
+    `entry` and `args` must be picklable. Stop signals are passed on to the workers. Raises
+    UserError, or SystemExit with the code that a worker reported; `preempted` is that of workers
+    killed by a stop signal before they could listen to it.
+    """
+    context = multiprocessing.get_context("spawn")
+    steps = context.RawArray("q", [-1] * processes)  # the last step of each worker
+    workers: list[Any] = []
+    pipes: list[Any] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        """Tell the workers to stop; the terminal may have sent them its Ctrl-C itself."""
+        asked.append(number)
+        if asked.count(signal.SIGINT) > 1:
+            raise SystemExit(130)
+        for worker in workers:
+            if worker.exitcode is None and hasattr(signal, "SIGUSR1"):
+                os.kill(worker.pid, signal.SIGUSR1)
+
+    with signals(pass_on):
+        try:
+            for number in range(processes):
+                receive, send = context.Pipe(duplex=False)
+                worker = context.Process(target=_worker, args=(entry, number, send, steps, args))
+                worker.start()
+                send.close()
+                workers.append(worker)
+                pipes.append(receive)
+            outcomes = _watch(workers, pipes)
+            if all(outcome.kind == "done" for outcome in outcomes.values()):
+                for worker in workers:
+                    worker.join(CLEANUP)
+        finally:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+    return _conclude(outcomes, steps, preempted if asked else None)
+
+
+@contextmanager
+def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` take SIGTERM, SIGUSR1 and SIGINT meanwhile (in the main thread only)."""
+    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    before = {name: signal.signal(getattr(signal, name), handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            signal.signal(getattr(signal, name), old)
+
+
+def after(step: int | None) -> str:
+    """`after step 7`, or that none was finished."""
+    return "before its first step" if step is None or step < 0 else f"after step {step}"
+
+
+def _worker(entry: Callable[..., None], number: int, send: Any, steps: Any, args: tuple) -> None:
+    """One worker: runs `entry`, and ends where the parent does."""
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+    def report(kind: str, value: Any) -> None:
+        send.send_bytes(pickle.dumps(Outcome(number, time.time(), kind, value)))
+
+    entry(number, report, steps, *args)
+
+
+def _watch(workers: list[Any], pipes: list[Any]) -> dict[int, Outcome]:
+    """What became of each worker; ends soon after the first failure."""
+    outcomes: dict[int, Outcome] = {}
+    deadline = float("inf")
+    while len(outcomes) < len(workers) and time.monotonic() < deadline:
+        waiting = [number for number in range(len(workers)) if number not in outcomes]
+        # Exit codes are polled: a killed worker's loader processes keep its pipe open for a while.
+        multiprocessing.connection.wait([pipes[number] for number in waiting], timeout=0.2)
+        for number in waiting:
+            dead = workers[number].exitcode is not None  # asked before the pipe, which it may fill
+            outcome = None
+            try:
+                if pipes[number].poll():
+                    outcome = pickle.loads(pipes[number].recv_bytes())
+            except EOFError:
+                dead = True
+            if outcome is None and dead:
+                workers[number].join(GRACE)
+                outcome = Outcome(number, time.time(), "died", workers[number].exitcode)
+            if outcome is not None:
+                outcomes[number] = outcome
+                if outcome.kind != "done":
+                    deadline = min(deadline, time.monotonic() + GRACE)
+    return outcomes
+
+
+def _conclude(outcomes: dict[int, Outcome], steps: Any, preempted: int | None) -> Any:
+    """Worker 0's result, or the stop that tells why there is none: first what was killed."""
+    causes = sorted((o for o in outcomes.values() if o.kind != "done"), key=lambda o: o.when)
+    for cause in causes:
+        if cause.kind == "died":
+            code = cause.value or 0
+            if preempted and -code in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
+                raise SystemExit(preempted)
+            how = (
+                f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone, exit code {code}"
+            )
+            hint = " (out of memory?)" if code == -9 else ""
+            place = after(steps[cause.number])
+            raise UserError(f"rank {cause.number} was {how} {place}{hint}.", status=1)
+    if causes:
+        kind, value = causes[0].kind, causes[0].value
+        raise UserError(*value) if kind == "failed" else SystemExit(value)
+    return outcomes[0].value

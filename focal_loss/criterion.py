@@ -1,0 +1,252 @@
+"""What RetinaNet minimises: targets, the two losses and what they are divided by (Sec. 3, 4.1).
+
+Shapes: N images, A anchors, K classes, M objects of an image; boxes float ``x1, y1, x2, y2`` in
+pixels of the input image; labels int64 from 0.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from .assign import LOW_QUALITY, assign, pad
+from .box_loss import KINDS as KINDS_OF_BOX_LOSS
+from .box_loss import box_loss
+from .coder import decode
+from .loss import focal_loss, hinge, per_anchor, softmax_focal
+from .mining import ohem
+
+KINDS = ("focal", "focal_star", "softmax_focal", "hinge", "ohem")
+NORMALIZERS = ("image", "gpu", "gpu_plus_n", "ema", "world")
+MINING_BOXES = ("predicted", "anchors")
+
+
+class DetectionLoss(nn.Module):
+    """Classification and box loss of a batch.
+
+    Args:
+        kind: ``"focal"`` (Eq. 5; cross entropy with `gamma` = 0), ``"focal_star"`` (Eq. 11),
+            ``"softmax_focal"`` (logits with a background channel in front), ``"hinge"`` or
+            ``"ohem"`` (cross entropy of mined anchors, no alpha).
+        alpha: weight of the yes-questions; -1: no weights.
+        gamma: focusing strength.
+        beta: shift of FL*.
+        normalizer: what both losses are divided by; npos counts positive anchors.
+
+            * ``"image"``: max(1, npos) of each image, then the mean over images (the paper's text).
+            * ``"gpu"``: the sum of npos + 1 over the images of this process (Detectron).
+            * ``"gpu_plus_n"``: npos + N for classes, max(1, 4 npos) for boxes (maskrcnn-benchmark).
+            * ``"ema"``: running mean (0.9, from 100) of max(1, npos) of this process (detectron2).
+            * ``"world"``: max(1, npos of all processes) / processes, so that averaged gradients
+              are those of one process with the whole batch.
+        box: ``"smooth_l1"``, ``"l1"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
+        box_beta: where smooth L1 turns from quadratic to linear.
+        box_weight: factor of the box loss.
+        positive_iou: an anchor with this overlap is positive.
+        negative_iou: an anchor with less is background; in between it is ignored.
+        low_quality: ``"none"``, ``"d1"`` or ``"any"``: which best anchors of an object are rescued,
+            see `assign`.
+        ignore_crowds: anchors mostly inside a box of ``target["ignore"]`` cost nothing.
+        mining_batch: anchors per image that OHEM keeps.
+        mining_nms: IoU of its suppression.
+        mining_ratio: negatives to each positive (3 for "OHEM 1:3"); 0: no fixed ratio.
+        mining_boxes: ``"predicted"`` or ``"anchors"``: what its suppression compares.
+        coder_weights: weights of dx, dy, dw, dh.
+        plus_one: Detectron's pixel-counting convention in the box coding.
+
+    """
+
+    npos: Tensor  # running number of positive anchors, kept for "ema" only
+
+    def __init__(
+        self,
+        *,
+        kind: str = "focal",
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        beta: float = 0.0,
+        normalizer: str = "image",
+        box: str = "smooth_l1",
+        box_beta: float = 1 / 9,
+        box_weight: float = 1.0,
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+        low_quality: str = "d1",
+        ignore_crowds: bool = False,
+        mining_batch: int = 128,
+        mining_nms: float = 0.7,
+        mining_ratio: int = 0,
+        mining_boxes: str = "predicted",
+        coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+        plus_one: bool = False,
+    ) -> None:
+        super().__init__()
+        _require_choice("kind", kind, KINDS)
+        _require_choice("normalizer", normalizer, NORMALIZERS)
+        _require_choice("box", box, KINDS_OF_BOX_LOSS)
+        _require_choice("low_quality", low_quality, LOW_QUALITY)
+        _require_choice("mining_boxes", mining_boxes, MINING_BOXES)
+        _require("alpha", alpha, alpha == -1 or 0 <= alpha <= 1, "0..1, or -1 for no weights")
+        _require("gamma", gamma, gamma >= 0, "0 or more")
+        _require("gamma", gamma, gamma > 0 or kind != "focal_star", "more than 0 for focal_star")
+        _require("box_beta", box_beta, box_beta >= 0, "0, which is L1, or more")
+        _require("positive_iou", positive_iou, 0 < positive_iou <= 1, "more than 0 and at most 1")
+        valid = 0 < negative_iou <= positive_iou
+        _require("negative_iou", negative_iou, valid, "more than 0 and at most positive_iou")
+        _require("mining_ratio", mining_ratio, mining_ratio >= 0, "0, which is off, or more")
+        valid = mining_batch > mining_ratio
+        _require("mining_batch", mining_batch, valid, "more than mining_ratio and than 0")
+        _require("mining_nms", mining_nms, 0 <= mining_nms <= 1, "an overlap in 0..1")
+
+        self.kind, self.alpha, self.gamma, self.beta = kind, alpha, gamma, beta
+        self.normalizer, self.box_weight = normalizer, box_weight
+        self.ignore_crowds, self.mining_boxes = ignore_crowds, mining_boxes
+        self.assign = partial(
+            assign, low_quality=low_quality, positive=positive_iou, negative=negative_iou
+        )
+        self.mine = partial(ohem, batch=mining_batch, iou=mining_nms, ratio=mining_ratio)
+        self.decode = partial(decode, weights=coder_weights, plus_one=plus_one)
+        self.box_loss = partial(
+            box_loss, kind=box, beta=box_beta, weights=coder_weights, plus_one=plus_one
+        )
+        if normalizer == "ema":
+            self.register_buffer("npos", torch.tensor(100.0))  # detectron2's start
+
+    def forward(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        offsets: Tensor,
+        anchors: Tensor,
+        targets: Sequence[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """``{"classification": scalar, "box": scalar}``, to be added up.
+
+        Args:
+            logits: (N, A, K), or (N, A_l, K) per level; K + 1 channels for ``"softmax_focal"``.
+            offsets: (N, A, 4), or (N, A, 4 K) with one box per class.
+            anchors: (A, 4).
+            targets: per image ``boxes`` (M, 4) and ``labels`` (M,), and for `ignore_crowds`
+                ``ignore`` (C, 4).
+
+        """
+        classes = (logits if isinstance(logits, Tensor) else logits[0]).shape[-1]
+        _require_valid(targets, classes - (self.kind == "softmax_focal"))
+        boxes = [target["boxes"] for target in targets]
+        crowds = [target["ignore"] for target in targets] if self.ignore_crowds else None
+        labels, match = self.assign(
+            anchors, boxes, [target["labels"] for target in targets], crowds=crowds
+        )  # (N, A), (N, A)
+        for_classes, for_boxes = self._normalizers((labels >= 0).sum(1))  # each (N,)
+        return {
+            "classification": self._classification(logits, offsets, anchors, labels, for_classes),
+            "box": self.box_weight
+            * self._box(offsets, anchors, labels, match, pad(boxes, anchors), for_boxes),
+        }
+
+    def _classification(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        offsets: Tensor,
+        anchors: Tensor,
+        labels: Tensor,
+        normalizer: Tensor,
+    ) -> Tensor:
+        alpha, gamma = self.alpha, self.gamma
+        if self.kind in ("focal", "focal_star"):
+            beta = self.beta if self.kind == "focal_star" else None
+            return focal_loss(
+                logits, labels, alpha=alpha, gamma=gamma, beta=beta, normalizer=normalizer
+            )
+        if not isinstance(logits, Tensor):
+            logits = torch.cat(list(logits), dim=1)
+        if self.kind == "ohem":
+            boxes = self._mining_boxes(logits, offsets, anchors)
+            images = zip(logits, labels, boxes, strict=True)
+            return torch.stack([self.mine(*image) for image in images]).mean()
+        if self.kind == "hinge":
+            losses = per_anchor(partial(hinge, alpha=alpha), logits, labels)
+        else:
+            losses = softmax_focal(logits, labels, alpha=alpha, gamma=gamma)
+        return (losses.sum(1) / normalizer).sum()
+
+    def _box(
+        self,
+        offsets: Tensor,
+        anchors: Tensor,
+        labels: Tensor,
+        match: Tensor,
+        boxes: Tensor,
+        normalizer: Tensor,
+    ) -> Tensor:
+        image, anchor = torch.nonzero(labels >= 0, as_tuple=True)  # (P,), (P,)
+        found = offsets[image, anchor]  # (P, 4) or (P, 4 K)
+        if offsets.shape[-1] != 4:
+            rows = torch.arange(len(found), device=found.device)
+            found = found.unflatten(-1, (-1, 4))[rows, labels[image, anchor]]
+        losses = self.box_loss(found, anchors[anchor], boxes[image, match[image, anchor]])
+        return (losses / normalizer[image]).sum()
+
+    @torch.no_grad()
+    def _mining_boxes(self, logits: Tensor, offsets: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (N, A, 4) that OHEM suppresses; with a box per class, the likeliest class's."""
+        if self.mining_boxes == "anchors":
+            return anchors.expand(len(logits), -1, -1)
+        if offsets.shape[-1] != 4:
+            best = logits.argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
+            offsets = offsets.unflatten(-1, (-1, 4)).gather(2, best).squeeze(2)
+        return self.decode(offsets.float(), anchors)
+
+    @torch.no_grad()
+    def _normalizers(self, npos: Tensor) -> tuple[Tensor, Tensor]:
+        """Denominators of the class and the box loss, each (N,), from the positives per image."""
+        N = len(npos)
+        npos = npos.float()
+        if self.normalizer == "image":
+            each = npos.clamp(min=1) * N
+            return each, each
+        total = npos.sum()
+        if self.normalizer == "gpu_plus_n":
+            return (total + N).expand(N), (4 * total).clamp(min=1).expand(N)
+        if self.normalizer == "gpu":
+            total = total + N
+        elif self.normalizer == "ema":
+            if self.training:
+                self.npos.lerp_(total.clamp(min=1), 0.1)
+            total = self.npos.clone()
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+            total = total.clamp(min=1) / torch.distributed.get_world_size()
+        else:
+            total = total.clamp(min=1)
+        return total.expand(N), total.expand(N)
+
+
+def _require(name: str, value: float | str, valid: bool, advice: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} is {value}; choose {advice}.")
+
+
+def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    _require(name, repr(value), value in choices, f"one of {', '.join(choices)}")
+
+
+def _require_valid(targets: Sequence[dict[str, Tensor]], classes: int) -> None:
+    """Stop at malformed targets; the labels are read only where that does not wait for a GPU."""
+    for i, target in enumerate(targets):
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.shape != (len(labels), 4):
+            raise ValueError(
+                f"Target {i} has boxes {tuple(boxes.shape)} for {len(labels)} labels; "
+                "give (M, 4) boxes and (M,) labels."
+            )
+        if (
+            labels.device.type == "cpu"
+            and len(labels)
+            and not 0 <= labels.min() <= (labels.max()) < classes
+        ):
+            raise ValueError(
+                f"Target {i} has labels {int(labels.min())}..{int(labels.max())}, but the logits "
+                f"have {classes} classes: labels must lie in 0..{classes - 1}."
+            )

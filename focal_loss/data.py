@@ -1,0 +1,183 @@
+"""This paper's view of the data: pictures with boxes, flipped and resized, in padded batches.
+
+N images of a batch, padded to one size (H, W); M boxes of an image, float xyxy in pixels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common import transforms
+from common.coco import CocoDataset, find_split
+from common.data import BadImages, eval_loader, train_loader
+from common.scenes import Scenes, World
+from focal_loss.config import Config
+from focal_loss.config import Data as DataConfig
+from focal_loss.config import Scenes as ScenesConfig
+
+
+def build(
+    cfg: DataConfig, split: str, category_ids: Sequence[int] | None = None
+) -> "Detection":
+    """The pictures of `split`, "train" or "val", with what that split does to them.
+
+    category_ids: the file's category of each label; by default the categories by rising id.
+    """
+    training = split == "train"
+    if cfg.name == "scenes":
+        source: Any = scenes(cfg.scenes, training)
+    else:
+        name = cfg.train if training else cfg.val
+        folders, files = find_split(cfg.root, name)
+        source = CocoDataset(
+            folders,
+            files,
+            keep_empty=not (training and cfg.skip_empty),
+            strict=cfg.strict,
+            label_of={c: i for i, c in enumerate(category_ids)} if category_ids else None,
+        )
+    return Detection(source, cfg, training)
+
+
+def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
+    """The built-in pictures; the validation split continues the world's numbering."""
+    world = World(
+        height=cfg.height,
+        width=cfg.width,
+        objects=(cfg.objects[0], cfg.objects[1]),
+        distractors=(cfg.distractors[0], cfg.distractors[1]),
+        clutter=(cfg.clutter[0], cfg.clutter[1]),
+        radius=(cfg.radius[0], cfg.radius[1]),
+        shapes=tuple(cfg.shapes),
+        distractor_shapes=tuple(cfg.distractor_shapes),
+        floor=cfg.floor,
+        tint=cfg.tint,
+        min_gap=cfg.min_gap,
+        margin=cfg.margin,
+        spread=cfg.spread,
+        noise=cfg.noise,
+    )
+    count = cfg.train_images if training else cfg.val_images
+    # The training pictures lie a million further on, so that either split may grow.
+    return Scenes(world, count=count, seed=cfg.seed, start=1_000_000 if training else 0)
+
+
+class Detection(Dataset):
+    """Pictures and boxes of one split: (image uint8 (3, H, W), target).
+
+    target: boxes (M, 4) float32, labels (M,) int64, ignore (C, 4) float32 crowd regions, all in
+    pixels of the image returned; image_id, file, and size (height, width) of the file.
+    """
+
+    def __init__(self, source: Any, cfg: DataConfig, training: bool) -> None:
+        self.source, self.cfg, self.training = source, cfg, training
+        self.names: list[str] = source.names
+        self.category_ids: list[int] = source.category_ids
+        self.files: Sequence[str] = source.files
+        sides = cfg.short_side if training else [cfg.test_short_side]
+        self.resize = transforms.Resize(sides, cfg.long_side) if cfg.resize else None
+        self.flip = transforms.HorizontalFlip(cfg.flip)
+        self.count = min(len(source), cfg.limit or len(source)) if training else len(source)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        image, target = self.source[index]
+        if self.resize:
+            image, target = self.resize(image, target)
+        if self.training:
+            image, target = self.flip(image, target)
+        crowd = target["iscrowd"]
+        return image, {
+            "boxes": target["boxes"][~crowd],
+            "labels": target["labels"][~crowd],
+            "ignore": target["boxes"][crowd],
+            "image_id": target["image_id"],
+            "file": target["file"],
+            "size": target["size"],
+        }
+
+    def ground_truth(self) -> dict | Path:
+        """What `common.coco.evaluate` compares with: a COCO-format dict or its file."""
+        if isinstance(self.source, Scenes):
+            return self.source.coco()
+        return self.source.annotation_files[0]
+
+
+@dataclass
+class Batch:
+    """A padded batch: `images` (N, 3, H, W) float32, normalised, 0 in the padding."""
+
+    images: Tensor
+    targets: list[dict]  # of `Detection`
+    sizes: list[tuple[int, int]]  # height and width of each image inside the padding
+
+    @property
+    def files(self) -> list[str]:
+        """The pictures' files, for messages."""
+        return [target["file"] for target in self.targets]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`, its images in the channels-last layout."""
+        images = self.images.to(
+            device, non_blocking=True, memory_format=torch.channels_last
+        )
+        targets = [
+            {
+                key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for key, value in target.items()
+            }
+            for target in self.targets
+        ]
+        return replace(self, images=images, targets=targets)
+
+    def split(self, parts: int) -> Iterator[tuple[Tensor, list[dict]]]:
+        """Images and targets in `parts` pieces of nearly equal size, for gradient accumulation."""
+        size = -(-len(self.targets) // parts)
+        for i in range(0, len(self.targets), size):
+            yield self.images[i : i + size], self.targets[i : i + size]
+
+
+class Collate:
+    """Makes a `Batch` of a list of (image, target); a class, so that spawned workers can have it."""
+
+    def __init__(self, cfg: DataConfig) -> None:
+        scale = 1.0 if cfg.bgr else 1 / 255
+        self.normalise = transforms.Normalize(cfg.mean, cfg.std, scale, cfg.bgr)
+        self.pad = transforms.PadCollate(cfg.pad_multiple)
+
+    def __call__(self, examples: list[tuple[Tensor, dict]]) -> Batch:
+        """Normalise first, so that the padding is exactly 0, as in D1."""
+        images, sizes, targets = self.pad([self.normalise(*example) for example in examples])
+        return Batch(images, targets, [(height, width) for height, width in sizes.tolist()])
+
+
+def training_batches(dataset: Detection, cfg: Config, start: int) -> Iterable[Batch]:
+    """This process's batches of the steps after `start`."""
+    groups = None
+    if cfg.data.aspect_groups:
+        groups = dataset.source.aspect_groups(minimum=cfg.batch_size)[: len(dataset)]
+    return train_loader(
+        dataset,
+        cfg.batch_size,
+        start,
+        cfg.steps,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+        collate=Collate(cfg.data),
+        groups=groups,
+        bad=BadImages(cfg.data.bad_images),
+    )
+
+
+def validation_batches(dataset: Detection, cfg: Config) -> Iterable[Batch]:
+    """This process's share of the pictures to evaluate on, each exactly once."""
+    return eval_loader(
+        dataset, cfg.test.batch_size, workers=cfg.data.workers, collate=Collate(cfg.data)
+    )

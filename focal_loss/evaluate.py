@@ -1,0 +1,105 @@
+"""COCO AP of a model, and pictures of what it finds.
+
+N images of a batch, M detections of an image; boxes are xyxy in pixels of the original picture.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import coco_eval, dist, draw
+from focal_loss import data
+from focal_loss.config import Config
+from focal_loss.detect import Detector
+
+
+def evaluate(
+    model: nn.Module, cfg: Config, category_ids: list[int], *, pictures: bool = False
+) -> dict[str, float]:
+    """AP, AP50, AP75, AP_small, ... in percent on the validation split, the same on every process.
+
+    category_ids: the data set's category of each of the model's labels. With `pictures`, the main process also writes `detections.json` and `detections.png`.
+    """
+    dataset = data.build(cfg.data, "val", category_ids)
+    training = model.training
+    model.eval()
+    found = []
+    batches = data.validation_batches(dataset, cfg)
+    for batch in tqdm(batches, "evaluate", leave=False, disable=None if dist.is_main() else True):
+        found += detect(model, batch.to(dist.device()), cfg, category_ids)
+    model.train(training)
+    detections = [d for part in dist.gather(found) for d in part]
+    metrics = coco_eval.evaluate(
+        dataset.ground_truth(),
+        detections,
+        backend=cfg.test.evaluator,
+        per_class=cfg.test.per_class,
+    )
+    if pictures and dist.is_main():
+        folder = Path(cfg.output_dir)
+        coco_eval.save_results(folder / "detections.json", detections)
+        draw.save_png(contact_sheet(dataset, detections, cfg), folder / "detections.png")
+    return metrics
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, batch: data.Batch, cfg: Config, category_ids: list[int]
+) -> list[dict]:
+    """Detections of a batch in COCO's result format; boxes xywh in pixels of the files."""
+    test = cfg.test
+    detector = Detector(
+        score=test.score,
+        topk=test.topk,
+        nms=test.nms,
+        nms_kind=test.nms_kind,
+        class_agnostic=test.class_agnostic,
+        detections=test.detections,
+    )
+    originals = [target["size"] for target in batch.targets]
+    device = batch.images.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
+        if test.flip or test.short_sides:
+            per_image = detector.augmented(
+                model,
+                batch.images,
+                batch.sizes,
+                originals,
+                short_sides=test.short_sides,
+                flip=test.flip,
+            )
+        else:
+            per_image = detector(model, batch.images, batch.sizes, originals)
+    results = []
+    for target, found in zip(batch.targets, per_image, strict=True):
+        found = {key: value.cpu() for key, value in found.items()}
+        results += coco_eval.to_coco(target["image_id"], **found, category_ids=category_ids)
+    return results
+
+
+def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) -> Tensor:
+    """The first pictures with their true boxes above and the detections below; (3, H, W) uint8."""
+    by_image: dict[int, list[dict]] = {}
+    for detection in detections:
+        by_image.setdefault(detection["image_id"], []).append(detection)
+    label_of = {category: label for label, category in enumerate(dataset.category_ids)}
+    panels = []
+    for index in range(min(cfg.test.pictures, len(dataset))):
+        image, target = dataset.source[index]
+        found = [d for d in by_image.get(target["image_id"], []) if d["score"] >= 0.3]
+        boxes = torch.tensor([d["bbox"] for d in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+        scale = max(1, round(288 / min(image.shape[-2:])))
+        panels.append(
+            draw.boxes(
+                image,
+                boxes,
+                labels=torch.tensor([label_of[d["category_id"]] for d in found]),
+                scores=torch.tensor([d["score"] for d in found]),
+                names=dataset.names,
+                scale=scale,
+            )
+        )
+    return draw.grid(panels, columns=4)

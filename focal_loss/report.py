@@ -1,0 +1,58 @@
+"""What a finished run leaves behind: `result.json`, and the comparison of several runs."""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from common import dist
+from common.log import Diverged
+from focal_loss.config import Config
+
+COLUMNS = ("AP", "AP50", "AP75")
+
+
+def write(
+    cfg: Config, metrics: dict[str, float], *, seconds: float, diverged: Diverged | None = None
+) -> None:
+    """Write `result.json` into the run's folder; `tables.py` takes a run with it as finished.
+
+    seconds: of this process, from start to end. diverged: the error that ended the run, if one did.
+    """
+    if not dist.is_main():
+        return
+    content = {
+        "metrics": metrics,
+        "steps": cfg.steps,
+        "seconds": round(seconds, 1),
+        "diverged": diverged and {"step": diverged.step, "part": diverged.part},
+        "device": device_name(),
+    }
+    path = Path(cfg.output_dir) / "result.json"
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def device_name() -> str:
+    """Name of the GPU, or processor and number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def compare(folders: dict[str, Path]) -> str:
+    """A Markdown table of finished runs: name, loss of the first step, and the metrics."""
+    lines = ["| run | first loss | " + " | ".join(COLUMNS) + " |", "|:--|--:|" + "--:|" * len(COLUMNS)]
+    for name, folder in folders.items():
+        result = json.loads((folder / "result.json").read_text())
+        with (folder / "metrics.jsonl").open() as file:
+            first = json.loads(file.readline()).get("classification", float("nan"))
+        if result["diverged"]:
+            shown = [f"diverged at step {result['diverged']['step']}", *["–"] * (len(COLUMNS) - 1)]
+        else:
+            shown = [f"{result['metrics'][column]:.1f}" for column in COLUMNS]
+        lines.append(f"| {name} | {first:.2f} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)

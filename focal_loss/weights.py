@@ -1,0 +1,261 @@
+"""Start from the weights of others: torchvision, detectron2, Detectron, MSRA; write torchvision's.
+
+    report = initialise(model, "model_final.pkl")    # or "imagenet", or a checkpoint of this folder
+    print(report)                                    # what came from where, what pixels it wants
+
+`formats.py` knows the names; here the tensors find their places: channels in the model's order of
+anchors and classes, norms in the model's eps. Nothing is changed before everything fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from . import pickles
+from .anchors import Anchors
+from .formats import Converted, State, Wants, convert, torchvision_names
+from .model import RetinaNet
+
+# COCO's ids of its 80 classes, in order: torchvision's classifier has a channel for each of 0..90.
+COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+
+@dataclass
+class Report:
+    """What `initialise` did; printing it tells all of it."""
+
+    wants: Wants
+    loaded: int = 0  # tensors
+    kept: list[str] = field(default_factory=list)  # the model's, absent from the file
+    unused: list[str] = field(default_factory=list)  # the file's, without a place in the model
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        wants = self.wants
+        lines = [f"{self.loaded} tensors from {wants.source}."]
+        for names, what in ((self.kept, "stay as initialised"), (self.unused, "are unused")):
+            if names:
+                shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+                lines.append(f"{len(names)} {what}: {shown}.")
+        if wants.mean is not None:
+            order = "blue, green, red" if wants.bgr else "red, green, blue"
+            top = 255 if max(wants.mean) > 1 else 1
+            lines.append(
+                f"They want pixels {order} in 0..{top}, mean {wants.mean}, std {wants.std}."
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+def initialise(
+    model: RetinaNet,
+    source: str | Path,
+    category_ids: Sequence[int] | None = None,
+    *,
+    to_rgb: bool = False,
+) -> Report:
+    """Load weights into the model, whatever their format, and report.
+
+    source: a file (.pkl, .pth, .pt), or "imagenet": torchvision's backbone, downloaded once.
+    category_ids: the data set's category id of each label; COCO's 80 let torchvision's 91
+        classifier channels find theirs.
+    to_rgb: turn the first convolution round, so that weights made for blue, green, red take red,
+        green, blue (still in 0..255).
+
+    Weights of a backbone leave the rest as it is; weights for other classes or anchors leave the
+    predicting convolutions as they are, and the report says so. ValueError names the option to
+    change where the weights need another network.
+    """
+    state = _imagenet(model) if str(source) == "imagenet" else read(source)
+    converted = convert(state, str(source))
+    report = Report(converted.wants, unused=converted.unused)
+    _require(model, converted)
+    if to_rgb and converted.wants.bgr:
+        _turn(converted, report)
+    _order_predictions(model, converted, report, category_ids)
+    _fold(model, converted, report)
+    _load(model, converted, report)
+    return report
+
+
+def read(path: str | Path) -> State:
+    """Tensors of a weight file by their names; ValueError where it is none, or not safe to read."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'{path} is not a file: give a file of weights, or "imagenet".')
+    if path.suffix == ".pkl":
+        content = pickles.read(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged or hostile file can raise anything
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{path} was refused, it is damaged or holds more than tensors: {reason}"
+            ) from error
+    for key in ("parts", "model", "state_dict", "blobs"):  # ours, detectron2, common, Detectron
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors.")
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def torchvision_state(model: RetinaNet) -> State:
+    """The model's tensors under torchvision's names, anchors in torchvision's order.
+
+    Loads into `torchvision.models.detection.RetinaNet` with the same backbone, pyramid and heads.
+    Boxes agree to the pixel only if the model's own anchors are "torchvision".
+    """
+    if not model.backbone.name.startswith("res") or model.shared_tower or model.softmax:
+        raise ValueError(
+            "torchvision's RetinaNet has a ResNet, two towers and sigmoids: a mini backbone, "
+            "shared_tower and softmax cannot be exported."
+        )
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    grid = model.anchor_grid
+    theirs = replace(grid, mode="torchvision", offset=0.0, ratios=tuple(sorted(grid.ratios)))
+    order = [grid.order.index(anchor) for anchor in theirs.order]
+    for head in ("classification", "regression"):
+        for kind in ("weight", "bias"):
+            name = f"{head}.predict.{kind}"
+            state[name] = _permuted(state[name], order)
+    return torchvision_names(state)
+
+
+def _imagenet(model: RetinaNet) -> State:
+    if model.backbone.name == "mini":
+        raise ValueError('backbone "mini" has no ImageNet weights: leave init empty.')
+    return get_model_weights(model.backbone.name)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+
+
+def _require(model: RetinaNet, converted: Converted) -> None:
+    """Stop where the weights belong to another network."""
+    wants = converted.wants
+    if wants.stride_in_1x1 is None and wants.p6 is None:
+        return  # our own checkpoint: names and shapes decide
+    for option, wanted, value in (
+        ("stride_in_1x1", wants.stride_in_1x1, model.backbone.stride_in_1x1),
+        ("p6", wants.p6, model.fpn.p6_from),
+        ("head_norm", wants.head_norm, model.head_norm),
+    ):
+        if wanted is not None and wanted != value:
+            raise ValueError(
+                f"{wants.source} was trained with {option}={wanted}, the model has "
+                f"{option}={value}: set model.{option}={wanted}."
+            )
+    norm = model.backbone.norm
+    if norm == "gn" or (wants.affine and norm != "frozen"):
+        raise ValueError(
+            f"{wants.source} does not fit backbone_norm={norm}: set model.backbone_norm=frozen."
+        )
+
+
+def _turn(converted: Converted, report: Report) -> None:
+    """Make the first convolution read red, green, blue."""
+    name = "backbone.conv1.weight"
+    converted.tensors[name] = converted.tensors[name].flip(1)
+    mean, std = converted.wants.mean, converted.wants.std
+    assert mean and std, converted.wants
+    report.wants = replace(converted.wants, bgr=False, mean=mean[::-1], std=std[::-1])
+
+
+def _permuted(tensor: Tensor, anchors: list[int], classes: list[int] | None = None) -> Tensor:
+    """(a * D, ...) channels of a predicting convolution, anchors and outputs in this order."""
+    tensor = tensor.unflatten(0, (len(anchors), -1))[anchors]  # (a, D, ...)
+    return (tensor if classes is None else tensor[:, classes]).flatten(0, 1)
+
+
+def _order_predictions(
+    model: RetinaNet, converted: Converted, report: Report, category_ids: Sequence[int] | None
+) -> None:
+    """Put the last convolutions' channels into the model's order, or leave them out."""
+    wants, tensors = converted.wants, converted.tensors
+    if wants.anchors is None:
+        return
+    grid = model.anchor_grid
+    theirs = Anchors(scales=grid.scales, ratios=wants.ratios, mode=wants.anchors).order
+    boxes = tensors["regression.predict.bias"].numel()
+    outputs = tensors["classification.predict.bias"].numel() // grid.per_cell
+    if set(theirs) != set(grid.order) or boxes // grid.per_cell != model.regression.outputs:
+        report.notes.append("The anchors are others: both predicting convolutions start anew.")
+        _drop(converted, report, ("classification.predict", "regression.predict"))
+        return
+    classes = None
+    coco = category_ids is not None and list(category_ids) == COCO_IDS
+    if outputs == 91 and model.num_classes == 80 and coco and wants.anchors == "torchvision":
+        classes = COCO_IDS
+    elif outputs != model.classification.outputs:
+        report.notes.append(
+            f"The file has {outputs} classes, the model {model.classification.outputs}: the "
+            "classifier's last convolution starts anew."
+        )
+        _drop(converted, report, ("classification.predict",))
+    order = [theirs.index(anchor) for anchor in grid.order]
+    for head, chosen in (("classification", classes), ("regression", None)):
+        for kind in ("weight", "bias"):
+            name = f"{head}.predict.{kind}"
+            if name in tensors:
+                tensors[name] = _permuted(tensors[name], order, chosen)
+    if grid.mode != wants.anchors:
+        report.notes.append(
+            f"They were trained on {wants.anchors} anchors, the model has {grid.mode}: boxes shift "
+            f"by up to a pixel; set model.anchors={wants.anchors} for theirs."
+        )
+
+
+def _drop(converted: Converted, report: Report, layers: Sequence[str]) -> None:
+    for name in [n for n in converted.tensors if n.rpartition(".")[0] in layers]:
+        del converted.tensors[name]
+        report.unused.append(name)
+
+
+def _fold(model: RetinaNet, converted: Converted, report: Report) -> None:
+    """Rewrite frozen norms made with another eps as the affine maps they are."""
+    eps, tensors = converted.wants.norm_eps, converted.tensors
+    names = [name for name in tensors if name.startswith("backbone.")]
+    for name in [n.removesuffix("running_var") for n in names if n.endswith("running_var")]:
+        module: nn.Module | None = dict(model.named_modules()).get(name.rstrip("."))
+        if eps is None or not isinstance(module, FrozenBatchNorm2d) or module.eps == eps:
+            continue
+        mean, var = tensors[f"{name}running_mean"], tensors[f"{name}running_var"]
+        scale = tensors[f"{name}weight"] * (var + eps).rsqrt()
+        tensors[f"{name}bias"] = tensors[f"{name}bias"] - mean * scale
+        tensors[f"{name}weight"] = scale
+        tensors[f"{name}running_mean"] = torch.zeros_like(mean)
+        tensors[f"{name}running_var"] = torch.full_like(var, 1 - module.eps)
+
+
+def _load(model: RetinaNet, converted: Converted, report: Report) -> None:
+    """Copy what fits; stop where a shape or the backbone's blocks differ."""
+    own, tensors, source = model.state_dict(), converted.tensors, converted.wants.source
+    for name, value in tensors.items():
+        if name in own and own[name].shape != value.shape:
+            raise ValueError(
+                f"{source} does not fit: {name} is {tuple(value.shape)} there and "
+                f"{tuple(own[name].shape)} in the model."
+            )
+    report.kept = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    missing = [name for name in report.kept if name.startswith("backbone.")]
+    surplus = [name for name in tensors if name not in own]
+    blocks = {name.split(".")[1] for name in own if name.startswith("backbone.")}
+    extra = [
+        name
+        for name in surplus
+        if name.startswith("backbone.")
+        and name.split(".")[1] in blocks
+        and not name.endswith("num_batches_tracked")
+    ]
+    if missing or extra:
+        raise ValueError(
+            f"{source} is of another backbone than {model.backbone.name}: it lacks {len(missing)} "
+            f"of the model's tensors and has {len(extra)} more, such as {(missing + extra)[0]}."
+        )
+    report.unused += [n for n in surplus if not n.endswith("num_batches_tracked")]
+    report.loaded = len(tensors) - len(surplus)
+    model.load_state_dict({n: v for n, v in tensors.items() if n in own}, strict=False)

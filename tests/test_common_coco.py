@@ -1,0 +1,538 @@
+"""COCO-format files, their faults, and the official evaluation."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from common.check_data import main as check_data
+from common.coco import CocoDataset, decode_mask, evaluate, find_split, save_results, to_coco
+from common.images import UnreadableImage
+
+CATEGORIES = [{"id": 9, "name": "cat"}, {"id": 0, "name": "dog"}, {"id": 4, "name": "cow"}]
+
+
+def instance(number, image_id, bbox, category_id=9, **more):
+    entry = {"id": number, "image_id": image_id, "bbox": bbox, "category_id": category_id}
+    return entry | {"iscrowd": 0} | more
+
+
+@pytest.fixture
+def content():
+    """Three pictures of 30 x 40; ids with gaps and from 0; the last one is empty."""
+    sizes = {"height": 30, "width": 40}
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png"} | sizes for i in (0, 7, 5)],
+        "annotations": [
+            instance(0, 7, [1, 2, 10, 12]),
+            instance(3, 0, [4, 4, 8, 8], 4, area=50.5),
+            instance(8, 7, [20, 10, 20, 20], 0, iscrowd=1),
+        ],
+        "categories": CATEGORIES,
+    }
+
+
+def write(root, content, name="train"):
+    """Lay out a COCO-format set; returns the first two arguments of CocoDataset."""
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "images").mkdir(exist_ok=True)
+    file = root / "annotations" / f"{name}.json"
+    file.write_text(json.dumps(content))
+    for i in (0, 5, 7):
+        Image.new("RGB", (40, 30)).save(root / "images" / f"{i}.png")
+    return root / "images", file
+
+
+@pytest.fixture
+def load(tmp_path, content):
+    return lambda **options: CocoDataset(*write(tmp_path, content), **options)
+
+
+def test_ids_with_gaps_zero_and_any_order_become_ranks(load):
+    dataset = load()
+    assert dataset.label_of == {0: 0, 4: 1, 9: 2}
+    assert dataset.category_ids == [0, 4, 9]
+    assert dataset.names == ["dog", "cow", "cat"]
+    image, target = dataset[1]
+    assert image.shape == (3, 30, 40)
+    assert target["image_id"] == 7
+    assert target["boxes"].tolist() == [[1, 2, 11, 14], [20, 10, 40, 30]]
+    assert target["labels"].tolist() == [2, 0]
+    assert target["iscrowd"].tolist() == [False, True]
+    assert target["area"].tolist() == [120, 400]  # of the boxes, as the file has none
+    assert dataset[0][1]["area"].tolist() == [50.5]
+    assert dataset[2][1]["boxes"].shape == (0, 4)
+    assert dataset[2][1]["size"] == (30, 40)
+    assert dataset[2][1]["file"].endswith("5.png")
+
+
+def test_pictures_without_a_plain_instance_may_be_left_out(load, content):
+    content["annotations"][0]["iscrowd"] = 1
+    dataset = load(keep_empty=False)
+    assert dataset.ids.tolist() == [0]
+    assert dataset[0][1]["labels"].tolist() == [1]
+    assert [n.tolist() for n in dataset.counts()] == [[1], [[0, 0], [1, 0], [0, 0]]]
+
+
+def test_a_set_without_annotations_loads(load, content):
+    content["annotations"] = []
+    assert [len(target["boxes"]) for _, target in load()] == [0, 0, 0]
+    for kind in ("masks", "keypoints"):
+        assert len(load(kind=kind)[0][1][kind]) == 0
+
+
+def test_the_labels_of_the_training_set_may_be_given(load, content):
+    assert load(label_of={9: 0, 4: 1, 0: 2})[1][1]["labels"].tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"annotation 8 of image 7 is of category 0, .* \[4, 9\]"):
+        load(label_of={9: 0, 4: 1})
+
+
+def test_repeated_category_names_stay_apart(load, content):
+    content["categories"] = [{"id": i, "name": "cat"} for i in (0, 4, 9)]
+    assert load().names == ["cat (0)", "cat (4)", "cat (9)"]
+
+
+BAD_BOXES = {
+    "missing or not finite": [math.nan, 1, 2, 3],
+    "of no area": [1, 1, 0, 5],
+    "outside the image": [41, 3, 5, 5],
+}
+
+
+@pytest.mark.parametrize("fault", BAD_BOXES)
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_bad_boxes_are_dropped_with_one_warning(load, content, fault, kind):
+    square = [[1, 1, 5, 1, 5, 5]]
+    for entry in content["annotations"]:
+        entry["segmentation"] = square
+    content["annotations"] += [
+        instance(n, 7, BAD_BOXES[fault], segmentation=square) for n in (21, 5, 6, 4)
+    ]
+    with pytest.warns(UserWarning, match="7 instances") as caught:
+        dataset = load(kind=kind)
+    assert len(caught) == 1
+    assert f"4 with a box {fault} (first annotation ids [21, 5, 6])" in str(caught[0].message)
+    assert dataset.problems == {f"box {fault}": 4}
+    assert len(dataset[1][1]["boxes"]) == 2
+    with pytest.raises(ValueError, match=r"first annotation ids \[21, 5, 6\]"):
+        load(kind=kind, strict=True)
+
+
+@pytest.mark.parametrize("box", [None, [1, 2], "1 2 3 4", [-5, 1, -3, 4], [1, 2, None, 4]])
+def test_malformed_boxes_are_dropped_too(load, content, box):
+    content["annotations"].append(instance(21, 7, box))
+    with pytest.warns(UserWarning, match="1 dropped"):
+        assert len(load()[1][1]["boxes"]) == 2
+
+
+def test_boxes_are_clipped_to_the_image(load, content):
+    content["annotations"] = [instance(1, 0, [-0.5, -0.5, 41, 31])]
+    assert load()[0][1]["boxes"].tolist() == [[0, 0, 40, 30]]  # rounding: no warning
+    content["annotations"] = [instance(1, 0, [-4, 5, 100, 10])]
+    with pytest.warns(UserWarning, match=r"1 with a box beyond .* \(clipped\) .*; 0 dropped"):
+        assert load()[0][1]["boxes"].tolist() == [[0, 5, 40, 15]]
+
+
+BAD_MASKS = {
+    "two points": [[1, 1, 5, 5]],
+    "odd": [[1, 1, 5, 5, 3, 3, 3]],
+    "nan": [[1, 1, 5, 5, 3, math.nan]],
+    "no polygon": [],
+    "none": None,
+    "other size": {"size": [40, 30], "counts": [0, 10, 1190]},
+    "nothing set": {"size": [30, 40], "counts": [1200]},
+    "wrong sum": {"size": [30, 40], "counts": [10, 10, 10]},
+    "empty string": {"size": [30, 40], "counts": ""},
+    "no counts": {"size": [30, 40]},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_MASKS)
+def test_unusable_segmentations_are_dropped(load, content, fault):
+    content["annotations"] = [
+        instance(1, 0, [1, 1, 8, 8], segmentation=[[1, 1, 9, 1, 9, 9], [1, 2]]),
+        instance(2, 0, [1, 1, 8, 8], segmentation=BAD_MASKS[fault]),
+    ]
+    with pytest.warns(UserWarning, match=r"unusable segmentation \(first annotation ids \[2\]\)"):
+        target = load(kind="masks")[0][1]
+    assert target["masks"].shape == (1, 30, 40)
+    assert torch.equal(
+        target["masks"][0], torch.from_numpy(decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40))
+    )
+    assert len(load()[0][1]["boxes"]) == 2  # boxes alone do not need them
+
+
+def test_masks_need_segmentations(load):
+    with pytest.raises(ValueError, match="has no segmentations: load it with kind='boxes'"):
+        load(kind="masks")
+
+
+def change(content, key, **values):
+    content[key][0] |= values
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.pop("images"), "train.json has no list `images`"),
+        (lambda c: change(c, "images", id=5), "image id of .* 5 appears twice"),
+        (lambda c: change(c, "images", file_name="7.png"), "7.png' appears twice"),
+        (lambda c: change(c, "images", file_name="a/../7.png"), "leads out of the image folder"),
+        (lambda c: change(c, "images", file_name="/etc/7.png"), "leads out of the image folder"),
+        (lambda c: change(c, "images", file_name="C:7.png"), "leads out of the image folder"),
+        (lambda c: change(c, "images", file_name="..\\7.png"), "leads out of the image folder"),
+        (lambda c: change(c, "images", file_name="1.png"), r"1\.png is listed in .* not exist"),
+        (lambda c: change(c, "images", width=0), "image 0 has no width and height"),
+        (lambda c: change(c, "images", id="0"), "no whole `id`"),
+        (lambda c: change(c, "categories", id=4), "category id of .* 4 appears twice"),
+        (lambda c: change(c, "annotations", image_id=1), "annotation 0 is of image 1, which"),
+        (lambda c: change(c, "annotations", category_id=2), "annotation 0 .* category 2"),
+    ],
+)  # fmt: skip
+def test_a_faulty_file_is_refused(load, content, spoil, message):
+    content["categories"] = [dict(c) for c in CATEGORIES]
+    spoil(content)
+    with pytest.raises(ValueError, match=message):
+        load()
+
+
+def test_a_cut_file_is_named_with_the_position(tmp_path, content):
+    images, file = write(tmp_path, content)
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ValueError, match=r"train.json is not JSON, .* line 1, column"):
+        CocoDataset(images, file)
+    file.write_bytes(b'{"images": "\xff"}')
+    with pytest.raises(ValueError, match=r"train.json is not UTF-8 text: .* byte 12"):
+        CocoDataset(images, file)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="has no list `images`"):
+        CocoDataset(images, file)
+    with pytest.raises(ValueError, match=r"none.json does not exist"):
+        CocoDataset(images, tmp_path / "none.json")
+    with pytest.raises(ValueError, match="kind is 'box'"):
+        CocoDataset(images, file, kind="box")
+
+
+def test_a_picture_of_another_size_is_named_unless_only_turned(load, tmp_path):
+    dataset = load()
+    path = tmp_path / "images" / "0.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(path, exif=exif)  # listed as stored
+    assert dataset[0][0].shape == (3, 30, 40)
+    Image.new("RGB", (30, 40)).save(path, exif=exif)  # listed as seen
+    assert dataset[0][0].shape == (3, 30, 40)
+    Image.new("RGB", (41, 30)).save(path)
+    with pytest.raises(UnreadableImage, match=r"0.png is 41 x 30 pixels, but listed as 40 x 30"):
+        dataset[0]
+
+
+def test_keypoints_must_be_complete(load, content):
+    content["categories"] = [c | {"keypoints": ["nose", "tail"]} for c in CATEGORIES]
+    for entry in content["annotations"][:2]:
+        entry["keypoints"] = [1, 2, 2, 0, 0, 0]
+    assert load(kind="keypoints")[1][1]["keypoints"].tolist() == [
+        [[1, 2, 2], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 0]],  # the crowd has none
+    ]
+    content["annotations"][0]["keypoints"] = [1, 2, 2]
+    with pytest.raises(ValueError, match=r"annotation 0 of image 7 has 3 keypoint values, .* 6"):
+        load(kind="keypoints")
+
+
+@pytest.mark.parametrize("folder", [".", "images", "val", "images/val"])
+@pytest.mark.parametrize("name", ["annotations/val.json", "annotations/instances_val.json"])
+def test_pictures_of_a_plain_set_are_found(tmp_path, content, folder, name):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for i in (0, 5, 7):
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / f"{i}.png")
+    assert len(CocoDataset(*find_split(tmp_path, "val"))) == 3
+
+
+def test_the_2014_training_set_is_joined_from_two_files(tmp_path):
+    def file(name, folder, number):
+        picture = f"COCO_{folder}_{number}.png"
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / folder / picture)
+        content = {
+            "images": [{"id": number, "file_name": picture, "height": 30, "width": 40}],
+            "annotations": [instance(number, number, [1, 1, number, 5])],
+            "categories": CATEGORIES,
+        }
+        (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+
+    (tmp_path / "annotations").mkdir()
+    file("train2014", "train2014", 11)
+    file("valminusminival2014", "val2014", 12)
+    file("minival2014", "val2014", 13)
+    for split in ("train", "trainval35k"):
+        dataset = CocoDataset(*find_split(tmp_path, split))
+        assert [t["boxes"].tolist() for _, t in dataset] == [[[1, 1, 12, 6]], [[1, 1, 13, 6]]]
+    assert CocoDataset(*find_split(tmp_path, "minival")).ids.tolist() == [13]
+    assert CocoDataset(*find_split(tmp_path, "train2014")).ids.tolist() == [11]
+    assert check_data(["coco", str(tmp_path)]) == 0
+
+
+def test_a_missing_set_split_or_picture_shows_the_expected_tree(tmp_path, content, capsys):
+    with pytest.raises(ValueError, match=r"(?s)none is not a folder; expected one of.*ROOT/anno"):
+        find_split(tmp_path / "none", "train")
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=r"no annotations of 'val': .*instances_val2017.json"):
+        find_split(tmp_path, "val")
+    (tmp_path / "images" / "5.png").unlink()
+    assert check_data(["coco_format", str(tmp_path)]) == 2
+    assert "5.png is listed in" in capsys.readouterr().err
+    (tmp_path / "images" / "0.png").unlink()
+    assert check_data(["coco_format", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "train/0.png, the first picture of" in error
+    assert "expected one of" in error
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_masks_and_boxes_are_pycocotools(shared_data, split):
+    dataset = CocoDataset(*find_split(shared_data / "coco_mini", split), kind="masks")
+    reference = COCO(str(dataset.annotation_files[0]))
+    for index in range(0, len(dataset), 3):
+        image, target = dataset[index]
+        entries = reference.imgToAnns[target["image_id"]]
+        assert image.shape[1:] == target["size"] == target["masks"].shape[1:]
+        assert len(target["boxes"]) == len(entries)
+        for i, entry in enumerate(entries):
+            assert np.array_equal(target["masks"][i], reference.annToMask(entry))
+            x, y, w, h = entry["bbox"]
+            assert target["boxes"][i].tolist() == pytest.approx([x, y, x + w, y + h], abs=1e-3)
+            assert dataset.category_ids[target["labels"][i]] == entry["category_id"]
+            assert bool(target["iscrowd"][i]) == bool(entry["iscrowd"])
+
+
+def test_the_mini_set_is_counted_and_its_grey_picture_read(shared_data):
+    dataset = CocoDataset(*find_split(shared_data / "coco_mini", "train"))
+    _, per_class = dataset.counts()
+    assert len(dataset) == 80
+    assert per_class.sum(0).tolist() == [739, 8]
+    assert dataset.category_ids[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13]
+    assert dataset.problems == {}
+    portrait = dataset.aspect_groups()
+    assert [i for i, (h, w) in enumerate(dataset.sizes) if h > w] == np.flatnonzero(
+        portrait
+    ).tolist()
+    assert set(dataset.aspect_groups(minimum=60)) == {0}
+    grey = [f for f in dataset.files if Image.open(f).mode == "L"]
+    grey += [f for f in CocoDataset(*find_split(shared_data / "coco_mini", "val")).files
+             if Image.open(f).mode == "L"]  # fmt: skip
+    assert len(grey) == 1
+
+
+def test_real_keypoints_are_those_of_the_file(shared_data):
+    dataset = CocoDataset(
+        *find_split(shared_data / "coco_mini", "val", kind="keypoints"), kind="keypoints"
+    )
+    assert dataset.names == ["person"]
+    content = json.loads(dataset.annotation_files[0].read_text())
+    first = content["annotations"][0]
+    target = dataset.target(dataset.ids.tolist().index(first["image_id"]))
+    assert target["keypoints"][0].flatten().tolist() == first["keypoints"]
+
+
+@pytest.mark.parametrize(("split", "number", "kept"), [("train", 2288, 2804), ("val", 887, 1137)])
+def test_the_two_boxes_of_no_area_are_reported_and_dropped(shared_data, split, number, kept):
+    paths = find_split(shared_data / "bccd", split)
+    with pytest.warns(UserWarning, match=rf"1 with a box of no area .*\[{number}\]\); 1 dropped"):
+        dataset = CocoDataset(*paths)
+    assert dataset.counts()[0].sum() == kept
+    assert dataset.names == ["RBC", "WBC", "Platelets"]
+
+
+def test_check_data_describes_real_sets(shared_data, capsys):
+    assert check_data(["coco", str(shared_data / "coco_mini"), "--annotations", "masks"]) == 0
+    printed = capsys.readouterr().out
+    assert "80 images (0 without instances), 739 instances (8 crowds) of 80 classes" in printed
+    assert check_data(["coco_format", str(shared_data / "bccd"), "--decode"]) == 0
+    printed = capsys.readouterr().out
+    assert "2804 instances" in printed
+    assert "1 with a box of no area (first annotation ids [2288])" in printed
+    assert check_data(["coco", str(shared_data / "bccd")]) == 2
+
+
+def found(image_id, bbox, score=0.9, category_id=9, **more):
+    entry = {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+    return entry | more
+
+
+def perfect(content):
+    return [
+        {
+            k: a[k]
+            for k in ("image_id", "category_id", "bbox", "segmentation", "keypoints")
+            if k in a
+        }
+        | {"score": 1.0}
+        for a in content["annotations"]
+        if not a["iscrowd"] and a.get("num_keypoints", 1)
+    ]
+
+
+def test_perfect_detections_score_100_even_with_annotation_id_0(content):
+    metrics = evaluate(content, perfect(content), per_class=True)
+    for key in ("AP", "AP50", "AP75", "AP_small", "AR_1", "AR_100", "AP/cat", "AP/cow", "AR/cow"):
+        assert metrics[key] == pytest.approx(100)
+    assert math.isnan(metrics["AP/dog"])  # only a crowd: no ground truth
+    assert math.isnan(metrics["AP_large"])
+    assert content["annotations"][0]["id"] == 0  # the caller's own is left alone
+
+
+def test_no_detections_score_0_and_no_ground_truth_nan(content):
+    assert evaluate(content, [])["AP"] == evaluate(content, [])["AR_100"] == 0
+    nothing = content | {"annotations": []}
+    assert all(map(math.isnan, evaluate(nothing, []).values()))
+    assert all(map(math.isnan, evaluate(nothing, [found(7, [1, 1, 5, 5])]).values()))
+
+
+def test_a_detection_on_a_crowd_counts_neither_way(content):
+    detections = perfect(content)
+    content["annotations"].append(instance(11, 5, [10, 10, 5, 5], 0))
+    detections.append(found(5, [10, 10, 5, 5], 0.5, 0))
+    on_crowd = found(7, [22, 12, 9, 9], 0.9, 0)
+    assert evaluate(content, [*detections, on_crowd])["AP"] == pytest.approx(100)
+    elsewhere = found(7, [1, 1, 9, 9], 0.9, 0)
+    # Precision 1/2 at every recall of one of three classes.
+    assert evaluate(content, [*detections, elsewhere])["AP"] == pytest.approx(
+        100 * (1 + 1 + 0.5) / 3
+    )
+
+
+def test_hand_counted_average_precision(content):
+    # IoU 96 / 120 = 0.8 with the cat: right at 0.5 ... 0.8, wrong at 0.85 ... 0.95.
+    metrics = evaluate(content, [found(7, [1, 2, 8, 12])], per_class=True)
+    assert metrics["AP/cat"] == pytest.approx(70)
+    assert metrics["AP"] == pytest.approx(35)  # the cow was missed
+    assert (metrics["AP50"], metrics["AP75"]) == pytest.approx((50, 50))
+
+
+def test_only_the_best_of_an_image_count_below_the_limit(content):
+    content["annotations"] += [instance(30 + i, 0, [5 * i, 15, 4, 9], 4) for i in range(7)]
+    metrics = evaluate(content, perfect(content), max_detections=(2, 4, 8))
+    assert metrics["AR_2"] == pytest.approx(100 * (1 + 2 / 8) / 2)
+    assert metrics["AR_4"] == pytest.approx(100 * (1 + 4 / 8) / 2)
+    assert (metrics["AR_8"], metrics["AP"]) == pytest.approx((100, 100))
+
+
+def test_a_part_of_the_images_may_be_evaluated(content):
+    assert evaluate(content, perfect(content)[:1])["AP"] == pytest.approx(50)
+    assert evaluate(content, perfect(content)[:1], image_ids=[7])["AP"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="no image 99"):
+        evaluate(content, [], image_ids=[99])
+
+
+@pytest.mark.parametrize(
+    ("detection", "message"),
+    [
+        (found(7, [1, 1, 5, 5], math.nan), r"detection 1 \(image 7\): its score is nan"),
+        (found(8, [1, 1, 5, 5]), r"detection 1 \(image 8\): the ground truth has no such image"),
+        (found(7, [1, 1, 5, 5], 1, 1), "the ground truth has no category 1"),
+        (found(7, [1, 1, math.inf, 5]), "its bbox is not finite"),
+        (found(7, [1, 1, -4, 5]), "no x, y, width, height"),
+        ({"image_id": 7, "category_id": 9, "score": 0.5}, "has no `bbox`"),
+    ],
+)
+def test_bad_detections_are_named(content, detection, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(content, [found(7, [1, 1, 5, 5]), detection])
+
+
+def test_unknown_kinds_backends_and_ground_truth_are_named(content, monkeypatch):
+    with pytest.raises(ValueError, match="kind is 'box'"):
+        evaluate(content, [], kind="box")
+    with pytest.raises(ValueError, match="backend is 'slow'"):
+        evaluate(content, [], backend="slow")
+    with pytest.raises(ValueError, match="has no list `images`"):
+        evaluate({}, [])
+    with pytest.raises(ValueError, match="annotation 0 of the ground truth has no `segmentation`"):
+        evaluate(content, [], kind="segm")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ValueError, match=r"pip install -e '.\[fast\]'"):
+        evaluate(content, [], backend="faster")
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm", "keypoints"])
+def test_both_evaluators_agree_on_disturbed_real_ground_truth(shared_data, kind, capsys):
+    pytest.importorskip("faster_coco_eval")
+    stem = "person_keypoints" if kind == "keypoints" else "instances"
+    file = shared_data / "coco_mini" / "annotations" / f"{stem}_val2017.json"
+    content = json.loads(file.read_text())
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
+    rng = np.random.default_rng(0)
+    detections = []
+    for a in content["annotations"]:
+        shift = rng.normal(0, 0.06, 4) * a["bbox"][2] + 0.1
+        entry = {"image_id": a["image_id"], "category_id": a["category_id"], "score": rng.random()}
+        entry["bbox"] = np.abs(np.add(a["bbox"], shift)).tolist()
+        if kind == "segm":
+            mask = np.roll(decode_mask(a["segmentation"], *sizes[a["image_id"]]), 2, 1)
+            entry["segmentation"] = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+        if kind == "keypoints":
+            entry["keypoints"] = (np.array(a["keypoints"]) + rng.normal(0, 3, 51)).tolist()
+        detections.append(entry)
+    ours = evaluate(file, detections, kind=kind, per_class=True)
+    assert 20 < ours["AP"] < 95
+    faster = evaluate(content, detections, kind=kind, per_class=True, backend="faster")
+    assert ours == pytest.approx(faster, nan_ok=True)
+    if kind != "segm":
+        assert evaluate(file, perfect(content), kind=kind)["AP"] == pytest.approx(100)
+    assert capsys.readouterr().out == ""
+
+
+def test_other_joints_need_their_sigmas():
+    content = {
+        "images": [{"id": 1, "height": 30, "width": 40}],
+        "annotations": [instance(1, 1, [1, 1, 20, 20], keypoints=[5, 5, 2, 9, 9, 2], area=400)],
+        "categories": CATEGORIES,
+    }
+    with pytest.raises(ValueError, match="2 keypoints need as many sigmas; there are 17"):
+        evaluate(content, perfect(content), kind="keypoints")
+    metrics = evaluate(content, perfect(content), kind="keypoints", sigmas=(0.05, 0.1))
+    assert (metrics["AP"], metrics["AR"]) == pytest.approx((100, 100))
+    # A shift d has similarity exp(-d^2 / (2 area (2 sigma)^2)) = 0.5 for both joints.
+    shifts = [math.sqrt(math.log(2) * 2 * 400 * (2 * s) ** 2) for s in (0.05, 0.1)]
+    for factor, ap50 in ((0.999, 100), (1.001, 0)):
+        moved = [5 + factor * shifts[0], 5, 1, 9, 9 + factor * shifts[1], 1]
+        detection = perfect(content)[0] | {"keypoints": moved}
+        assert evaluate(content, [detection], kind="keypoints", sigmas=(0.05, 0.1))["AP50"] == (
+            pytest.approx(ap50)
+        )
+
+
+def test_the_models_output_becomes_cocos_format_and_back(content, tmp_path):
+    boxes = torch.tensor([[1.0, 2.0, 11.0, 14.0], [20.0, 10.0, 40.0, 30.0]])
+    masks = torch.zeros(2, 30, 40, dtype=torch.bool)
+    masks[0, 2:14, 1:11] = True
+    detections = to_coco(
+        7, boxes, torch.tensor([0.5, 0.25]), torch.tensor([2, 0]), [0, 4, 9], masks=masks,
+        keypoints=torch.ones(2, 1, 3),
+    )  # fmt: skip
+    assert detections[0]["bbox"] == [1, 2, 10, 12]
+    assert [d["category_id"] for d in detections] == [9, 0]
+    assert detections[1]["score"] == 0.25
+    assert detections[0]["keypoints"] == [1, 1, 1]
+    assert np.array_equal(decode_mask(detections[0]["segmentation"], 30, 40), masks[0])
+    save_results(tmp_path / "results.json", detections)
+    assert json.loads((tmp_path / "results.json").read_text()) == detections
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    no = torch.zeros(0)
+    assert to_coco(7, torch.zeros(0, 4), no, no.long(), [0]) == []
+
+
+def test_results_that_are_no_json_leave_the_old_file(tmp_path):
+    save_results(tmp_path / "results.json", [])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_results(tmp_path / "results.json", [found(1, [1, 1, 1, 1], math.nan)])
+    assert (tmp_path / "results.json").read_text() == "[]"
