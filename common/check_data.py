@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.coco import CocoDataset, find_split, has_split
-from common.images import ImageFolder, image_size, read_image
+from common.images import ImageFolder, image_size
 
 KINDS = ("coco", "coco_format", "image_folder")
 
@@ -52,7 +52,7 @@ def check(
             print(f"warning: {warning.message}")
         label_of = dataset.label_of
         _describe(dataset)
-        _open_all(dataset.files.tolist(), dataset.sizes.tolist(), decode)
+        _open_all(dataset, decode)
     print("\nno fault found")
 
 
@@ -86,19 +86,22 @@ def _check_folder(root: str | Path, decode: bool) -> None:
     print(f"{len(dataset)} images of {len(dataset.classes)} classes")
     for label, name in enumerate(dataset.classes):
         print(f"{label:>5}  {name:<30} {counts[label]:>8}")
-    _open_all(dataset.files, None, decode)
+    _open_all(dataset, decode)
     print("\nno fault found")
 
 
-def _open_all(files: list[str], sizes: list[list[int]] | None, decode: bool) -> None:
-    """Open every picture; with sizes, compare its height and width."""
-    bar = tqdm(files, desc="decoding" if decode else "opening", unit="file", disable=None)
+def _open_all(dataset: CocoDataset | ImageFolder, decode: bool) -> None:
+    """Open every picture; compare its height and width with those listed, if they are."""
+    bar = tqdm(dataset.files, desc="decoding" if decode else "opening", unit="file", disable=None)
     for i, file in enumerate(bar):
-        found = tuple(read_image(file).shape[1:]) if decode else image_size(file)
-        if sizes and sorted(found) != sorted(sizes[i]):
-            height, width = sizes[i]
+        if decode:
+            dataset[i]
+            continue
+        found = image_size(file)
+        listed = dataset.sizes[i].tolist() if isinstance(dataset, CocoDataset) else found
+        if sorted(found) != sorted(listed):  # an EXIF tag may exchange them
             raise ValueError(
-                f"{file} is {found[1]} x {found[0]} pixels, but listed as {width} x {height}"
+                f"{file} is {found[1]} x {found[0]} pixels, but listed as {listed[1]} x {listed[0]}"
             )
 
 

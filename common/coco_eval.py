@@ -6,6 +6,7 @@ M detections of an image, J keypoints. Metrics are percent.
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -133,22 +134,30 @@ def _sound_truth(content: Any, kind: str) -> dict[str, Any]:
     for a in annotations:
         if not a.get(needed) and not (kind == "keypoints" and a.get("iscrowd")):
             raise ValueError(f"annotation {a.get('id')} of the ground truth has no `{needed}`")
+        if kind == "bbox" and len(a["bbox"]) != 4:
+            raise ValueError(f"annotation {a.get('id')} of the ground truth: bbox {a['bbox']}")
+    joints = _joints(annotations)
     return {
         "info": {},
         "images": content["images"],
         "categories": [
             {**entry, "name": categories[entry["id"]]} for entry in content["categories"]
         ],
-        "annotations": [_sound_annotation(a, i) for i, a in enumerate(annotations, 1)],
+        "annotations": [_sound_annotation(a, i, joints) for i, a in enumerate(annotations, 1)],
     }
 
 
-def _sound_annotation(annotation: dict[str, Any], number: int) -> dict[str, Any]:
+def _sound_annotation(annotation: dict[str, Any], number: int, joints: int) -> dict[str, Any]:
     box = annotation.get("bbox", [0, 0, 0, 0])
-    sound = {"iscrowd": 0, "area": box[2] * box[3], **annotation, "id": number}
-    if "keypoints" in sound:
-        sound.setdefault("num_keypoints", sum(v > 0 for v in sound["keypoints"][2::3]))
+    absent = {"iscrowd": 0, "area": box[2] * box[3], "keypoints": [0] * 3 * joints}
+    sound = absent | annotation | {"id": number}
+    sound.setdefault("num_keypoints", sum(v > 0 for v in sound["keypoints"][2::3]))
     return sound
+
+
+def _joints(annotations: list[dict]) -> int:
+    """J of the first annotation with keypoints; 17, as in COCO, without one."""
+    return next((len(a["keypoints"]) // 3 for a in annotations if a.get("keypoints")), 17)
 
 
 def _check_detections(detections: list[dict], truth: dict[str, Any], kind: str) -> None:
@@ -161,11 +170,11 @@ def _check_detections(detections: list[dict], truth: dict[str, Any], kind: str) 
             raise ValueError(f"{where}: the ground truth has no such image")
         if d.get("category_id") not in categories:
             raise ValueError(f"{where}: the ground truth has no category {d.get('category_id')}")
-        if not np.isfinite(d.get("score", np.nan)):
+        if not _finite([d.get("score")]):
             raise ValueError(f"{where}: its score is {d.get('score')}, not a finite number")
-        if not d.get(field):
+        if d.get(field) is None or not len(d[field]):
             raise ValueError(f"{where} has no `{field}`, which kind={kind!r} compares")
-        if kind != "segm" and not np.isfinite(d[field]).all():
+        if kind != "segm" and not _finite(d[field]):
             raise ValueError(f"{where}: its {field} is not finite: {d[field]}")
         if kind == "segm" and not _fits(d[field], images[d["image_id"]]):
             raise ValueError(f"{where}: its segmentation is no run lengths of the image's size")
@@ -173,18 +182,20 @@ def _check_detections(detections: list[dict], truth: dict[str, Any], kind: str) 
             raise ValueError(f"{where}: its bbox is no x, y, width, height: {d[field]}")
 
 
+def _finite(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, int | float | np.number) and math.isfinite(v) for v in values)
+
+
 def _fits(segmentation: Any, image: dict[str, Any]) -> bool:
-    if not isinstance(segmentation, dict) or not isinstance(
-        segmentation.get("counts"), str | bytes
-    ):
+    """Whether a mask is compressed run lengths of the image's size."""
+    if not isinstance(segmentation, dict) or type(segmentation.get("counts")) not in (str, bytes):
         return False
     return list(segmentation.get("size", ())) == [image["height"], image["width"]]
 
 
 def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[float] | None:
     """`sigmas`, checked against the number of joints."""
-    listed = (len(a["keypoints"]) // 3 for a in truth["annotations"] if a.get("keypoints"))
-    joints, given = next(listed, 17), 17 if sigmas is None else len(sigmas)
+    joints, given = _joints(truth["annotations"]), 17 if sigmas is None else len(sigmas)
     if joints != given:
         raise ValueError(f"{joints} keypoints need as many sigmas; there are {given}")
     return sigmas

@@ -147,6 +147,9 @@ def read_annotations(files: Sequence[Path], roots: Sequence[Path]) -> dict[str, 
         absent = [k for k in joint if not isinstance(content, dict) or k not in content]
         if absent:
             raise ValueError(f"{file} has no list `{absent[0]}`: it is not in COCO format")
+        for key in joint:
+            if not all(isinstance(entry, dict) for entry in content[key]):
+                raise ValueError(f"{file}: an entry of `{key}` is not an object {{...}}")
         for image in content["images"]:
             if not whole(image.get("id")) or not isinstance(image.get("file_name"), str):
                 raise ValueError(f"{file}: an image has no whole `id` or no `file_name`: {image}")

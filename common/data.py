@@ -196,7 +196,6 @@ class _Batches(Dataset):
 
     def __getitem__(self, keys: list[Key]) -> tuple[Any, list[tuple[int, str]], tuple[str, str]]:
         skipped: list[tuple[int, str]] = []
-        where = f"examples {[index for _, index in keys]}"
         try:
             examples = []
             for epoch, index in keys:

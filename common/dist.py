@@ -13,7 +13,7 @@ The loop asks once per step whether somebody wants the run to end (SIGTERM, SIGU
     if stopping or step % cfg.save_every == 0:
         checkpoint.save(cfg.output_dir, step, **parts)
     if stopping:
-        dist.exit_preempted(step)                     # exit code 75; the same command resumes
+        dist.exit_preempted(step)                     # exit code 75 (torchrun makes it 1)
 
 Ranks wait for one another for at most `FAIR_VISION_TIMEOUT` seconds (120 on CPUs, 600 on GPUs), so
 work that only one rank does, such as a long evaluation, has to stay below that.
@@ -130,10 +130,8 @@ def reached(step: int) -> None:
 
 def stop_requested() -> bool:
     """Whether any rank was asked to stop (SIGTERM, SIGUSR1, first Ctrl-C); call it on all ranks."""
-    if world_size() > 1:
-        flag = torch.tensor([int(_here.stop)])  # on the CPU: the GPU's queue is not waited for
-        _here.stop = bool(total(flag) > 0)
-    return _here.stop
+    flag = torch.tensor([int(_here.stop)])  # on the CPU: the GPU's queue is not waited for
+    return bool(total(flag) > 0)  # a signal that comes meanwhile counts in the next step, on all
 
 
 def exit_preempted(step: int) -> NoReturn:
@@ -216,12 +214,17 @@ def _join(number: int, world: int, local: int, local_world: int, store: Any = No
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, (cores or 1) // local_world))
     seconds = float(os.environ.get("FAIR_VISION_TIMEOUT", 600 if gpus else 120))
+    timeout = datetime.timedelta(seconds=seconds)
+    if store is None:
+        store, _, _ = next(distributed.rendezvous("env://", number, world, timeout=timeout))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # After a restart torchrun's store still holds the addresses of the dead workers. On
+            # several nodes the attempts are counted by each, so there the number is of no use.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(f"attempt-{attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo",
-        store=store,
-        rank=number,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=seconds),
+        backend, store=store, rank=number, world_size=world, timeout=timeout
     )
 
 
@@ -240,10 +243,12 @@ def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
     _here.joined = True
     os.environ.update(place)
     number, world = int(place["RANK"]), int(place["WORLD_SIZE"])
+    local_world, gpus = int(place.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if "TORCHELASTIC_RUN_ID" in os.environ and 0 < gpus < local_world:
+        raise UserError(f"--nproc-per-node={local_world}, but {gpus} GPUs are visible here.")
     with spawn.signals(_note_stop):
         try:
             if world > 1:
-                local_world = int(place.get("LOCAL_WORLD_SIZE", 1))
                 _join(number, world, int(place["LOCAL_RANK"]), local_world)
             result = fn(_same_folder(cfg))
             if world > 1:

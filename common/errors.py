@@ -47,4 +47,7 @@ def last_words(error: BaseException, where: str) -> str:
     if message is not None:
         return f"{where}: {message}"
     trace = "".join(traceback.format_exception(error))
-    return f"{trace}{where}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    lines = str(error).splitlines() or [""]
+    # An error of a loader's process quotes that one's traceback, which ends in the reason.
+    reason = lines[-1 if "Original Traceback" in str(error) else 0]
+    return f"{trace}{where}: {type(error).__name__}: {reason}"

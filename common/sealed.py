@@ -53,6 +53,7 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w+b") as file:
             fill(file)
             file.flush()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common import transforms
+from common import dist, transforms
 from common.coco import CocoDataset, find_split
 from common.data import BadImages, eval_loader, train_loader
 from common.scenes import Scenes, World
 from focal_loss.config import Config
 from focal_loss.config import Data as DataConfig
 from focal_loss.config import Scenes as ScenesConfig
+from focal_loss.weights import Report
 
 
 def build(
@@ -123,6 +124,10 @@ class Batch:
         """The pictures' files, for messages."""
         return [target["file"] for target in self.targets]
 
+    def pin_memory(self) -> "Batch":
+        """The batch with its images in page-locked memory; the loader calls it where there is a GPU."""
+        return replace(self, images=self.images.pin_memory())
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, its images in the channels-last layout."""
         images = self.images.to(
@@ -158,11 +163,26 @@ class Collate:
         return Batch(images, targets, [(height, width) for height, width in sizes.tolist()])
 
 
+def require_pixels(cfg: DataConfig, report: Report) -> None:
+    """Print what was loaded; stop where the weights want other pixels than the data gives."""
+    if dist.is_main():
+        print(report)
+    wants = report.wants
+    if wants.mean is None or (wants.bgr == cfg.bgr and list(wants.mean) == list(cfg.mean)):
+        return
+    raise ValueError(
+        f"{wants.source} wants other pixels than the data gives: set data.bgr={wants.bgr} "
+        f"data.mean={list(wants.mean)} data.std={list(wants.std)}".replace(", ", ",")
+    )
+
+
 def training_batches(dataset: Detection, cfg: Config, start: int) -> Iterable[Batch]:
     """This process's batches of the steps after `start`."""
     groups = None
     if cfg.data.aspect_groups:
-        groups = dataset.source.aspect_groups(minimum=cfg.batch_size)[: len(dataset)]
+        groups = dataset.source.aspect_groups()[: len(dataset)]
+        if min(groups.count(0), groups.count(1)) < cfg.batch_size:
+            groups = None  # the few of one kind would never fill a batch
     return train_loader(
         dataset,
         cfg.batch_size,

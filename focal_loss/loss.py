@@ -226,7 +226,7 @@ def _one_pass(
     kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
     gradient = torch.empty(logits.shape, dtype=kept, device=logits.device) if keep else None
     row_scale = (no * scale[:, None] * (labels != IGNORED)).unsqueeze(-1)  # (N, A, 1)
-    total = torch.zeros_like(scale[:1]).squeeze(0)
+    total = torch.zeros((), dtype=dtype, device=logits.device)
     size = min(max(_block_size(logits), K), logits.numel())
     work = torch.empty(5, size, dtype=dtype, device=logits.device)
     for block in _blocks(logits):

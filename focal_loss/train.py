@@ -27,7 +27,7 @@ def train(cfg: Config) -> dict[str, float]:
     training = data.build(cfg.data, "train")
     model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
     if cfg.init:
-        print(weights.initialise(model, cfg.init))
+        data.require_pixels(cfg.data, weights.initialise(model, cfg.init, training.category_ids))
     model = model.to(device, memory_format=torch.channels_last)
     criterion = DetectionLoss(**asdict(cfg.loss)).to(device)
     groups = parameter_groups(

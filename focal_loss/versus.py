@@ -27,6 +27,9 @@ def variants(cfg: DictConfig) -> dict[str, DictConfig]:
         variant.output_dir = str(Path(cfg.output_dir) / str(name).replace(" ", "_"))
         variant.threads = cfg.threads or max(1, cores // len(cfg.versus))
         variant.versus = {}
+        record = Path(variant.output_dir, ".hydra", "config.yaml")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(variant, record)  # as Hydra leaves it for a single run
         settings[str(name)] = variant
     return settings
 

@@ -161,7 +161,8 @@ def _turn(converted: Converted, report: Report) -> None:
     name = "backbone.conv1.weight"
     converted.tensors[name] = converted.tensors[name].flip(1)
     mean, std = converted.wants.mean, converted.wants.std
-    assert mean and std, converted.wants
+    assert mean is not None, converted.wants
+    assert std is not None, converted.wants
     report.wants = replace(converted.wants, bgr=False, mean=mean[::-1], std=std[::-1])
 
 

@@ -271,7 +271,7 @@ def test_a_backbone_comes_from_bare_weights_or_from_a_checkpoint(tmp_path: Path)
         backbone.add_module(name, getattr(resnet18(), name))
     report = load_backbone(backbone, tmp_path / "resnet18.pth")
     assert "not used: layer2.0.conv1.weight" in report
-    assert torch.equal(backbone.conv1.weight, source.conv1.weight)
+    assert torch.equal(backbone.state_dict()["conv1.weight"], source.conv1.weight)
     path = save(tmp_path, 1, model=nn.ModuleDict({"backbone": backbone, "head": nn.Linear(1, 1)}))
     report = load_backbone(backbone, path)
     assert report.endswith("tensors of the backbone loaded")
@@ -395,8 +395,8 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     finally:
         writer.kill()
         writer.communicate()
-    (half,) = folder.glob(".*.tmp")
-    last = int(half.name.split("-")[1].split(".")[0]) - 1
+    (leftover,) = folder.glob(".*.tmp")
+    last = int(leftover.name.split("-")[1].split(".")[0]) - 1
     content = load(folder / f"checkpoint-{last:08d}.pt")
     assert content["parts"]["weight"].unique().tolist() == [last]
     assert resume(folder) == last

@@ -13,7 +13,9 @@ from pycocotools.coco import COCO
 
 from common.check_data import main as check_data
 from common.coco import CocoDataset, decode_mask, evaluate, find_split, save_results, to_coco
-from common.images import UnreadableImage
+from common.images import UnreadableImage, read_image
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 CATEGORIES = [{"id": 9, "name": "cat"}, {"id": 0, "name": "dog"}, {"id": 4, "name": "cow"}]
 
@@ -188,6 +190,7 @@ def change(content, key, **values):
         (lambda c: change(c, "images", file_name="C:7.png"), "leads out of the image folder"),
         (lambda c: change(c, "images", file_name="..\\7.png"), "leads out of the image folder"),
         (lambda c: change(c, "images", file_name="1.png"), r"1\.png is listed in .* not exist"),
+        (lambda c: c["images"].append(3), "an entry of `images` is not an object"),
         (lambda c: change(c, "images", width=0), "image 0 has no width and height"),
         (lambda c: change(c, "images", id="0"), "no whole `id`"),
         (lambda c: change(c, "categories", id=4), "category id of .* 4 appears twice"),
@@ -219,7 +222,7 @@ def test_a_cut_file_is_named_with_the_position(tmp_path, content):
         CocoDataset(images, file, kind="box")
 
 
-def test_a_picture_of_another_size_is_named_unless_only_turned(load, tmp_path):
+def test_a_picture_of_another_size_is_named_unless_only_turned(load, tmp_path, capsys):
     dataset = load()
     path = tmp_path / "images" / "0.png"
     exif = Image.Exif()
@@ -231,6 +234,9 @@ def test_a_picture_of_another_size_is_named_unless_only_turned(load, tmp_path):
     Image.new("RGB", (41, 30)).save(path)
     with pytest.raises(UnreadableImage, match=r"0.png is 41 x 30 pixels, but listed as 40 x 30"):
         dataset[0]
+    for options in ([], ["--decode"]):
+        assert check_data(["coco_format", str(tmp_path), *options]) == 2
+        assert "0.png is 41 x 30 pixels, but listed as 40 x 30" in capsys.readouterr().err
 
 
 def test_keypoints_must_be_complete(load, content):
@@ -314,7 +320,7 @@ def test_real_masks_and_boxes_are_pycocotools(shared_data, split):
             assert bool(target["iscrowd"][i]) == bool(entry["iscrowd"])
 
 
-def test_the_mini_set_is_counted_and_its_grey_picture_read(shared_data):
+def test_the_mini_set_is_counted_and_its_portraits_are_found(shared_data):
     dataset = CocoDataset(*find_split(shared_data / "coco_mini", "train"))
     _, per_class = dataset.counts()
     assert len(dataset) == 80
@@ -326,10 +332,13 @@ def test_the_mini_set_is_counted_and_its_grey_picture_read(shared_data):
         portrait
     ).tolist()
     assert set(dataset.aspect_groups(minimum=60)) == {0}
-    grey = [f for f in dataset.files if Image.open(f).mode == "L"]
-    grey += [f for f in CocoDataset(*find_split(shared_data / "coco_mini", "val")).files
-             if Image.open(f).mode == "L"]  # fmt: skip
-    assert len(grey) == 1
+
+
+def test_the_real_grey_picture_is_read_as_rgb(shared_data):
+    image = read_image(shared_data / "coco_mini" / "val2017" / "000000431848.jpg")
+    assert image.shape[0] == 3
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
 
 
 def test_real_keypoints_are_those_of_the_file(shared_data):
@@ -442,11 +451,23 @@ def test_a_part_of_the_images_may_be_evaluated(content):
         (found(7, [1, 1, math.inf, 5]), "its bbox is not finite"),
         (found(7, [1, 1, -4, 5]), "no x, y, width, height"),
         ({"image_id": 7, "category_id": 9, "score": 0.5}, "has no `bbox`"),
+        ({"image_id": 7, "category_id": 9, "bbox": [1, 1, 5, 5]}, "its score is None"),
     ],
 )
 def test_bad_detections_are_named(content, detection, message):
     with pytest.raises(ValueError, match=message):
         evaluate(content, [found(7, [1, 1, 5, 5]), detection])
+
+
+def test_detected_masks_must_be_run_lengths_of_the_images_size(content):
+    for entry in content["annotations"]:
+        entry["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    code = rle.encode(np.asfortranarray(decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40).astype(np.uint8)))
+    right = [found(7, None, segmentation=code), found(0, None, 0.9, 4, segmentation=code)]
+    assert evaluate(content, right, kind="segm")["AP"] == pytest.approx(100)
+    for wrong in ([[1, 1, 9, 1, 9, 9]], code | {"size": [40, 30]}, {"size": [30, 40]}):
+        with pytest.raises(ValueError, match=r"\(image 7\): its segmentation is no run lengths"):
+            evaluate(content, [found(7, None, segmentation=wrong)], kind="segm")
 
 
 def test_unknown_kinds_backends_and_ground_truth_are_named(content, monkeypatch):
@@ -494,7 +515,10 @@ def test_both_evaluators_agree_on_disturbed_real_ground_truth(shared_data, kind,
 def test_other_joints_need_their_sigmas():
     content = {
         "images": [{"id": 1, "height": 30, "width": 40}],
-        "annotations": [instance(1, 1, [1, 1, 20, 20], keypoints=[5, 5, 2, 9, 9, 2], area=400)],
+        "annotations": [
+            instance(1, 1, [1, 1, 20, 20], keypoints=[5, 5, 2, 9, 9, 2], area=400),
+            instance(2, 1, [21, 1, 9, 9], iscrowd=1),
+        ],
         "categories": CATEGORIES,
     }
     with pytest.raises(ValueError, match="2 keypoints need as many sigmas; there are 17"):

@@ -290,18 +290,42 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     run.communicate()
 
 
-def test_a_killed_worker_under_torchrun_ends_the_other_which_names_rank_and_step(
+RESTART = """
+from common import checkpoint
+model = torch.nn.Linear(1, 1, bias=False)
+torch.nn.init.zeros_(model.weight)
+torch.manual_seed(dist.rank())
+optimizer = torch.optim.SGD(model.parameters(), 1.0)
+state = {"model": model, "optimizer": optimizer}
+begun = checkpoint.resume(cfg.output_dir, **state)
+network = dist.wrap(model)
+for step in range(begun + 1, 21):
+    optimizer.zero_grad()
+    network(torch.rand(1, 1)).sum().backward()
+    optimizer.step()
+    dist.reached(step)
+    if step % 5 == 0:
+        checkpoint.save(cfg.output_dir, step, **state)
+    if step == 13 and not begun and dist.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+return begun, model.weight.item()
+"""
+
+
+def test_a_killed_worker_under_torchrun_ends_the_other_and_a_restart_resumes(
     tmp_path: Path,
 ) -> None:
-    run = start(tmp_path, LOOP, *TORCHRUN, FAIR_VISION_TIMEOUT="10")
-    pids = workers(tmp_path)
     begin = time.monotonic()
-    os.kill(pids[1], signal.SIGKILL)
-    code, _, err = end(run)
-    assert time.monotonic() - begin < 40
-    assert code != 0
-    assert "rank 0 stopped after step " in err
-    assert not any(map(alive, pids))
+    run = start(tmp_path, RESTART, *TORCHRUN, "--max-restarts=1", FAIR_VISION_TIMEOUT="10")
+    code, out, err = end(run)
+    assert time.monotonic() - begin < 60
+    assert code == 0, err
+    assert "rank 0 stopped after step 13: " in err
+    draws = [torch.rand(20, generator=torch.Generator().manual_seed(rank)) for rank in (0, 1)]
+    weight = -torch.stack(draws).mean(0).sum().item()
+    begun, found = eval(out[: out.index(")") + 1])
+    assert begun == 10
+    assert found == pytest.approx(weight, abs=1e-5)
 
 
 def test_a_silent_worker_ends_the_run_within_the_timeout(tmp_path: Path) -> None:
@@ -370,6 +394,8 @@ def test_an_error_that_we_raise_explains_itself_and_others_keep_their_traceback(
     assert status(foreign) == 1
     assert last_words(foreign, "rank 0").startswith("Traceback")
     assert last_words(foreign, "rank 0").splitlines()[-1].startswith("rank 0: ValueError: ")
+    loader = RuntimeError("Caught it.\nOriginal Traceback (most recent ...\nValueError: a.jpg")
+    assert last_words(loader, "rank 0").endswith("rank 0: RuntimeError: ValueError: a.jpg")
 
 
 def test_launch_turns_our_errors_into_a_sentence_and_exit_code_2() -> None:

@@ -105,7 +105,7 @@ def test_the_curves_are_a_picture(tmp_path: Path) -> None:
         picture.load()
         assert picture.format == "PNG"
         assert picture.width >= 600
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 3, "not blank"
+        assert len(set(picture.convert("L").tobytes())) > 3, "not blank"
 
 
 def test_a_run_that_logged_nothing_has_a_picture_too(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def add(blobs: dict, name: str, conv: nn.Conv2d) -> None:
     blobs[f"{name}_w"], blobs[f"{name}_b"] = conv.weight, conv.bias
 
 
-def write_pickle(path: Path, content: object, protocol: int = 2) -> Path:
+def write_pickle(path: Path, content: object, protocol: int = 4) -> Path:
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return path
 
@@ -131,7 +131,7 @@ def write_pickle(path: Path, content: object, protocol: int = 2) -> Path:
 
 def test_detectron_weights_give_the_same_outputs(tmp_path):
     source = network(stride_in_1x1=True)
-    path = write_pickle(tmp_path / "final.pkl", {"blobs": caffe2_blobs(source), "cfg": "A: 1"})
+    path = write_pickle(tmp_path / "final.pkl", {"blobs": caffe2_blobs(source), "cfg": "A: 1"}, 2)
     ours = fresh(stride_in_1x1=True)
     report = weights.initialise(ours, path)
     assert_same_outputs(ours, source, DETECTRON)
@@ -166,7 +166,7 @@ def test_detectron2_weights_give_the_same_outputs(tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
     if suffix == "pkl":
         arrays = {name: value.numpy() for name, value in state.items()}
-        write_pickle(path, {"model": arrays, "__author__": "Detectron2 Model Zoo"}, protocol=4)
+        write_pickle(path, {"model": arrays, "__author__": "Detectron2 Model Zoo"})
     else:
         torch.save({"model": state, "iteration": 3}, path)
     ours = fresh(stride_in_1x1=True, anchors="torchvision")

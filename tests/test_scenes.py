@@ -547,6 +547,24 @@ def test_the_clevr_file_lists_every_scene(tmp_path: Path) -> None:
     assert document["scenes"][1] == clevr_scene(scenes.scene(1), "val")
 
 
+def test_scenes_without_solids_have_empty_targets(tmp_path: Path) -> None:
+    world = World(height=32, width=32, objects=(0, 1), spread=0.8)
+    scenes = Scenes(world, count=20, cache=tmp_path, masks=True, keypoints=True)
+    empty = [i for i in range(20) if not scenes.scene(i).objects]
+    assert 0 < len(empty) < 20
+    target = scenes[empty[0]][1]
+    shapes = {name: tuple(target[name].shape) for name in ("boxes", "masks", "keypoints")}
+    assert shapes == {"boxes": (0, 4), "masks": (0, 32, 32), "keypoints": (0, 9, 3)}
+    assert scenes.labels()[empty[0]] == -1
+    alone = scenes.scene(empty[0])
+    assert torch.equal(render(world, [alone]).images[0], scenes[empty[0]][0])
+    assert clips(world, 0, empty[0], 2).motions == []
+    assert clevr_scene(alone, "val")["relationships"]["left"] == []
+    assert Scenes(replace(world, objects=(0, 0)), count=1, cache=tmp_path)[0][1][
+        "labels"
+    ].shape == (0,)
+
+
 def test_a_clip_starts_with_the_still_and_keeps_ids_and_distances() -> None:
     world = World(height=48, width=64, objects=(3, 6), noise=2.0, shapes=SHAPES)
     drawn = set()

@@ -271,7 +271,7 @@ def shadow_pairs(where: Stage, lamps: Array) -> Pairs:
     corners = where.corners[:, None]
     drop = np.maximum(source[..., 2:] - corners[..., 2:], 1e-3)
     cast = source + (corners - source) * (source[..., 2:] / drop)
-    hull = np.concatenate((where.corners, cast.reshape(len(cast), -1, 3)), 1)
+    hull = np.concatenate((where.corners, cast.reshape(len(cast), 8 * lamps.shape[1], 3)), 1)
     rectangles = where.rectangles(where.image, hull)
     return pairs_in(rectangles, where.image, where.height, where.width)
 

@@ -27,7 +27,7 @@ from .shade import View, spot_pairs
 from .world import World
 
 Array = np.ndarray
-RENDERER = 2  # raise whenever pixels change: cached pictures of other versions are not read
+RENDERER = 3  # raise whenever pixels change: cached pictures of other versions are not read
 _PIXELS = 40_000  # per chunk: its arrays stay in the processor's cache
 _SUBPIXEL = np.array([(-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375)])
 _LAMP = np.array(  # points on the key lamp, four for even pixels, four for odd ones

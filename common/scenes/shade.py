@@ -187,31 +187,14 @@ class View:
         metal = np.array([o.material == "metal" for o in objects], bool)[solid]
         albedo = [rgb[:, i][solid] for i in range(3)]
 
+        low = np.clip(points[2] / (np.float32(1.5) * where.radius[solid]), 0, 1)
         toward, strength = self._key(image, points)
-        facing = np.maximum(_dot(normal, toward), np.float32(0)) * strength * free
-        middle = where.lamps.astype(np.float32)
-        length = np.sqrt((middle * middle).sum(-1, keepdims=True))
-        fill, back = ((middle / length)[:, k] for k in (1, 2))
-        for lamp, power in ((fill, _FILL), (back, _BACK)):
-            cosine = _dot(normal, tuple(lamp[:, i][image] for i in range(3)))
-            facing = facing + power * np.maximum(cosine, np.float32(0))
-        size = where.radius[solid]
-        low = np.clip(points[2] / (np.float32(1.5) * size), 0, 1)
-        open_sky = np.float32(0.5) + np.float32(0.5) * normal[2]
-        ambient = _AMBIENT * (np.float32(0.35) + np.float32(0.65) * open_sky)
-        ambient = ambient * (np.float32(0.55) + np.float32(0.45) * low)
-
-        half = tuple(a + b for a, b in zip(toward, view, strict=True))
-        shine = np.maximum(_dot(normal, half), np.float32(0)) / np.sqrt(_dot(half, half))
-        for _ in range(4):
-            shine = shine * shine  # to the power 16: rubber
-        sharp = shine * shine
-        sharp = sharp * sharp  # to the power 64: metal
+        matt = self._matt(image, normal, low, _dot(normal, toward) * strength, free)
+        shine, sharp = _highlights(normal, toward, view)
         flat = _FLAT[where.kind[solid]]  # a whole face may catch the lamp: keep its colour
         white = free * np.where(metal, np.where(flat, np.float32(0.1), 1) * sharp, 0.1 * shine)
         tinted = free * np.float32(0.8) * sharp
         mirror = self._mirror(image, normal, view, low)
-        matt = ambient + facing
         rim = 1 - np.clip(_dot(normal, view), 0, 1)
         rim = rim * rim * rim * np.float32(0.5)
         out = []
@@ -220,6 +203,17 @@ class View:
             steel = steel + (rim + np.float32(0.04)) * mirror[i] + tinted * albedo[i]
             out.append(np.where(metal, steel, albedo[i] * matt * np.float32(1.08)) + white)
         return out
+
+    def _matt(self, image: Array, normal: Triple, low: Array, key: Array, free: Array) -> Array:
+        """Lambert's light from the key lamp's share `key`, two far lamps and the sky."""
+        light = np.maximum(key, np.float32(0)) * free
+        lamps = self.where.lamps.astype(np.float32)
+        lamps = lamps / np.sqrt((lamps * lamps).sum(-1, keepdims=True))
+        for i, power in ((1, _FILL), (2, _BACK)):
+            cosine = _dot(normal, _some(tuple(lamps[:, i].T), image))
+            light = light + power * np.maximum(cosine, np.float32(0))
+        open_sky = np.float32(0.675) + np.float32(0.325) * normal[2]
+        return light + _AMBIENT * open_sky * (np.float32(0.55) + np.float32(0.45) * low)
 
     def _mirror(self, image: Array, normal: Triple, view: Triple, low: Array) -> list[Array]:
         """What metal reflects: the sky with a window of light in it, or the floor."""
@@ -312,6 +306,16 @@ def _behind() -> tuple[np.float32, np.float32]:
     """The nominal camera's direction over the floor."""
     angle = math.radians(AZIMUTH)
     return np.float32(-math.cos(angle)), np.float32(-math.sin(angle))
+
+
+def _highlights(normal: Triple, toward: Triple, view: Triple) -> tuple[Array, Array]:
+    """Blinn's highlight to the power 16 (rubber) and 64 (metal)."""
+    half = toward[0] + view[0], toward[1] + view[1], toward[2] + view[2]
+    shine = np.maximum(_dot(normal, half), np.float32(0)) / np.sqrt(_dot(half, half))
+    for _ in range(4):
+        shine = shine * shine
+    sharp = shine * shine
+    return shine, sharp * sharp
 
 
 def _window(x: Array, low: float, high: float) -> Array:

@@ -1,0 +1,53 @@
+"""One picture in, its detections out: `python demo.py run=outputs/... image=photo.jpg`.
+
+Without `image` the first built-in validation pictures are shown. Writes `demo.png` (or out=FILE).
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from common import dist, draw
+from common.config import run as run_command
+from common.data import read_image
+from focal_loss import data
+from focal_loss.analyse import load
+from focal_loss.detect import Detector
+
+SHOWN = 0.3  # score from which a detection is drawn
+
+
+@torch.no_grad()
+def main() -> None:
+    """Read the words of the command line, detect, draw."""
+    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
+    unknown = set(words) - {"run", "image", "out", "score"}
+    if unknown or "run" not in words:
+        raise ValueError("usage: python demo.py run=outputs/... [image=FILE] [out=FILE] [score=0.3]")
+    model, cfg, category_ids = load(Path(words["run"]))
+    view = data.build(cfg.data, "val", category_ids)
+    image = read_image(words["image"]) if "image" in words else view[0][0]
+    size = (image.shape[1], image.shape[2])
+    target = {"boxes": torch.zeros(0, 4), "size": size, "file": words.get("image", "built-in")}
+    resized = view.resize(image, target)[0] if view.resize else image
+    batch = data.Collate(cfg.data)([(resized, target)]).to(dist.device())
+    found = Detector(score=float(words.get("score", SHOWN)))(
+        model, batch.images, batch.sizes, [size]
+    )[0]
+    picture = draw.boxes(
+        image,
+        found["boxes"].cpu(),
+        labels=found["labels"].cpu(),
+        scores=found["scores"].cpu(),
+        names=view.names,
+        scale=max(1, round(480 / min(size))),
+    )
+    draw.save_png(picture, Path(words.get("out", "demo.png")))
+    for box, score, label in zip(*(found[k].tolist() for k in ("boxes", "scores", "labels")), strict=True):
+        print(f"{view.names[label]:>12} {score:.2f}  " + " ".join(f"{x:.1f}" for x in box))
+    print(words.get("out", "demo.png"))
+
+
+if __name__ == "__main__":
+    run_command(main)

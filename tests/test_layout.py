@@ -1,0 +1,94 @@
+"""The room plan: which files a project has, who imports whom, what the READMEs say."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROJECTS = ["focal_loss"]
+SCRIPTS = {
+    *("analyse.py", "benchmark.py", "config.py", "data.py", "demo.py", "evaluate.py"),
+    *("report.py", "tables.py", "train.py", "versus.py"),
+}
+ROOMS = ["README.md", "__init__.py", "benchmark.py", "config.py", "data.py", "evaluate.py"]
+ROOMS += ["model.py", "tables.py", "train.py", "conf/config.yaml"]
+ROOMS += [f"conf/experiment/{name}.yaml" for name in ("demo", "paper", "smoke")]
+HEADINGS = ["Use", "Results", "Paper → code", "Differences from the paper", "In your own code"]
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level packages that a file imports absolutely."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_a_project_has_every_room(project):
+    missing = [name for name in ROOMS if not (REPOSITORY / project / name).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_no_project_imports_another(project):
+    for path in (REPOSITORY / project).rglob("*.py"):
+        others = imports(path) & (set(PROJECTS) - {project})
+        assert not others, f"{path} imports {others}"
+
+
+def test_common_imports_no_project():
+    for path in (REPOSITORY / "common").rglob("*.py"):
+        assert not imports(path) & set(PROJECTS), path
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_library_files_import_only_torch_and_siblings(project):
+    allowed = {"torch", "torchvision", "numpy", "matplotlib"}
+    for path in (REPOSITORY / project).glob("*.py"):
+        if path.name in SCRIPTS:
+            continue
+        foreign = {
+            name for name in imports(path) if name not in allowed and not is_standard(name)
+        }
+        assert not foreign, f"{path.name} imports {foreign}, so it cannot be copied away"
+
+
+def is_standard(name: str) -> bool:
+    """Whether a module belongs to Python itself."""
+    import sys
+
+    return name in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_no_module_has_the_name_of_a_library(project):
+    import sys
+
+    names = {path.stem for path in (REPOSITORY / project).glob("*.py")} - {"__init__"}
+    assert not names & (set(sys.stdlib_module_names) | {"datasets", "torch", "hydra"})
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_the_readme_has_the_agreed_headings(project):
+    text = (REPOSITORY / project / "README.md").read_text()
+    headings = [line[3:].strip() for line in text.splitlines() if line.startswith("## ")]
+    assert [heading for heading in headings if heading in HEADINGS] == HEADINGS
+
+
+def test_every_package_is_installed():
+    import tomllib
+
+    content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    listed = set(content["tool"]["setuptools"]["packages"])
+    folders = [path.parent for path in REPOSITORY.glob("*/**/__init__.py")]
+    packages = {
+        ".".join(folder.relative_to(REPOSITORY).parts)
+        for folder in folders
+        if folder.relative_to(REPOSITORY).parts[0] not in ("tests", "build", ".venv")
+    }
+    assert packages == listed
