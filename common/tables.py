@@ -22,7 +22,7 @@ import difflib
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,8 @@ class Row:
     """One row: its name, the overrides that give it, and the figures that the paper prints for it.
 
     A figure is named like its column; one that is absent or None is not in the paper. `memory`
-    names the figures that were recalled and not confirmed.
+    names the figures that were recalled and not confirmed. `instead` gives a scale overrides of its
+    own, where the paper's would make no sense there: {"mini": ["data.test_short_side=64"]}.
     """
 
     def __init__(
@@ -47,12 +48,18 @@ class Row:
         overrides: Sequence[str],
         *,
         memory: Iterable[str] = (),
+        instead: Mapping[str, Sequence[str]] | None = None,
         **paper: float | None,  # the columns differ from table to table
     ) -> None:
         self.name = name
         self.overrides = list(overrides)
+        self.instead = {scale: list(words) for scale, words in (instead or {}).items()}
         self.memory = frozenset(memory)
         self.paper = {column: value for column, value in paper.items() if value is not None}
+
+    def at(self, scale: str) -> list[str]:
+        """The overrides of this row at a scale."""
+        return self.instead.get(scale, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Table:
                 raise ValueError(f"{self.name}: {_unknown(word, choices)}")
         for scale in self.scales:
             for row in self.rows:
-                for key in {_key(word) for word in row.overrides} & set(self.grid_of(scale)):
+                for key in {_key(word) for word in row.at(scale)} & set(self.grid_of(scale)):
                     raise ValueError(f"{self.name}: {row.name} fixes {key}, which the grid varies")
 
     def grid_of(self, scale: str) -> dict[str, list[Any]]:
@@ -204,7 +211,7 @@ def plan(table: Table, request: Request, neutral: Sequence[str] = NEUTRAL) -> Pl
         rows.append([])
         for point in points:
             chosen = [f"{key}={value}" for key, value in point.items()]
-            groups = (table.scales[request.scale], row.overrides, chosen, request.extra)
+            groups = (table.scales[request.scale], row.at(request.scale), chosen, request.extra)
             overrides = list({_key(word): word for group in groups for word in group}.values())
             home = Path("outputs/tables", request.scale, _slug(overrides, neutral)).absolute()
             label = ", ".join([row.name, *chosen])
@@ -244,7 +251,7 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
         if scale not in table.scales:
             _stop(f"scale: {_unknown(scale, list(table.scales))}")
         for word in extra:
-            rows = [row.name for row in table.rows if _key(word) in map(_key, row.overrides)]
+            rows = [row.name for row in table.rows if _key(word) in map(_key, row.at(scale))]
             if rows:
                 _stop(f"{word}: {table.name} itself sets {_key(word)}, in {rows[0]}")
     for word in extra:

@@ -52,7 +52,7 @@ def start(folder: Path, body: str, *launcher: str, **extra: str) -> subprocess.P
     )
 
 
-def end(process: subprocess.Popen, seconds: float = 60) -> tuple[int, str, str]:
+def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
     try:
         out, err = process.communicate(timeout=seconds)
@@ -105,7 +105,13 @@ def test_sigterm_asks_one_process_to_stop() -> None:
 
 
 COLLECTIVES = """
+from common.log import Diverged, Log, require_finite
 r = dist.rank()
+Log(cfg.output_dir, 10, every=1)(1, loss=torch.tensor(1.0))
+try:
+    require_finite({"box": torch.tensor([1.0, float("nan")][r])}, 2, [f"{r}.jpg"])
+except Diverged as stop:
+    bad = [stop.step, stop.part, stop.files, stop.rank]
 mean = dist.mean(torch.tensor([1.0, 3.0 * r]))
 means = dist.mean({"a": torch.tensor(float(r)), "b": torch.tensor(4.0)})
 total = dist.total(torch.tensor([r + 1]))
@@ -117,12 +123,14 @@ network(torch.full((1, 2), float(r))).sum().backward()
 dist.barrier()
 return [mean.tolist(), {k: v.item() for k, v in means.items()}, total.tolist(), found,
         model.weight.grad.tolist(), type(network).__name__, str(dist.device()),
-        torch.get_num_threads(), dist.world_size(), cfg.output_dir[-3:]]
+        torch.get_num_threads(), dist.world_size(), bad]
 """
 
 
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["spawned", "torchrun"])
-def test_two_processes_average_sum_and_gather(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+def test_two_processes_average_gather_and_stop_at_a_bad_loss_together(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
     code, out, err = end(start(tmp_path, COLLECTIVES, *launcher))
     assert code == 0, err
     expected = [
@@ -135,9 +143,10 @@ def test_two_processes_average_sum_and_gather(tmp_path: Path, launcher: tuple[st
         "cpu",
         1,
         2,
-        str(tmp_path)[-3:],
+        [2, "box", ["1.jpg"], 1],
     ]
     assert out.count(str(expected)) == (2 if launcher else 1), out
+    assert out.count("step 1/10") == 1, "rank 1 is quiet"
     assert "Warning" not in err, err
 
 
@@ -246,25 +255,6 @@ def alive(pid: int) -> bool:
     return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
-    body = """
-    from common.log import Diverged, Log, require_finite
-    log = Log(cfg.output_dir, 10, every=1)
-    losses = {"box": torch.tensor(1.0 if dist.rank() == 0 else float("nan"))}
-    log(1, loss=torch.tensor(1.0))
-    try:
-        require_finite(losses, 2, [f"{dist.rank()}.jpg"])
-    except Diverged as stop:
-        log.close()
-        return dist.gather((stop.step, stop.part, stop.files, stop.rank))
-    """
-    code, out, err = end(start(tmp_path, body))
-    assert code == 0, err
-    assert out.splitlines()[-1] == str([(2, "box", ["1.jpg"], 1)] * 2)
-    assert out.count("step 1/10") == 1, "rank 1 is quiet"
-    assert (tmp_path / "curves.png").exists()
-
-
 def test_a_killed_worker_ends_the_run_promptly_and_is_named(tmp_path: Path) -> None:
     run = start(tmp_path, LOOP)
     pids = workers(tmp_path)
@@ -318,7 +308,7 @@ def test_a_killed_worker_under_torchrun_ends_the_other_and_a_restart_resumes(
     begin = time.monotonic()
     run = start(tmp_path, RESTART, *TORCHRUN, "--max-restarts=1", FAIR_VISION_TIMEOUT="10")
     code, out, err = end(run)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 100
     assert code == 0, err
     assert "rank 0 stopped after step 13: " in err
     draws = [torch.rand(20, generator=torch.Generator().manual_seed(rank)) for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""Inference of focal_loss: candidates, suppression, augmentation."""
+"""Inference of focal_loss: candidates, suppression, augmentation, export."""
 
 import math
 
@@ -291,3 +291,28 @@ def test_wrong_options_are_answered_with_a_sentence(options, sentence):
 def test_sizes_of_another_batch_are_refused():
     with pytest.raises(ValueError, match="2 images came with 1 sizes"):
         Detector()(confident(), torch.randn(2, 3, 64, 64), [(64, 64)])
+
+
+# Export
+
+
+def test_the_exported_network_gives_the_same_outputs():
+    for options in (MINI, {"num_classes": 2, "backbone": "resnet18", "channels": 8, "convs": 1}):
+        model = RetinaNet(**options).eval()
+        images = torch.randn(1, 3, 64, 96)
+        program = torch.export.export(model, (images,))
+        for exported, eager in zip(program.module()(images), model(images), strict=True):
+            torch.testing.assert_close(exported, eager, atol=1e-5, rtol=0)
+
+
+def test_the_onnx_network_gives_the_same_outputs(tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="ONNX export needs the extra `export`")
+    runtime = pytest.importorskip("onnxruntime", reason="running ONNX needs the extra `export`")
+    model = RetinaNet(**MINI).eval()
+    images = torch.randn(1, 3, 64, 96)
+    torch.onnx.export(model, (images,), tmp_path / "net.onnx", dynamo=True)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    for exported, eager in zip(outputs, model(images), strict=True):
+        torch.testing.assert_close(torch.from_numpy(exported), eager, atol=1e-5, rtol=0)

@@ -1,7 +1,6 @@
 """The network of focal_loss: anchors, backbones, pyramid, heads; torchvision is the oracle."""
 
-import copy
-import math
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, resnet50
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from focal_loss import weights, winograd
-from focal_loss.anchors import Anchors
+from focal_loss import weights
 from focal_loss.backbone import RESNETS, ResNet, conv_norm
+from focal_loss.config import Model
 from focal_loss.criterion import DetectionLoss
 from focal_loss.detect import Detector
 from focal_loss.fpn import FPN
@@ -48,81 +46,6 @@ def parameters(model: nn.Module) -> int:
         if isinstance(module, FrozenBatchNorm2d)
     )
     return affine + sum(p.numel() for p in model.parameters())
-
-
-# Anchors
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "count"), [(800, 1344, 201_600), (640, 1024, 122_760), (800, 800, 120_087)]
-)
-@pytest.mark.parametrize("mode", ["exact", "torchvision", "detectron"])
-def test_the_papers_images_have_as_many_anchors_as_the_card_says(height, width, count, mode):
-    anchors = Anchors(mode=mode)
-    assert anchors(height, width).shape == (count, 4)
-    assert sum(anchors.counts(height, width)) == count
-
-
-def test_level_3_anchors_have_the_sizes_of_section_4():
-    boxes = Anchors().cell(3)
-    sides = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1)
-    wide = torch.tensor([[45.255, 22.627], [57.018, 28.509], [71.838, 35.919]])
-    torch.testing.assert_close(sides[0::3], wide, atol=5e-4, rtol=0)
-    square = torch.tensor([32.0, 40.317, 50.797])
-    torch.testing.assert_close(sides[1::3], square[:, None].expand(3, 2), atol=5e-4, rtol=0)
-    torch.testing.assert_close(sides[2::3], wide.flip(1), atol=5e-4, rtol=0)
-
-
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_exact_anchors_equal_detectron2s_formula(offset):
-    ours = Anchors(levels=(3, 4), offset=offset)(40, 56)
-    theirs = []
-    for stride in (8, 16):
-        for row in range(math.ceil(40 / stride)):
-            for column in range(math.ceil(56 / stride)):
-                x, y = (column + offset) * stride, (row + offset) * stride
-                for size in (4 * stride * 2 ** (i / 3) for i in range(3)):
-                    for ratio in (0.5, 1.0, 2.0):
-                        w = math.sqrt(size**2 / ratio)
-                        h = ratio * w
-                        theirs.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-    torch.testing.assert_close(ours, torch.tensor(theirs), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("height", "width"), [(800, 1344), (224, 160), (96, 608)])
-def test_torchvision_anchors_equal_its_generator_bit_by_bit(height, width):
-    sizes = tuple(
-        (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
-    )
-    generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
-    anchors = Anchors(mode="torchvision")
-    maps = [torch.empty(1, 1, *grid) for grid in anchors.grids(height, width)]
-    theirs = generator(ImageList(torch.empty(1, 3, height, width), [(height, width)]), maps)[0]
-    assert torch.equal(anchors(height, width), theirs)
-
-
-def test_detectron_anchors_round_at_stride_size_and_count_pixels():
-    cell = Anchors(mode="detectron", ratios=(1.0, 2.0, 0.5)).cell(3)
-    # stride 8: square 8 x 8; ratio 2: width round(sqrt(32)) = 6, height 12; ratio 1/2: 11 x 6
-    sides = cell[:, 2:] - cell[:, :2] + 1
-    torch.testing.assert_close(sides[:3], torch.tensor([[32.0, 32], [24, 48], [44, 24]]))
-    torch.testing.assert_close((cell[:, :2] + cell[:, 2:]) / 2, torch.full((9, 2), 3.5))
-
-
-@pytest.mark.parametrize("scales", [1, 2, 3, 4])
-@pytest.mark.parametrize("ratios", [(1.0,), (0.5, 1.0, 2.0)])
-def test_table_1c_has_scales_times_ratios_anchors_a_cell(scales, ratios):
-    anchors = Anchors(levels=(3, 3), scales=scales, ratios=ratios)
-    assert anchors(64, 64).shape == (64 * scales * len(ratios), 4)
-    assert len(anchors.order) == anchors.per_cell == scales * len(ratios)
-
-
-def test_anchors_are_remembered_and_usable_in_training_after_inference_mode():
-    anchors = Anchors(levels=(3, 3))
-    with torch.inference_mode():
-        first = anchors(32, 32)
-    assert anchors(32, 32) is first
-    (first * torch.ones(1, requires_grad=True)).sum().backward()
 
 
 # The whole network beside torchvision's
@@ -471,104 +394,6 @@ def test_wrong_options_are_answered_with_a_sentence(options, sentence):
 
 
 def test_every_option_of_the_config_is_an_argument():
-    from dataclasses import asdict
-
-    from focal_loss.config import Model
-
     with torch.device("meta"):
         model = RetinaNet(num_classes=80, **asdict(Model()))
     assert parameters(model) == 37_968_692
-
-
-# Convolution of all levels at once
-
-
-def levels_of(channels: int, n: int) -> list[Tensor]:
-    sizes = [(9, 13), (8, 4), (5, 7), (2, 2), (1, 1)]
-    return [torch.randn(n, channels, *size, requires_grad=True) for size in sizes]
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n", [1, 2])
-def test_winograd_equals_the_convolution_of_every_level_and_its_gradients(n, bias):
-    conv = nn.Conv2d(64, 70, 3, padding=1, bias=bias)
-    maps = levels_of(64, n)
-    outputs = winograd.conv3x3(maps, conv.weight, conv.bias)
-    weights_ = [torch.randn_like(y) for y in outputs]
-    inputs = [*conv.parameters(), *maps]
-    found = torch.autograd.grad(outputs, inputs, weights_)
-
-    exact, maps64 = copy.deepcopy(conv).double(), [x.detach().double() for x in maps]
-    for x in maps64:
-        x.requires_grad_()
-    expected = [exact(x) for x in maps64]
-    inputs = [*exact.parameters(), *maps64]
-    gradients = torch.autograd.grad(expected, inputs, [w.double() for w in weights_])
-    for mine, other in zip((*outputs, *found), (*expected, *gradients), strict=True):
-        assert mine.shape == other.shape
-        error = (mine - other).abs().max() / other.abs().max()
-        assert error < 5e-6
-
-
-def test_winograd_without_gradients_of_the_maps_or_of_the_weight():
-    conv = nn.Conv2d(64, 64, 3, padding=1)
-    maps = [x.detach() for x in levels_of(64, 1)]
-    sum(y.sum() for y in winograd.conv3x3(maps, conv.weight, conv.bias)).backward()
-    expected = conv.weight.grad.clone()
-    conv.weight.grad = None
-    sum(conv(x).sum() for x in maps).backward()
-    torch.testing.assert_close(expected, conv.weight.grad, atol=1e-3, rtol=1e-4)
-    conv.requires_grad_(False)
-    maps = levels_of(64, 1)
-    sum(y.sum() for y in winograd.conv3x3(maps, conv.weight, conv.bias)).backward()
-    assert all(x.grad is not None for x in maps)
-
-
-def test_winograd_serves_wide_float32_heads_on_a_cpu_only():
-    wide, narrow = torch.zeros(64, 64, 3, 3), torch.zeros(64, 16, 3, 3)
-    maps = [torch.zeros(1, 64, 4, 4)]
-    assert winograd.suits(wide, maps)
-    assert not winograd.suits(narrow, maps)
-    assert not winograd.suits(wide.double(), [maps[0].double()])
-    assert not winograd.suits(wide.to("meta"), [maps[0].to("meta")])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not winograd.suits(wide, maps)
-
-
-def test_wide_heads_train_the_same_with_and_without_winograd(monkeypatch):
-    head = Head(64, 9, 8, levels=2, norm="gn").float()
-    pyramid = [torch.randn(1, 64, 8, 8), torch.randn(1, 64, 4, 4)]
-
-    def gradients() -> list[Tensor]:
-        loss = sum(x.square().sum() for x in head(pyramid))
-        return list(torch.autograd.grad(loss, list(head.parameters())))
-
-    fast = gradients()
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 10_000)
-    for mine, other in zip(fast, gradients(), strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-4 * other.abs().max().item(), rtol=1e-3)
-
-
-# Export
-
-
-def test_the_exported_network_gives_the_same_outputs():
-    for options in (MINI, {"num_classes": 2, "backbone": "resnet18", "channels": 8, "convs": 1}):
-        model = RetinaNet(**options).eval()
-        images = torch.randn(1, 3, 64, 96)
-        program = torch.export.export(model, (images,))
-        for exported, eager in zip(program.module()(images), model(images), strict=True):
-            torch.testing.assert_close(exported, eager, atol=1e-5, rtol=0)
-
-
-def test_the_onnx_network_gives_the_same_outputs(tmp_path):
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason="ONNX export needs the extra `export`")
-    runtime = pytest.importorskip("onnxruntime", reason="running ONNX needs the extra `export`")
-    model = RetinaNet(**MINI).eval()
-    images = torch.randn(1, 3, 64, 96)
-    torch.onnx.export(model, (images,), tmp_path / "net.onnx", dynamo=True)
-    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    for exported, eager in zip(outputs, model(images), strict=True):
-        torch.testing.assert_close(torch.from_numpy(exported), eager, atol=1e-5, rtol=0)

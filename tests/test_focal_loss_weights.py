@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import struct
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from focal_loss import pickles, weights
+from focal_loss import weights
 from focal_loss.formats import convert
 from focal_loss.model import RetinaNet
 
@@ -371,25 +370,6 @@ def test_a_malicious_file_is_refused_without_running_it(tmp_path, monkeypatch, s
     assert not Path("/tmp/should-never-exist").exists()
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"ctorch\nload\n(S'x'\ntR.",
-        b"cnumpy\nload\n(S'x'\ntR.",
-        b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
-        b"not a pickle",
-        b"",
-    ],
-)
-def test_a_pickle_that_calls_anything_but_arrays_is_refused(tmp_path, payload):
-    path = tmp_path / "x.pkl"
-    path.write_bytes(payload)
-    with pytest.raises(ValueError, match="not a plain pickle of arrays"):
-        pickles.read(path)
-
-
 def test_unknown_and_missing_files_are_answered_with_a_sentence(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="no known format"):
@@ -399,38 +379,3 @@ def test_unknown_and_missing_files_are_answered_with_a_sentence(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK")
     with pytest.raises(ValueError, match="damaged"):
         weights.read(tmp_path / "cut.pth")
-
-
-# The safe reader
-
-
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint8", "bool", "float16"])
-def test_arrays_of_every_protocol_are_read_exactly(tmp_path, protocol, dtype):
-    array = (np.arange(24).reshape(2, 3, 4) % 7).astype(dtype)
-    content = {
-        "c": array,
-        "f": np.asfortranarray(array),
-        "cut": array[:, ::2],
-        "none": array[:0],
-        "scalar": array[0, 1, 1],
-        "list": [array, "text"],
-    }
-    read = pickles.read(write_pickle(tmp_path / "a.pkl", content, protocol))
-    for key in ("c", "f", "cut", "none"):
-        assert torch.equal(read[key], torch.from_numpy(np.ascontiguousarray(content[key])))
-    assert read["scalar"] == content["scalar"].item()
-    assert torch.equal(read["list"][0], read["c"])
-
-
-def test_an_array_pickled_by_python_2_is_read(tmp_path):
-    values = np.array([[1.5, -2.0], [200.25, 1e30]], "<f4")
-    raw = values.tobytes()
-    stream = (
-        b"\x80\x02}U\x07conv1_wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-        b"K\x00\x85U\x01b\x87R(K\x01K\x02K\x02\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        b"T" + struct.pack("<i", len(raw)) + raw + b"tbs."
-    )
-    (tmp_path / "old.pkl").write_bytes(stream)
-    assert torch.equal(pickles.read(tmp_path / "old.pkl")["conv1_w"], torch.from_numpy(values))
