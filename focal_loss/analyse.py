@@ -8,9 +8,10 @@ writes `cdf.png` and `cdf.csv` into the run's folder and prints the shares.
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,18 +34,16 @@ def load(folder: Path) -> tuple[RetinaNet, Config, list[int]]:
         raise ValueError(f"{folder} holds no finished run: give run=outputs/... of train.py.")
     parts = checkpoint.load(files[-1])["parts"]
     schema = OmegaConf.structured(Config)
-    cfg: Config = typed(OmegaConf.merge(schema, OmegaConf.load(settings)))
+    cfg: Config = typed(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
     model = RetinaNet(num_classes=len(parts["category_ids"]), **asdict(cfg.model))
     print(checkpoint.load_matching(model, parts["model"]))
-    model = model.to(dist.device(), memory_format=torch.channels_last)
+    model.to(dist.device()).to(memory_format=torch.channels_last)
     return model.eval(), cfg, parts["category_ids"]
 
 
 @torch.no_grad()
-def anchor_logits(
-    model: RetinaNet, cfg: Config, category_ids: list[int]
-) -> tuple[Tensor, Tensor]:
-    """x_t of positive and of negative logits on the validation pictures, thinned as in the paper."""
+def anchor_logits(model: RetinaNet, cfg: Config, category_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """x_t of positive and of negative logits on the validation pictures, as many as in Fig. 4."""
     dataset = data.build(cfg.data, "val", category_ids)
     positives, negatives = [], []
     device = dist.device()
@@ -72,7 +71,7 @@ def report(folder: Path) -> None:
     model, cfg, category_ids = load(folder)
     positives, negatives = anchor_logits(model, cfg, category_ids)
     rows = cdf.write(folder, positives, negatives)
-    print(f"\n{len(positives):,} positive and {len(negatives):,} negative samples; share of the loss")
+    print(f"\nShare of the loss; {len(positives):,} positives, {len(negatives):,} negatives")
     print("| " + " | ".join(rows[0]) + " |\n|" + "--:|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(f"{value:.4g}" for value in row.values()) + " |")

@@ -4,7 +4,7 @@ M samples of one kind (positive or negative logits), sorted from the easiest to 
 The paper trains with gamma = 2 and then *recomputes* the loss of the same probabilities for each
 gamma, normalises it to sum 1 and cumulates it (Sec. 5.1, "Analysis of the Focal Loss").
 
-    python cdf.py outputs/demo/...      # writes cdf.png and cdf.csv beside the run, prints the shares
+`python analyse.py run=outputs/...` draws it for a trained model.
 """
 
 import csv

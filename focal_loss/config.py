@@ -14,26 +14,26 @@ from common.config import require_choice, require_range
 
 @dataclass
 class Scenes:
-    """The built-in pictures: labelled solids among unlabelled ones; sizes of the miniature."""
+    """The built-in pictures: few labelled solids among unlabelled ones; sizes of the miniature."""
 
-    train_images: int = 2000
-    val_images: int = 500
+    train_images: int = 3000
+    val_images: int = 600
     height: int = 96  # pixels
     width: int = 96  # pixels
-    objects: list[int] = field(default_factory=lambda: [1, 2])  # labelled solids a picture, from..to
-    distractors: list[int] = field(default_factory=lambda: [3, 5])  # unlabelled solids a picture
-    clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles a picture
-    radius: list[float] = field(default_factory=lambda: [0.25, 0.6])  # world units, log-uniform
-    shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])  # the classes
-    distractor_shapes: list[str] = field(
-        default_factory=lambda: ["cone", "pyramid", "torus", "ellipsoid"]
-    )
-    floor: str = "noise"
-    tint: float = 0.5  # how far the floor may be coloured, 0..1
+    objects: list[int] = field(default_factory=lambda: [1, 2])  # labelled, a picture
+    shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])  # labelled
+    classes: list[str] = field(default_factory=lambda: ["shape", "color"])  # 3 x 8 classes
+    distractors: list[int] = field(default_factory=lambda: [3, 5])  # unlabelled, a picture
+    distractor_shapes: list[str] = field(default_factory=lambda: ["cone", "pyramid", "torus"])
+    clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, a picture
+    radius: list[float] = field(default_factory=lambda: [0.3, 0.65])  # world units, log-uniform
     spread: float = 2.2  # centres lie within so many world units of the middle
     margin: float = 0.1  # least distance of two centres along either axis of the floor
     min_gap: float = 0.05  # least free distance between two solids
-    noise: float = 6.0  # standard deviation of the sensor's noise, in 0..255 levels
+    elevation: float = 45.0  # of the camera above the floor, degrees
+    floor: str = "noise"
+    tint: float = 0.5  # how far the floor may be coloured, 0..1
+    noise: float = 4.0  # standard deviation of the sensor's noise, in 0..255 levels
     seed: int = 0  # of the world, not of the training
 
 

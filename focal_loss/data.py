@@ -1,4 +1,4 @@
-"""This paper's view of the data: pictures with boxes, flipped and resized, in padded batches.
+"""The data as the paper sees it: pictures with boxes, flipped and resized, in padded batches.
 
 N images of a batch, padded to one size (H, W); M boxes of an image, float xyxy in pixels.
 """
@@ -22,9 +22,7 @@ from focal_loss.config import Scenes as ScenesConfig
 from focal_loss.weights import Report
 
 
-def build(
-    cfg: DataConfig, split: str, category_ids: Sequence[int] | None = None
-) -> "Detection":
+def build(cfg: DataConfig, split: str, category_ids: Sequence[int] | None = None) -> "Detection":
     """The pictures of `split`, "train" or "val", with what that split does to them.
 
     category_ids: the file's category of each label; by default the categories by rising id.
@@ -62,10 +60,14 @@ def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
         margin=cfg.margin,
         spread=cfg.spread,
         noise=cfg.noise,
+        elevation=cfg.elevation,
     )
     count = cfg.train_images if training else cfg.val_images
     # The training pictures lie a million further on, so that either split may grow.
-    return Scenes(world, count=count, seed=cfg.seed, start=1_000_000 if training else 0)
+    start = 1_000_000 if training else 0
+    return Scenes(
+        world, count=count, seed=cfg.seed, start=start, classes_by=tuple(cfg.classes)
+    )
 
 
 class Detection(Dataset):
@@ -125,14 +127,12 @@ class Batch:
         return [target["file"] for target in self.targets]
 
     def pin_memory(self) -> "Batch":
-        """The batch with its images in page-locked memory; the loader calls it where there is a GPU."""
+        """The batch in page-locked memory; the loader calls it where there is a GPU."""
         return replace(self, images=self.images.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, its images in the channels-last layout."""
-        images = self.images.to(
-            device, non_blocking=True, memory_format=torch.channels_last
-        )
+        images = self.images.to(device, non_blocking=True, memory_format=torch.channels_last)
         targets = [
             {
                 key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -150,7 +150,7 @@ class Batch:
 
 
 class Collate:
-    """Makes a `Batch` of a list of (image, target); a class, so that spawned workers can have it."""
+    """Makes a `Batch` of (image, target) pairs; a class, so that spawned workers can have it."""
 
     def __init__(self, cfg: DataConfig) -> None:
         scale = 1.0 if cfg.bgr else 1 / 255
@@ -170,14 +170,17 @@ def require_pixels(cfg: DataConfig, report: Report) -> None:
     wants = report.wants
     if wants.mean is None or (wants.bgr == cfg.bgr and list(wants.mean) == list(cfg.mean)):
         return
+    mean, std = ("[" + ",".join(map(str, values or ())) + "]" for values in (wants.mean, wants.std))
     raise ValueError(
         f"{wants.source} wants other pixels than the data gives: set data.bgr={wants.bgr} "
-        f"data.mean={list(wants.mean)} data.std={list(wants.std)}".replace(", ", ",")
+        f"data.mean={mean} data.std={std}"
     )
 
 
-def training_batches(dataset: Detection, cfg: Config, start: int) -> Iterable[Batch]:
-    """This process's batches of the steps after `start`."""
+def training_batches(
+    dataset: Detection, cfg: Config, start: int, stop: int
+) -> Iterable[Batch]:
+    """The batches of this process in the steps after `start`, up to `stop`."""
     groups = None
     if cfg.data.aspect_groups:
         groups = dataset.source.aspect_groups()[: len(dataset)]
@@ -187,7 +190,7 @@ def training_batches(dataset: Detection, cfg: Config, start: int) -> Iterable[Ba
         dataset,
         cfg.batch_size,
         start,
-        cfg.steps,
+        stop,
         seed=cfg.seed,
         workers=cfg.data.workers,
         collate=Collate(cfg.data),
@@ -197,7 +200,7 @@ def training_batches(dataset: Detection, cfg: Config, start: int) -> Iterable[Ba
 
 
 def validation_batches(dataset: Detection, cfg: Config) -> Iterable[Batch]:
-    """This process's share of the pictures to evaluate on, each exactly once."""
+    """The share of this process in the pictures to evaluate on, each exactly once."""
     return eval_loader(
         dataset, cfg.test.batch_size, workers=cfg.data.workers, collate=Collate(cfg.data)
     )

@@ -24,7 +24,9 @@ def main() -> None:
     words = dict(word.partition("=")[::2] for word in sys.argv[1:])
     unknown = set(words) - {"run", "image", "out", "score"}
     if unknown or "run" not in words:
-        raise ValueError("usage: python demo.py run=outputs/... [image=FILE] [out=FILE] [score=0.3]")
+        raise ValueError(
+            "usage: python demo.py run=outputs/... [image=FILE] [out=FILE] [score=0.3]"
+        )
     model, cfg, category_ids = load(Path(words["run"]))
     view = data.build(cfg.data, "val", category_ids)
     image = read_image(words["image"]) if "image" in words else view[0][0]
@@ -44,7 +46,8 @@ def main() -> None:
         scale=max(1, round(480 / min(size))),
     )
     draw.save_png(picture, Path(words.get("out", "demo.png")))
-    for box, score, label in zip(*(found[k].tolist() for k in ("boxes", "scores", "labels")), strict=True):
+    columns = (found[key].tolist() for key in ("boxes", "scores", "labels"))
+    for box, score, label in zip(*columns, strict=True):
         print(f"{view.names[label]:>12} {score:.2f}  " + " ".join(f"{x:.1f}" for x in box))
     print(words.get("out", "demo.png"))
 

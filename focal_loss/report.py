@@ -1,6 +1,7 @@
 """What a finished run leaves behind: `result.json`, and the comparison of several runs."""
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -19,12 +20,13 @@ def write(
 ) -> None:
     """Write `result.json` into the run's folder; `tables.py` takes a run with it as finished.
 
-    seconds: of this process, from start to end. diverged: the error that ended the run, if one did.
+    Metrics that the data leave undefined (nan, which is no JSON) are left out. seconds: of this
+    process, from start to end. diverged: the error that ended the run, if one did.
     """
     if not dist.is_main():
         return
     content = {
-        "metrics": metrics,
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         "steps": cfg.steps,
         "seconds": round(seconds, 1),
         "diverged": diverged and {"step": diverged.step, "part": diverged.part},
@@ -45,7 +47,8 @@ def device_name() -> str:
 
 def compare(folders: dict[str, Path]) -> str:
     """A Markdown table of finished runs: name, loss of the first step, and the metrics."""
-    lines = ["| run | first loss | " + " | ".join(COLUMNS) + " |", "|:--|--:|" + "--:|" * len(COLUMNS)]
+    lines = ["| run | first loss | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|:--|--:|" + "--:|" * len(COLUMNS))
     for name, folder in folders.items():
         result = json.loads((folder / "result.json").read_text())
         with (folder / "metrics.jsonl").open() as file:
@@ -53,6 +56,7 @@ def compare(folders: dict[str, Path]) -> str:
         if result["diverged"]:
             shown = [f"diverged at step {result['diverged']['step']}", *["–"] * (len(COLUMNS) - 1)]
         else:
-            shown = [f"{result['metrics'][column]:.1f}" for column in COLUMNS]
+            values = [result["metrics"].get(column) for column in COLUMNS]
+            shown = ["–" if value is None else f"{value:.1f}" for value in values]
         lines.append(f"| {name} | {first:.2f} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -2,11 +2,14 @@
 
 import time
 from dataclasses import asdict
+from typing import Any, cast
 
 import hydra
 import torch
 from omegaconf import DictConfig
+from torch import nn
 from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import checkpoint, config, dist
 from common.data import seed_everything
@@ -23,12 +26,15 @@ def train(cfg: Config) -> dict[str, float]:
     """Train to `cfg.steps`, resuming from `cfg.output_dir`; return the final metrics in percent."""
     started = time.time()
     seed_everything(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
     device = dist.device()
     training = data.build(cfg.data, "train")
+    data.build(cfg.data, "val", training.category_ids)  # its faults show now, not after training
     model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
     if cfg.init:
         data.require_pixels(cfg.data, weights.initialise(model, cfg.init, training.category_ids))
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     criterion = DetectionLoss(**asdict(cfg.loss)).to(device)
     groups = parameter_groups(
         model,
@@ -42,13 +48,18 @@ def train(cfg: Config) -> dict[str, float]:
     schedule = warmup_multistep(
         optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
     )
-    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
+    ema = get_ema_multi_avg_fn(cfg.ema)
+    average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if cfg.ema else None
+    parts: dict[str, Any] = {"model": model, "criterion": criterion}
+    parts |= {"optimizer": optimizer, "schedule": schedule}
+    parts |= {"average": average} if average else {}
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
     start = checkpoint.resume(cfg.output_dir, **parts)
 
-    loader = data.training_batches(training, cfg, start)
+    stop = start if cfg.only_evaluate else cfg.steps
+    loader = data.training_batches(training, cfg, start, stop)
     log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every)
-    network = dist.wrap(torch.compile(model) if cfg.compile else model)
+    network = dist.wrap(cast(nn.Module, torch.compile(model)) if cfg.compile else model)
     for step, batch in enumerate(loader, start + 1):
         optimizer.zero_grad(set_to_none=True)
         for images, targets in batch.to(device).split(cfg.accumulate):
@@ -62,16 +73,20 @@ def train(cfg: Config) -> dict[str, float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         optimizer.step()
         schedule.step()
+        if average:
+            average.update_parameters(model)
         log(step, **losses, lr=schedule.get_last_lr()[0])
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)
         if stopping:
+            log.close()
             dist.exit_preempted(step)
         if cfg.evaluate_every and step % cfg.evaluate_every == 0 and step < cfg.steps:
             log(step, force=True, **evaluate(model, cfg, training.category_ids))
 
-    metrics = evaluate(model, cfg, training.category_ids, pictures=True)  # {"AP": ..., "AP50": ..., ...}
+    final = cast(RetinaNet, average.module) if average else model
+    metrics = evaluate(final, cfg, training.category_ids, pictures=True)
     log(cfg.steps, force=True, **metrics)
     log.close()
     report.write(cfg, metrics, seconds=time.time() - started)

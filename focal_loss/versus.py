@@ -8,7 +8,6 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from common import dist, draw
@@ -65,7 +64,6 @@ def run_all(run: Callable[[Config], object], cfg: DictConfig) -> None:
 
 
 def _one(run: Callable[[Config], object], cfg: Config) -> None:
-    torch.set_num_threads(cfg.threads)
     dist.launch(run, cfg, 1)
 
 
@@ -73,7 +71,7 @@ def _show(folders: dict[str, Path], output_dir: str) -> None:
     """Print the comparison and write it as `versus.md` and `versus.png`."""
     table = report.compare(folders)
     Path(output_dir, "versus.md").write_text(table + "\n")
-    lines = {}
+    lines: dict[str, draw.Line] = {}
     for name, folder in folders.items():
         with (folder / "metrics.jsonl").open() as file:
             points = [json.loads(line) for line in file]

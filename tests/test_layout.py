@@ -52,9 +52,7 @@ def test_library_files_import_only_torch_and_siblings(project):
     for path in (REPOSITORY / project).glob("*.py"):
         if path.name in SCRIPTS:
             continue
-        foreign = {
-            name for name in imports(path) if name not in allowed and not is_standard(name)
-        }
+        foreign = {name for name in imports(path) if name not in allowed and not is_standard(name)}
         assert not foreign, f"{path.name} imports {foreign}, so it cannot be copied away"
 
 

@@ -116,8 +116,9 @@ def test_another_batch_size_does_not_resume(tmp_path):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    one = run("focal_loss", "experiment=smoke", f"hydra.run.dir={tmp_path}/one", "loss.normalizer=world")
-    words = ("experiment=smoke", "processes=2", "loss.normalizer=world")
+    words = ("experiment=smoke", "loss.normalizer=world")
+    one = run("focal_loss", *words, f"hydra.run.dir={tmp_path}/one")
+    words = (*words, "processes=2")
     two = run("focal_loss", *words, f"hydra.run.dir={tmp_path}/two", FAIR_VISION_TIMEOUT="60")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     a, b = weights(tmp_path / "one", 6), weights(tmp_path / "two", 6)

@@ -1,0 +1,102 @@
+"""torchvision's RetinaNet with our weights, and inputs for both: what `benchmark.py` compares.
+
+Legend: N images, A anchors of all levels, a anchors of a cell, K classes, D outputs an anchor.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from .model import RetinaNet
+from .weights import torchvision_state
+
+CLASSES = 91  # torchvision's classifier
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def networks(size: int, device: str) -> tuple[RetinaNet, nn.Module]:
+    """Ours, with torchvision's anchors and P6, in channels_last; torchvision's, as it builds it.
+
+    Both are R-50-FPN with the same random weights, frozen norms and a frozen stem and first stage.
+    """
+    ours = RetinaNet(num_classes=CLASSES, anchors="torchvision", p6="p5", tower_init="he")
+    for name, buffer in ours.backbone.named_buffers():
+        if name.endswith("bn3.weight"):
+            buffer.fill_(0.25)  # without statistics, residual sums would double at every block
+    pyramid = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        trainable_layers=3,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    theirs = detection.RetinaNet(
+        pyramid, CLASSES, min_size=size, max_size=size, detections_per_img=100
+    )
+    theirs.load_state_dict(torchvision_state(ours))
+    return ours.to(device, memory_format=torch.channels_last), theirs.to(device)
+
+
+def pictures(count: int, size: int, device: str) -> list[Tensor]:
+    """`count` pictures of soft random blobs (3, size, size), 0..1."""
+    blobs = torch.rand(count, 3, 16, 16, device=device)
+    return list(F.interpolate(blobs, (size, size), mode="bilinear"))
+
+
+def batched(images: Sequence[Tensor]) -> Tensor:
+    """Normalised images (N, 3, H, W) in channels_last, as the project's loader gives them."""
+    mean, std = (images[0].new_tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+    batch = (torch.stack(list(images)) - mean) / std
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def objects(
+    count: int, height: int, width: int, device: str, *, each: int = 8
+) -> list[dict[str, Tensor]]:
+    """Targets of `count` images: `each` random boxes from 16 pixels to half the image."""
+    limit = torch.tensor([width, height], device=device)
+    targets = []
+    for _ in range(count):
+        corner, share = torch.rand(2, each, 2, device=device)
+        sides = 16 + share * (limit / 2 - 16)
+        low = corner * (limit - sides)
+        labels = torch.randint(CLASSES, (each,), device=device)
+        targets.append({"boxes": torch.cat([low, low + sides], 1), "labels": labels})
+    return targets
+
+
+@torch.no_grad()
+def make_confident(model: RetinaNet, images: Tensor, pairs: int, *, score: float = 0.05) -> None:
+    """Change both predicting layers so that outputs vary and `pairs` an image exceed `score`.
+
+    pairs: of anchor and class. A net that was not trained gives the same answer everywhere.
+    """
+    for i, (head, spread) in enumerate(((model.classification, 1.0), (model.regression, 0.3))):
+        values = model(images)[i].unflatten(1, (-1, model.anchor_grid.per_cell))
+        mean = values.mean((0, 1))  # (a, D)
+        factor = spread / (values - mean).std()
+        layer = head.predict
+        layer.weight.mul_(factor)
+        layer.get_parameter("bias").sub_(mean.flatten()).mul_(factor)
+        if head is model.classification:
+            best = (factor * (values - mean)).flatten().topk(len(images) * pairs).values
+            layer.get_parameter("bias").add_(math.log(score / (1 - score)) - best[-1])
+
+
+def require_same_detections(
+    ours: Sequence[dict[str, Tensor]], theirs: Sequence[dict[str, Tensor]]
+) -> None:
+    """Stop unless 95 % of the boxes agree; near ties may fall either way in float32."""
+    for a, b in zip(ours, theirs, strict=True):
+        same = (box_iou(a["boxes"], b["boxes"]) > 0.99) & (a["labels"][:, None] == b["labels"])
+        share = same.any(1).float().mean().item()
+        counts = len(a["boxes"]), len(b["boxes"])
+        assert min(counts) >= 20, f"{counts} detections are too few to compare"
+        assert share >= 0.95, f"only {share:.0%} of {counts} detections agree"
