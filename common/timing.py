@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class Row:
         memory = "" if self.memory is None else f"{self.memory / 2**20:,.0f} MiB"
         times = [f"{median:,.1f} ms", f"{low:,.1f} – {high:,.1f} ms"]
         return [self.benchmark, self.name, *times, ratio, memory]
+
+
+def named(package: str) -> str:
+    """An installed package and its version."""
+    return f"{package} {version(package)}"
 
 
 def table(rows: Sequence[Row]) -> str:

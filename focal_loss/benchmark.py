@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,25 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from common import coco_eval
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
-from common.timing import Calls, Row, by_turns, conditions, extra_memory, in_new_process, table
+from common.timing import (
+    Calls,
+    Row,
+    by_turns,
+    conditions,
+    extra_memory,
+    in_new_process,
+    named,
+    table,
+)
 from focal_loss import peers
 from focal_loss.anchors import Anchors
 from focal_loss.assign import assign
 from focal_loss.criterion import DetectionLoss
 from focal_loss.detect import Detector
-from focal_loss.loss import BACKGROUND, IGNORED, focal_loss
+from focal_loss.loss import IGNORED, focal_loss
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
     """Words of the command line."""
 
@@ -83,16 +92,8 @@ def loss(options: Options) -> Calls:
     One-hot targets are made for theirs beforehand; the memory includes the gradient.
     """
     torch.manual_seed(0)
-    A, K, device = options.anchors, 80, options.device
-    logits = torch.randn(options.batch, A, K, device=device).sub_(4.6).requires_grad_()
-    labels = torch.full((options.batch, A), BACKGROUND, device=device)
-    places = torch.rand(options.batch, A, device=device).argsort(1)
-    positives = min(100, A // 10)  # an image; five times as many anchors are ignored
-    classes = torch.randint(K, (options.batch, positives), device=device)
-    labels.scatter_(1, places[:, :positives], classes)
-    labels.scatter_(1, places[:, positives : 6 * positives], IGNORED)
-    targets = torch.zeros(options.batch, A, K, device=device)
-    targets[labels >= 0, labels[labels >= 0]] = 1
+    logits, labels, targets = peers.loss_inputs(options.batch, options.anchors, options.device)
+    positives = int((labels[0] >= 0).sum())
     # To leave out the ignored anchors and to divide costs theirs one product, the least possible.
     weights = ((labels != IGNORED) / positives).float().unsqueeze(-1)  # (N, A, 1)
 
@@ -105,15 +106,15 @@ def loss(options: Options) -> Calls:
         value.backward()
         return value.detach(), logits.grad
 
-    forward = {
+    forward: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: focal_loss(logits, labels, normalizer=float(positives)),
-        named("torchvision"): lambda: theirs(sigmoid_focal_loss),
+        named("torchvision"): partial(theirs, sigmoid_focal_loss),
     }
     if find_spec("fvcore"):
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch.jit
             from fvcore.nn import sigmoid_focal_loss_jit  # the one that detectron2 uses
-        forward[named("fvcore")] = lambda: theirs(sigmoid_focal_loss_jit)
-    return {name: lambda each=each: backward(each) for name, each in forward.items()}
+        forward[named("fvcore")] = partial(theirs, sigmoid_focal_loss_jit)
+    return {name: partial(backward, each) for name, each in forward.items()}
 
 
 def step(options: Options) -> Calls:
@@ -140,8 +141,8 @@ def step(options: Options) -> Calls:
 
     return {
         "ours": _stepping(ours, our_losses),
-        named("torchvision"): _stepping(theirs, lambda: their_losses(theirs)),
-        "the same in channels_last": _stepping(last, lambda: their_losses(last)),
+        named("torchvision"): _stepping(theirs, partial(their_losses, theirs)),
+        "the same in channels_last": _stepping(last, partial(their_losses, last)),
     }
 
 
@@ -185,8 +186,8 @@ def inference(options: Options) -> Calls:
 
     return {
         "ours": our_detections,
-        named("torchvision"): lambda: their_detections(theirs),
-        "the same in channels_last": lambda: their_detections(last),
+        named("torchvision"): partial(their_detections, theirs),
+        "the same in channels_last": partial(their_detections, last),
     }
 
 
@@ -209,7 +210,7 @@ def assignment(options: Options) -> Calls:
 
 
 def coco(options: Options) -> Calls:
-    """COCO metrics of `images` with 100 detections each: `test.evaluator=faster` and the default."""
+    """COCO metrics of images with 100 detections each: `test.evaluator=faster`, the default."""
     chance = random.Random(0)
 
     def thing(image: dict[str, int]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def coco(options: Options) -> Calls:
 
     backends = {f"evaluator=faster, {named('faster-coco-eval')}": "faster"}
     backends |= {named("pycocotools"): "pycocotools"}
-    return {name: lambda backend=backend: metrics(backend) for name, backend in backends.items()}
+    return {name: partial(metrics, backend) for name, backend in backends.items()}
 
 
 BENCHMARKS: dict[str, Callable[[Options], Calls]] = {
@@ -245,11 +246,6 @@ BENCHMARKS: dict[str, Callable[[Options], Calls]] = {
     "assign": assignment,
     "coco": coco,
 }
-
-
-def named(package: str) -> str:
-    """Package and version."""
-    return f"{package} {version(package)}"
 
 
 def measure(what: str, options: Options) -> list[Row]:
@@ -288,8 +284,9 @@ def loss_memory(name: str, options: Options) -> int | None:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    given = OmegaConf.from_dotlist(sys.argv[1:] if words is None else words)
-    chosen: Options = typed(OmegaConf.merge(OmegaConf.structured(Options), given))
+    cfg = OmegaConf.structured(Options)
+    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
+    chosen: Options = typed(cfg)
     options = chosen.filled()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same

@@ -18,7 +18,7 @@ from common.tables import Gap, Row, Table, main
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=coco"]}
 AP = ("AP", "AP50", "AP75")
 BY_SIZE = (*AP, "AP_small", "AP_medium", "AP_large")
-SCALED = 'data.short_side="[640,672,704,736,768,800]"'  # Unstated: the range; detectron2's
+SCALED = "data.short_side=[640,672,704,736,768,800]"  # Unstated: the range; detectron2's
 
 
 def row(
@@ -51,7 +51,7 @@ def focal(gamma: float, alpha: float, figures: str) -> Row:
 def anchors(scales: int, ratios: int, figures: str) -> Row:
     """A row of Table 1c; with one ratio it is 1."""
     values = {1: "[1.0]", 3: "[0.5,1.0,2.0]"}[ratios]
-    overrides = [f"model.scales={scales}", f'model.ratios="{values}"']
+    overrides = [f"model.scales={scales}", f"model.ratios={values}"]
     return row(f"{scales} scales x {ratios} ratios", overrides, figures)
 
 

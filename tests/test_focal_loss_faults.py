@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from common import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = REPOSITORY / "focal_loss"
-STEPS = 90
-RUN = ("experiment=smoke", f"steps={STEPS}", "save_every=3")
+RUN = ("experiment=smoke", "steps=90", "save_every=3")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
 
@@ -72,7 +72,8 @@ class Commands:
     """`train.py` in forks of one warm process."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+        self.folder = folder
+        self.started: list[Run] = []
         script = str(Path(__file__).with_name("commands.py"))
         self.process = subprocess.Popen(
             [sys.executable, script],
@@ -94,8 +95,7 @@ class Commands:
         return self.answer()
 
     def start(self, *words: str, stall: int = 0) -> Run:
-        self.count += 1
-        output = self.folder / f"{self.count}.txt"
+        output = self.folder / f"{len(self.started)}.txt"
         pid = self.ask(words=words, folder=str(PROJECT), output=str(output), stall=stall)
         done: list[int] = []  # a process can be waited for only once
 
@@ -104,19 +104,27 @@ class Commands:
             done[:] = [] if found is None else [found]
             return found
 
-        return Run(pid, output, code)
+        self.started.append(Run(pid, output, code))
+        return self.started[-1]
 
     def run(self, *words: str) -> tuple[int, str]:
         """Exit code and all that was printed."""
         run = self.start(*words)
         return run.wait(), run.text
 
+    def close(self) -> None:
+        """End what a failed test left, and the warm process."""
+        for run in self.started:
+            if run.ended() is None:
+                run.kill()
+        self.process.communicate()
+
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     made = Commands(tmp_path_factory.mktemp("printed"))
     yield made
-    made.process.communicate()
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +150,12 @@ def same(a: Any, b: Any) -> bool:
 def lines(folder: Path) -> list[dict]:
     """What was logged, without the times."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key != "seconds"} for line in found]
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in found]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Final weights, optimizer, random states and all logged figures are those of another run."""
-    name = f"checkpoint-{STEPS:08d}.pt"
+    name = max(path.name for path in expected.glob("checkpoint-*.pt"))
     found, wanted = checkpoint.load(folder / name), checkpoint.load(expected / name)
     for part in wanted["parts"]:
         assert same(found["parts"][part], wanted["parts"][part]), part
@@ -240,7 +248,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     mounted = not os.geteuid() and not subprocess.run(mount, capture_output=True).returncode
     yield folder
     if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path, run: Run) -> None:
@@ -250,11 +258,10 @@ def fill(disk: Path, run: Run) -> None:
         resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (20_000, hard))
     with (disk / "filler").open("wb", buffering=0) as filler:
         while run.ended() is None:
-            try:
+            with suppress(OSError):
                 while disk.is_mount():
                     filler.write(bytes(4096))
-            except OSError:
-                time.sleep(0.005)  # it may remove a file yet
+            time.sleep(0.005)  # the run may remove a file yet
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
@@ -294,7 +301,7 @@ def worker(parent: int, rank: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_torchrun_with_a_killed_worker_ends_and_resumes_as_two_processes_never_killed(tmp_path):
     def start(name: str, *words: str) -> subprocess.Popen:
-        command = [sys.executable, *words, *RUN, f"hydra.run.dir={tmp_path}/{name}"]
+        command = [sys.executable, *words, *RUN, "steps=24", f"hydra.run.dir={tmp_path}/{name}"]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         env = environment(FAIR_VISION_TIMEOUT="20")
         return subprocess.Popen(command, cwd=PROJECT, env=env, **streams)
@@ -430,7 +437,7 @@ def test_pictures_without_any_box_are_negatives_or_left_out(coco, train, tmp_pat
         raise AssertionError(f"{name} is no JSON")
 
     text = (tmp_path / "run" / "result.json").read_text()
-    assert json.loads(text, parse_constant=no_json)["metrics"] == {}
+    assert json.loads(text, parse_constant=no_json)["metrics"].keys().isdisjoint({"AP", "AP50"})
 
 
 def test_boxes_without_area_are_dropped_with_their_count_or_stop_the_run(coco, train):
