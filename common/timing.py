@@ -130,6 +130,7 @@ def conditions(device: str) -> dict[str, Any]:
     return {
         "cpu": machine.cpu(),
         "threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load average": round(os.getloadavg()[0], 1),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": str(torch.__version__),

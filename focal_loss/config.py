@@ -22,7 +22,7 @@ class Scenes:
     width: int = 96  # pixels
     objects: list[int] = field(default_factory=lambda: [1, 2])  # labelled, a picture
     shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])  # labelled
-    classes: list[str] = field(default_factory=lambda: ["shape", "color"])  # 3 x 8 classes
+    classes: list[str] = field(default_factory=lambda: ["shape"])  # and "color", "material", ...
     distractors: list[int] = field(default_factory=lambda: [3, 5])  # unlabelled, a picture
     distractor_shapes: list[str] = field(default_factory=lambda: ["cone", "pyramid", "torus"])
     clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, a picture

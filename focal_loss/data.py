@@ -65,9 +65,7 @@ def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
     count = cfg.train_images if training else cfg.val_images
     # The training pictures lie a million further on, so that either split may grow.
     start = 1_000_000 if training else 0
-    return Scenes(
-        world, count=count, seed=cfg.seed, start=start, classes_by=tuple(cfg.classes)
-    )
+    return Scenes(world, count=count, seed=cfg.seed, start=start, classes_by=tuple(cfg.classes))
 
 
 class Detection(Dataset):
@@ -177,9 +175,7 @@ def require_pixels(cfg: DataConfig, report: Report) -> None:
     )
 
 
-def training_batches(
-    dataset: Detection, cfg: Config, start: int, stop: int
-) -> Iterable[Batch]:
+def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> Iterable[Batch]:
     """The batches of this process in the steps after `start`, up to `stop`."""
     groups = None
     if cfg.data.aspect_groups:

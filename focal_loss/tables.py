@@ -155,9 +155,7 @@ TABLE3 = [
 ]
 
 TABLES = [
-    Table(
-        "table1a", "Varying alpha for cross entropy", rows=TABLE1A, columns=AP, scales=SCALES
-    ),
+    Table("table1a", "Varying alpha for cross entropy", rows=TABLE1A, columns=AP, scales=SCALES),
     Table(
         "table1b",
         "Varying gamma for the focal loss, each with its best alpha",

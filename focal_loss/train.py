@@ -43,7 +43,7 @@ def train(cfg: Config) -> dict[str, float]:
         lr=cfg.lr,
         bias_lr=cfg.bias_lr,
     )
-    optimizer = SGD(groups, cfg.lr, cfg.momentum)
+    optimizer = SGD(groups, cfg.lr, cfg.momentum, fused=True)
     milestones = [round(share * cfg.steps) for share in cfg.milestones]
     schedule = warmup_multistep(
         optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
