@@ -217,16 +217,17 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Picture at `path` of every value in `lines` over the steps, a small plot each."""
+    """Picture at `path` of each value in `lines` that was measured twice, a small plot each."""
     from matplotlib.figure import Figure  # imported here because that takes a second
 
-    names = list(dict.fromkeys(k for line in lines for k in line if k not in ("step", "seconds")))
-    rows = max(1, math.ceil(len(names) / 3))
+    names = dict.fromkeys(k for line in lines for k in line if k not in ("step", "seconds"))
+    points = {k: [(at["step"], at[k]) for at in lines if at.get(k) is not None] for k in names}
+    points = {name: values for name, values in points.items() if len(values) > 1}
+    rows = max(1, math.ceil(len(points) / 3))
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
-    for index, name in enumerate(names, 1):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    for index, (name, values) in enumerate(points.items(), 1):
         axis = figure.add_subplot(rows, 3, index, title=name, xlabel="step")
-        axis.plot(*zip(*points, strict=True) if points else ([], []), marker=".")
+        axis.plot(*zip(*values, strict=True))
         axis.grid(alpha=0.3)
     _replace(path, lambda new: figure.savefig(new, format="png", dpi=100))
 

@@ -16,6 +16,8 @@ from focal_loss.config import Config
 from focal_loss.detect import Detector
 from focal_loss.model import RetinaNet
 
+SHOWN = 0.5  # score from which a detection is drawn
+
 
 def evaluate(
     model: RetinaNet, cfg: Config, category_ids: list[int], *, pictures: bool = False
@@ -49,7 +51,9 @@ def evaluate(
     if pictures and dist.is_main():
         folder = Path(cfg.output_dir)
         coco_eval.save_results(folder / "detections.json", detections)
-        draw.save_png(contact_sheet(dataset, detections, cfg), folder / "detections.png")
+        if cfg.test.pictures:
+            sheet = contact_sheet(dataset, detections, cfg)
+            draw.save_png(sheet, folder / "detections.png")
     return metrics
 
 
@@ -87,7 +91,7 @@ def detect(model: RetinaNet, batch: data.Batch, cfg: Config, category_ids: list[
 
 
 def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) -> Tensor:
-    """The first pictures with their true boxes above and the detections below; (3, H, W) uint8."""
+    """The first pictures with what was found in them; (3, H, W) uint8."""
     by_image: dict[int, list[dict]] = {}
     for detection in detections:
         by_image.setdefault(detection["image_id"], []).append(detection)
@@ -95,7 +99,7 @@ def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) 
     panels = []
     for index in range(min(cfg.test.pictures, len(dataset))):
         image, target = dataset.source[index]
-        found = [d for d in by_image.get(target["image_id"], []) if d["score"] >= 0.3]
+        found = [d for d in by_image.get(target["image_id"], []) if d["score"] >= SHOWN]
         boxes = torch.tensor([d["bbox"] for d in found]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
         scale = max(1, round(288 / min(image.shape[-2:])))

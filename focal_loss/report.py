@@ -36,6 +36,9 @@ def write(
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(partial, path)
+    if not diverged:
+        figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in COLUMNS)
+        print(f"{figures} after {cfg.steps} steps, {seconds:.0f} s; pictures in {cfg.output_dir}")
 
 
 def device_name() -> str:

@@ -44,7 +44,7 @@ def train(cfg: Config) -> dict[str, float]:
         bias_lr=cfg.bias_lr,
     )
     optimizer = SGD(groups, cfg.lr, cfg.momentum, fused=True)
-    milestones = [round(share * cfg.steps) for share in cfg.milestones]
+    milestones = sorted({max(1, round(share * cfg.steps)) for share in cfg.milestones})
     schedule = warmup_multistep(
         optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
     )
@@ -58,7 +58,7 @@ def train(cfg: Config) -> dict[str, float]:
 
     stop = start if cfg.only_evaluate else cfg.steps
     loader = data.training_batches(training, cfg, start, stop)
-    log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every)
+    log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
     network = dist.wrap(cast(nn.Module, torch.compile(model)) if cfg.compile else model)
     for step, batch in enumerate(loader, start + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -75,7 +75,7 @@ def train(cfg: Config) -> dict[str, float]:
         schedule.step()
         if average:
             average.update_parameters(model)
-        log(step, **losses, lr=schedule.get_last_lr()[0])
+        log(step, force=step == 1, **losses, lr=schedule.get_last_lr()[0])
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)

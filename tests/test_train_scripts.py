@@ -142,7 +142,8 @@ def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(tmp_path):
 
 
 def test_versus_compares_settings_side_by_side(tmp_path):
-    words = ("experiment=smoke", "versus={a: [], b: [loss.gamma=0, lr=1e9, warmup=0, steps=40]}")
+    other = "['loss.gamma=0', 'lr=1e9', 'warmup=0', 'steps=40']"
+    words = ("experiment=smoke", "+versus.a=[]", f"+versus.b={other}")
     done = run("focal_loss", *words, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "versus.md").read_text()
