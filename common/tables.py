@@ -5,11 +5,13 @@ A project's `tables.py` declares its tables as data and ends with `main(TABLES, 
     python tables.py                                     # the list of tables
     python tables.py table1b scale=mini seeds=3 jobs=2   # run or resume, then print
     python tables.py table1b run=false                   # print what has been measured so far
+    python tables.py table1b "rows=gamma = 0;gamma = 2"  # run only rows with this in their name
     python tables.py table1a table1b steps=500           # other words go to every run of train.py
     python tables.py table1b -- scale=2                  # so do all behind --, whatever their key
 
 One run is `python train.py <overrides> seed=0 hydra.run.dir=<folder>`, in a folder that follows
-from the overrides alone: a row that stands in two tables is trained once. It is finished when
+from the settings these give: a row that stands in two tables is trained once, and a changed default
+or experiment file makes other runs, never a mixture. It is finished when
 train.py has left `result.json` in the folder; whatever else is there is resumed by train.py itself:
 
     {"metrics": {"AP": 33.1}, "seconds": 310.5, "device": "...",
@@ -20,6 +22,7 @@ Only such files fill the column "ours"; what was not measured is a dash.
 
 import difflib
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +30,17 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.config import explain
 from common.runs import PREEMPTED, Ending, Run, execute, read_result
 from common.table_report import report
 
 NEUTRAL = ("data.root", "data.workers", "workers", "processes", "log_every", "save_every")
-OPTIONS = ("scale", "seeds", "jobs", "run")
+OPTIONS = ("scale", "seeds", "jobs", "run", "rows")
 
 
 class Row:
@@ -137,6 +146,7 @@ class Request:
     jobs: int = 1
     run: bool = True
     extra: list[str] = field(default_factory=list)  # overrides of every run
+    rows: list[str] = field(default_factory=list)  # run only rows with one of these in their name
 
 
 Plan = list[list[Point]]  # one list per row, one point per combination of the grid's values
@@ -154,18 +164,23 @@ def main(
     `neutral` are the keys that leave the result as it is: they do not name another run. Exits with
     2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C.
     """
+    conf = Path(script).resolve().parent / "conf"
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("help", "-h", "--help"):
         for table in tables:
             scales = "|".join(table.scales)
             print(f"{table.name:12} {table.title} ({len(table.rows)} rows, scale={scales})")
-        print("\npython tables.py NAME scale=mini seeds=3 jobs=1 run=true [key=value of train.py]")
+        options = "scale=mini seeds=3 jobs=1 run=true rows=TEXT"
+        print(f"\npython tables.py NAME {options} [key=value of train.py]")
         return
     request = _parse(words, tables)
-    plans = [plan(table, request, neutral) for table in request.tables]
+    plans = [plan(table, request, neutral, conf) for table in request.tables]
     endings: list[Ending] = []
     if request.run:
-        runs = {run.folder: run for rows in plans for run in _seed_by_seed(rows)}
+        wanted = [
+            _wanted(table, rows, request) for table, rows in zip(request.tables, plans, strict=True)
+        ]
+        runs = {run.folder: run for rows in wanted for run in _seed_by_seed(rows)}
         missing = [run for run in runs.values() if read_result(run.folder) is None]
         print(f"{len(runs) - len(missing)} of {_runs(len(runs))} finished before.", flush=True)
         try:
@@ -196,10 +211,13 @@ def compose_rows(tables: Sequence[Table]) -> Iterator[tuple[str, list[str]]]:
                     yield f"{table.name} {scale}: {point.runs[0].label}", point.runs[0].overrides
 
 
-def plan(table: Table, request: Request, neutral: Sequence[str] = NEUTRAL) -> Plan:
+def plan(
+    table: Table, request: Request, neutral: Sequence[str] = NEUTRAL, conf: Path | None = None
+) -> Plan:
     """The runs of the table: for each row the points of its grid, for each point its seeds.
 
-    A key that the command line gives is taken out of the grid.
+    A key that the command line gives is taken out of the grid. `conf`: Hydra's folder, from which
+    the overrides are composed to tell one run from another; without it their text does.
     """
     given = {_key(word) for word in request.extra}
     points: list[dict[str, str]] = [{}]
@@ -213,7 +231,8 @@ def plan(table: Table, request: Request, neutral: Sequence[str] = NEUTRAL) -> Pl
             chosen = [f"{key}={value}" for key, value in point.items()]
             groups = (table.scales[request.scale], row.at(request.scale), chosen, request.extra)
             overrides = list({_key(word): word for group in groups for word in group}.values())
-            home = Path("outputs/tables", request.scale, _slug(overrides, neutral)).absolute()
+            name = _slug(overrides, neutral, conf)
+            home = Path("outputs/tables", request.scale, name).absolute()
             label = ", ".join([row.name, *chosen])
             runs = [
                 Run(home / f"seed{seed}", overrides, seed, f"{label}, seed {seed}")
@@ -251,9 +270,9 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
         if scale not in table.scales:
             _stop(f"scale: {_unknown(scale, list(table.scales))}")
         for word in extra:
-            rows = [row.name for row in table.rows if _key(word) in map(_key, row.at(scale))]
-            if rows:
-                _stop(f"{word}: {table.name} itself sets {_key(word)}, in {rows[0]}")
+            fixed = [row.name for row in table.rows if _key(word) in map(_key, row.at(scale))]
+            if fixed:
+                _stop(f"{word}: {table.name} itself sets {_key(word)}, in {fixed[0]}")
     for word in extra:
         if _key(word) in ("seed", "hydra.run.dir"):
             _stop(f"{word}: tables.py sets {_key(word)} itself; seeds=3 runs the seeds 0, 1 and 2")
@@ -261,7 +280,19 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
     if run not in ("true", "false"):
         _stop(f"run: {_unknown(run, ['true', 'false'])}")
     seeds, jobs = (_count(key, options.get(key, "1")) for key in ("seeds", "jobs"))
-    return Request(chosen, scale, seeds, jobs, run == "true", extra)
+    rows = [text.strip() for text in options.get("rows", "").split(";") if text.strip()]
+    names = [row.name for table in chosen for row in table.rows]
+    for text in rows:
+        if not any(text in name for name in names):
+            _stop(f"rows: {_unknown(text, names)}")
+    return Request(chosen, scale, seeds, jobs, run == "true", extra, rows)
+
+
+def _wanted(table: Table, rows: Plan, request: Request) -> Plan:
+    """The rows that are to be run: all, or those that `rows=` names."""
+    named = zip(table.rows, rows, strict=True)
+    texts = request.rows
+    return [points for row, points in named if not texts or any(t in row.name for t in texts)]
 
 
 def _summary(failed: Sequence[Ending]) -> str:
@@ -314,8 +345,27 @@ def _clean(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=,+-]+", "_", text)[:120]
 
 
-def _slug(overrides: Sequence[str], neutral: Sequence[str]) -> str:
-    """A folder's name: the overrides to be read, their hash to be exact."""
+def _slug(overrides: Sequence[str], neutral: Sequence[str], conf: Path | None = None) -> str:
+    """A folder's name: the overrides to be read, and the hash of what they give to be exact."""
     identity = _identity(overrides, neutral)
-    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:8]
+    settings = "\n".join(identity)
+    if conf is not None and conf.is_dir():
+        settings = _settings(conf, overrides, neutral)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f"{_clean(','.join(word for word in identity if _key(word) != 'experiment'))}-{digest}"
+
+
+def _settings(conf: Path, overrides: Sequence[str], neutral: Sequence[str]) -> str:
+    """The composed configuration as JSON, without what leaves the result as it is."""
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            settings: Any = OmegaConf.to_container(compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(explain(error))
+    for key in ("output_dir", "seed", *neutral):
+        *groups, name = key.split(".")
+        node = settings
+        for group in groups:
+            node = node.get(group, {})
+        node.pop(name, None)
+    return json.dumps(settings, sort_keys=True)

@@ -17,13 +17,13 @@ class Scenes:
     """The built-in pictures: few labelled solids among unlabelled ones; sizes of the miniature."""
 
     train_images: int = 3000
-    val_images: int = 600
+    val_images: int = 1200
     height: int = 96  # pixels
     width: int = 96  # pixels
-    objects: list[int] = field(default_factory=lambda: [1, 2])  # labelled, a picture
+    objects: list[int] = field(default_factory=lambda: [1, 1])  # labelled, a picture
     shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])  # labelled
     classes: list[str] = field(default_factory=lambda: ["shape"])  # and "color", "material", ...
-    distractors: list[int] = field(default_factory=lambda: [3, 5])  # unlabelled, a picture
+    distractors: list[int] = field(default_factory=lambda: [5, 7])  # unlabelled, a picture
     distractor_shapes: list[str] = field(default_factory=lambda: ["cone", "pyramid", "torus"])
     clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, a picture
     radius: list[float] = field(default_factory=lambda: [0.3, 0.65])  # world units, log-uniform

@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.runs import duration, read_result
 from common.table_report import mean_std
-from common.tables import Gap, Row, Table, compose_rows, main
+from common.tables import Gap, Request, Row, Table, compose_rows, main, plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -430,3 +430,25 @@ def test_behind_two_dashes_every_key_belongs_to_the_training(bench):
 def test_a_slip_in_a_declaration_is_named(rows, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         table(rows, **options)
+
+
+def test_rows_runs_only_what_it_names_and_prints_all(bench):
+    bench(table(TWO), "table1 rows=hig")
+    assert len(bench.calls()) == 1
+    assert bench.cells("low")["AP ours"] == "–"
+    bench(table(TWO), "table1 rows=nothing", code=2)
+
+
+def test_a_changed_default_makes_another_run(tmp_path):
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    request = Request([table(TWO)], "paper")
+
+    def folders(text: str) -> set[Path]:
+        (conf / "config.yaml").write_text(text)
+        rows = plan(table(TWO), request, conf=conf)
+        return {run.folder for points in rows for point in points for run in point.runs}
+
+    first = folders("gamma: 1\nlr: 0.1\nprocesses: 0\n")
+    assert folders("gamma: 1\nlr: 0.1\nprocesses: 8\n") == first  # neutral
+    assert not folders("gamma: 1\nlr: 0.2\nprocesses: 0\n") & first
