@@ -97,7 +97,7 @@ class Log:
         if force:
             if step == self.start:  # a finished run that is evaluated again
                 self._keep(lambda line: line["step"] != step or not values.keys() <= line.keys())
-            self._record(step, {name: float(value) for name, value in values.items()})
+            self._record(step, {name: _number(value) for name, value in values.items()})
             return
         for name, value in values.items():
             sum_, count = self.values.get(name, (0.0, 0))
@@ -230,6 +230,11 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axis.plot(*zip(*values, strict=True))
         axis.grid(alpha=0.3)
     _replace(path, lambda new: figure.savefig(new, format="png", dpi=100))
+
+
+def _number(value: Tensor | float) -> float:
+    """A scalar, read from its device."""
+    return value.detach().item() if isinstance(value, Tensor) else float(value)
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
