@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 
 import focal_loss
 from common.config import typed
@@ -22,6 +23,7 @@ FOLDER = Path(focal_loss.__file__).parent
 
 def settings(*words: str) -> Config:
     """What `python train.py WORDS` would train."""
+    ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     with initialize_config_dir(str(FOLDER / "conf"), version_base="1.3"):
         return typed(compose("config", [*words, "output_dir=unused"]))
 
