@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.optim import parameter_groups, warmup_multistep
 
 APP = """
+import os
 from dataclasses import dataclass, field
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -60,7 +61,8 @@ def train(cfg: Config) -> None:
         first_host("")
     if cfg.steps == 14:
         int("x")
-    print("trained", cfg.data.name, cfg.loss.gamma, cfg.steps, flush=True)
+    line = f"trained {cfg.data.name} {cfg.loss.gamma} {cfg.steps}" + chr(10)
+    os.write(1, line.encode())  # in one piece, whoever else is printing
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
