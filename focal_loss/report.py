@@ -3,12 +3,11 @@
 import json
 import math
 import os
-import platform
 from pathlib import Path
 
 import torch
 
-from common import dist
+from common import dist, machine
 from common.log import Diverged
 from focal_loss.config import Config
 
@@ -45,7 +44,7 @@ def device_name() -> str:
     """Name of the GPU, or processor and number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
 def compare(folders: dict[str, Path]) -> str:
