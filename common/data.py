@@ -293,16 +293,22 @@ class _Loader:
 
 
 class _Steps:
-    """Keys of this process's share of steps start, ..., stop - 1."""
+    """Keys of this process's share of steps start, ..., stop - 1, each cut into `pieces`."""
 
-    def __init__(self, stream: SampleStream, start: int, stop: int, rank: int, world: int) -> None:
+    def __init__(
+        self, stream: SampleStream, start: int, stop: int, rank: int, world: int, pieces: int = 1
+    ) -> None:
         self.stream, self.steps, self.rank, self.world = stream, range(start, stop), rank, world
+        self.pieces = pieces
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.pieces
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return (self.stream.share(step, self.rank, self.world) for step in self.steps)
+        for step in self.steps:
+            share = self.stream.share(step, self.rank, self.world)
+            n = len(share) // self.pieces
+            yield from (share[i : i + n] for i in range(0, len(share), n))
 
 
 def train_loader(
@@ -316,6 +322,7 @@ def train_loader(
     collate: Callable[[list], Any] = default_collate,
     groups: Sequence[int] | None = None,
     chunk: int | None = None,
+    pieces: int = 1,
     bad: BadImages | None = None,
     pin: bool | None = None,
     context: str | None = None,
@@ -323,14 +330,17 @@ def train_loader(
     """The `stop - start` batches of the steps after `start`, this process's share of each.
 
     batch_size: examples per optimizer step over all processes. groups, chunk: see `SampleStream`.
+    pieces: cut each share into so many consecutive batches, for shares too large to hold at once.
     pin: page-locked batches, by default where there is a GPU. context: "fork", "spawn", ...
     """
     stream = SampleStream(len(dataset), batch_size, seed=seed, groups=groups, chunk=chunk)  # type: ignore[arg-type]
     rank, world = dist.rank(), dist.world_size()
-    stream.share(start, rank, world)  # a batch that cannot be shared stops here
+    share = len(stream.share(start, rank, world))  # a batch that cannot be shared stops here
+    if pieces < 1 or share % pieces:
+        raise ValueError(f"pieces={pieces} does not divide the {share} examples of a process")
     bad = bad or BadImages()
     batches = _Batches(dataset, collate, seed, bad.allowed(stream.size), stream.groups)
-    steps = _Steps(stream, start, stop, rank, world)
+    steps = _Steps(stream, start, stop, rank, world, pieces)
     pin = torch.cuda.is_available() if pin is None else pin
     return _Loader(
         batches, steps, workers, bad=bad, pin_memory=pin, multiprocessing_context=context
@@ -347,23 +357,25 @@ def eval_loader(
     context: str | None = None,
     rank: int | None = None,
     world: int | None = None,
+    bad: BadImages | None = None,
 ) -> _Loader:
     """Each example exactly once over all processes: process r of w gets r, r + w, r + 2 w, ...
 
     batch_size: examples per batch of this process; the last one is smaller, and a process beyond
-    the number of examples gets none. Unreadable pictures always raise.
+    the number of examples gets none. Unreadable pictures raise unless `bad` says otherwise.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: choose at least 1")
     rank = dist.rank() if rank is None else rank
     world = dist.world_size() if world is None else world
+    bad = bad or BadImages()
     mine = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
     steps = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     return _Loader(
-        _Batches(dataset, collate, seed=0),
+        _Batches(dataset, collate, 0, bad.allowed(len(dataset))),  # type: ignore[arg-type]
         steps,
         workers,
-        bad=BadImages(),
+        bad=bad,
         pin_memory=torch.cuda.is_available() if pin is None else pin,
         multiprocessing_context=context,
         persistent_workers=workers > 0,  # evaluation comes again; training is one long pass

@@ -36,12 +36,10 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from . import errors, spawn
-from .errors import UserError
+from .errors import PREEMPTED, UserError
 
 C = TypeVar("C")  # configuration
 R = TypeVar("R")  # result
-
-PREEMPTED = 75  # exit code of a run that saved and left on request; sysexits.h: "try again later"
 
 
 @dataclasses.dataclass
@@ -86,13 +84,21 @@ def barrier() -> None:
     total(torch.zeros(1))
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """`model` with gradients averaged over the ranks; in one process `model` itself."""
+def wrap(model: nn.Module, *, broadcast_buffers: bool = True) -> nn.Module:
+    """`model` with gradients averaged over the ranks; in one process `model` itself.
+
+    broadcast_buffers: whether every forward copies rank 0's buffers to the others.
+    """
     if world_size() == 1:
         return model
     here = device()
     ids = [here.index] if here.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    wrapped = nn.parallel.DistributedDataParallel(
+        model, device_ids=ids, gradient_as_bucket_view=True
+    )
+    # The argument of this name is deprecated, and its successor is not in torch 2.11.
+    wrapped.broadcast_buffers = broadcast_buffers
+    return wrapped
 
 
 def total(value: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import linecache
 import traceback
 from pathlib import Path
 
+PREEMPTED = 75  # exit code of a run that saved and left on request; sysexits.h: "try again later"
+
 
 class UserError(SystemExit):
     """Ends a command with one sentence for its user and exit code `status`, without a traceback."""

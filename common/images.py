@@ -56,8 +56,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except _DAMAGE as error:
         raise UnreadableImage(
-            f"{path} cannot be read as a picture ({error}): replace the file, or skip such "
-            "pictures by the bad-image policy"
+            f"{path} cannot be read as a picture ({error}): replace the file, or count and "
+            "replace such pictures in training (data.bad_images=skip)"
         ) from error
 
 

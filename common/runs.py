@@ -19,7 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-PREEMPTED = 75  # train.py's exit code after SIGTERM, as in common.dist: saved, to be resumed
+from .errors import PREEMPTED
+
 GRACE = 60  # seconds a child has to save its state when we are interrupted
 TAIL = 12  # lines of a failed run's console that are repeated in the account
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from common.runs import Run, divergence, duration, read_result, shown
 
 if TYPE_CHECKING:  # tables.py imports this file
-    from common.tables import Gap, Plan, Point, Request, Table
+    from common.tables import Gap, Near, Plan, Point, Request, Table
 
 DASH = "–"
 Results = dict[Path, dict[str, Any]]  # result.json by folder
@@ -94,7 +94,7 @@ def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
     if table.note:
         text += f"\n{table.note}\n"
     by_name = {row.name: choice for row, choice in zip(table.rows, choices, strict=True)}
-    text += "".join(f"\n- {_claim(table, gap, by_name)}" for gap in table.claims)
+    text += "".join(f"\n- {_claim(table, claim, by_name)}" for claim in table.claims)
     _write(Path(f"{stem}.md"), text.rstrip() + "\n")
     _write(Path(f"{stem}.csv"), _csv(table, rows, results))
     if results:
@@ -171,25 +171,32 @@ def _host(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _claim(table: Table, gap: Gap, choices: dict[str, Choice]) -> str:
+def _claim(table: Table, claim: Gap | Near, choices: dict[str, Choice]) -> str:
     """Whether the claim held, by how much."""
-    sign = -1 if table.smaller_is_better else 1
-    ours = {
-        name: figures(table, choices[name].results, gap.column) for name in (gap.better, *gap.than)
-    }
-    best = max(gap.than, key=lambda name: sign * statistics.fmean(ours[name].values() or [0.0]))
-    seeds = sorted(set(ours[gap.better]) & set(ours[best]))
-    names = {name: f'"{name}"' for name in ours}
-    lacking = [names[name] for name, values in ours.items() if not values]
-    rivals = " and ".join(names[name] for name in gap.than)
-    claim = f"{names[gap.better]} at least {gap.at_least:g} {gap.column} ahead of {rivals}"
-    claim += f" (paper: {gap.paper:.{table.digits}f})" if gap.paper is not None else ""
+    ours = {name: figures(table, choices[name].results, claim.column) for name in claim.names}
+    lacking = [f'"{name}"' for name, values in ours.items() if not values]
+    first, *others = claim.names
+    if hasattr(claim, "within"):
+        words = f'"{first}" within {claim.within:g} {claim.column} or one std of "{others[0]}"'
+        best, sign = others[0], 1
+    else:
+        sign = -1 if table.smaller_is_better else 1
+        best = max(others, key=lambda name: sign * statistics.fmean(ours[name].values() or [0.0]))
+        rivals = " and ".join(f'"{name}"' for name in others)
+        words = f'"{first}" at least {claim.at_least:g} {claim.column} ahead of {rivals}'
+    words += f" (paper: {claim.paper:.{table.digits}f})" if claim.paper is not None else ""
+    seeds = sorted(set(ours[first]) & set(ours[best]))
     if lacking or not seeds:
-        return f"not measured: {claim}; lacking {', '.join(lacking) or 'a common seed'}"
-    gaps = [sign * (ours[gap.better][seed] - ours[best][seed]) for seed in seeds]
-    verdict = "held" if statistics.fmean(gaps) >= gap.at_least else "did not hold"
-    ahead = f"{mean_std(gaps, table.digits)} ahead of {names[best]}, n = {len(seeds)}"
-    return f"{verdict}: {claim}; ours: {ahead}"
+        return f"not measured: {words}; lacking {', '.join(lacking) or 'a common seed'}"
+    gaps = [sign * (ours[first][seed] - ours[best][seed]) for seed in seeds]
+    mean = statistics.fmean(gaps)
+    if hasattr(claim, "within"):
+        std = statistics.stdev(ours[best].values()) if len(ours[best]) > 1 else 0.0
+        held, relation = abs(mean) <= max(claim.within, std), "away from"
+    else:
+        held, relation = mean >= claim.at_least, "ahead of"
+    found = f'{mean_std(gaps, table.digits)} {relation} "{best}", n = {len(seeds)}'
+    return f"{'held' if held else 'did not hold'}: {words}; ours: {found}"
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

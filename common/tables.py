@@ -85,6 +85,28 @@ class Gap:
     at_least: float = 0.0
     paper: float | None = None  # the gap that the paper prints
 
+    @property
+    def names(self) -> list[str]:
+        """The rows that the claim is about."""
+        return [self.better, *self.than]
+
+
+@dataclass(frozen=True)
+class Near:
+    """A claim: `row` and `to` differ in `column` by at most `within`, or by one std of `to`."""
+
+    _: KW_ONLY
+    row: str
+    to: str
+    column: str
+    within: float
+    paper: float | None = None  # row - to in the paper
+
+    @property
+    def names(self) -> list[str]:
+        """The rows that the claim is about."""
+        return [self.row, self.to]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -97,7 +119,7 @@ class Table:
     columns: Sequence[str]  # names in result.json's metrics; the first one chooses in the grid
     scales: dict[str, list[str]]  # overrides by scale; the first scale is the default
     grid: dict[str, Any] = field(default_factory=dict)  # {key: values}, or by scale: {"mini": ...}
-    claims: Sequence[Gap] = ()
+    claims: Sequence[Gap | Near] = ()
     note: str = ""
     digits: int = 1
     smaller_is_better: bool = False
@@ -111,8 +133,8 @@ class Table:
         wanted = [(column, self.columns) for row in self.rows for column in row.paper]
         wanted += [(column, self.columns) for row in self.rows for column in row.memory]
         wanted += [(claim.column, self.columns) for claim in self.claims]
-        wanted += [(name, names) for claim in self.claims for name in (claim.better, *claim.than)]
-        if not all(claim.than for claim in self.claims):
+        wanted += [(name, names) for claim in self.claims for name in claim.names]
+        if not all(len(claim.names) > 1 for claim in self.claims):
             raise ValueError(f"{self.name}: a claim needs rows to compare with")
         for word, choices in wanted:
             if word not in choices:

@@ -11,15 +11,17 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common import checkpoint, config, dist
+from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Diverged, Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
-from focal_loss import data, report, versus, weights
+from focal_loss import data, weights
 from focal_loss.config import Config
 from focal_loss.criterion import DetectionLoss
 from focal_loss.evaluate import evaluate
 from focal_loss.model import RetinaNet
+
+COLUMNS = ("AP", "AP50", "AP75")
 
 
 def train(cfg: Config) -> dict[str, float]:
@@ -89,7 +91,13 @@ def train(cfg: Config) -> dict[str, float]:
     metrics = evaluate(final, cfg, training.category_ids, pictures=True)
     log(cfg.steps, force=True, **metrics)
     log.close()
-    report.write(cfg, metrics, seconds=time.time() - started)
+    result.write(
+        cfg.output_dir,
+        metrics,
+        steps=cfg.steps,
+        seconds=time.time() - started,
+        columns=COLUMNS,
+    )
     return metrics
 
 
@@ -99,7 +107,10 @@ def run(cfg: Config) -> dict[str, float]:
     try:
         return train(cfg)
     except Diverged as error:
-        report.write(cfg, {}, seconds=time.time() - started, diverged=error)
+        seconds = time.time() - started
+        result.write(
+            cfg.output_dir, {}, steps=cfg.steps, seconds=seconds, columns=COLUMNS, diverged=error
+        )
         raise
 
 
@@ -108,7 +119,7 @@ def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
     settings: Config = config.typed(cfg)
     if settings.versus:
-        versus.run_all(run, cfg)
+        versus.run_all(run, cfg, columns=COLUMNS, first="classification", curve="AP")
     else:
         dist.launch(run, settings, settings.processes)
 

@@ -22,7 +22,7 @@ from typing import Any
 IMPORTED = (
     *("hydra", "matplotlib.backends.backend_agg", "matplotlib.figure", "pycocotools.cocoeval"),
     *("torch._dynamo", "torch.utils.tensorboard", "torchvision", "tqdm"),
-    *("focal_loss.data", "focal_loss.evaluate", "focal_loss.versus", "focal_loss.weights"),
+    *("focal_loss.data", "focal_loss.evaluate", "common.versus", "focal_loss.weights"),
 )
 
 

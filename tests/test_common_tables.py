@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.runs import duration, read_result
 from common.table_report import mean_std
-from common.tables import Gap, Request, Row, Table, compose_rows, main, plan
+from common.tables import Gap, Near, Request, Row, Table, compose_rows, main, plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -244,6 +244,17 @@ def test_a_claim_takes_the_best_rival_seed_by_seed_and_waits_for_all_rows(bench)
         '- held: "high" at least 2 AP ahead of "low" and "one" (paper: 2.9); '
         'ours: 2.0 ± 0.0 ahead of "one", n = 2' in bench.out
     )
+
+
+def test_a_claim_of_nearness_holds_within_its_margin_or_one_std(bench):
+    rows = [Row("one", ["gamma=1"]), *TWO]
+    claims = [
+        Near(row="one", to="high", column="AP", within=2.0, paper=-0.3),
+        Near(row="one", to="high", column="AP", within=1.0),
+    ]
+    bench(table(rows, claims=claims), "table1 seeds=2")
+    assert '- held: "one" within 2 AP or one std of "high" (paper: -0.3); ours: -2.0' in bench.out
+    assert '- did not hold: "one" within 1 AP or one std of "high"; ours: -2.0 ± 0.0' in bench.out
 
 
 def test_a_failing_row_is_reported_with_its_last_words_and_the_others_go_on(bench):

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROJECTS = ["focal_loss"]
+PROJECTS = ["focal_loss", "large_minibatch"]
 SCRIPTS = {
-    *("analyse.py", "benchmark.py", "config.py", "data.py", "demo.py", "evaluate.py"),
-    *("report.py", "tables.py", "train.py", "versus.py"),
+    *("analyse.py", "benchmark.py", "config.py", "data.py", "decode.py", "demo.py", "doctor.py"),
+    *("doctor_example.py", "evaluate.py", "figures.py", "finished.py", "instances.py"),
+    *("prepare.py", "tables.py", "train.py", "transfer.py"),
 }
 ROOMS = ["README.md", "__init__.py", "benchmark.py", "config.py", "data.py", "evaluate.py"]
 ROOMS += ["model.py", "tables.py", "train.py", "conf/config.yaml"]

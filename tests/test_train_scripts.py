@@ -12,7 +12,35 @@ import torch
 from common import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROJECTS = ["focal_loss"]
+PROJECTS = ["focal_loss", "large_minibatch"]
+PICTURES = {"focal_loss": "detections.png", "large_minibatch": "predictions.png"}
+METRICS = {
+    "focal_loss": {"AP", "AP50", "AP75"},
+    "large_minibatch": {"error", "val_error", "train_error"},
+}
+TYPOS = {  # on the command line, and what the sentence has to name
+    "focal_loss": [
+        ("los.gamma=1", "loss.gamma"),
+        ("loss.gama=1", "loss.gamma"),
+        ("experiment=smok", "smoke"),
+        ("lr=abc", "a number"),
+        ("loss.kind=focul", "focal"),
+        ("lr=-1", "range"),
+        ("data.root_=x", "data.root"),
+    ],
+    "large_minibatch": [
+        ("rates.base=1", "rate.base"),
+        ("rate.warmups=none", "rate.warmup"),
+        ("rate.rule=linaer", "linear"),
+        ("batch_size=many", "a whole number"),
+        ("batch_size=36", "nearest that works is 32 or 40"),
+        ("norm.group=7", "group=7"),
+    ],
+}
+MISSING = {  # data sets that want a root
+    "focal_loss": ["data=coco"],
+    "large_minibatch": ["data=imagenet"],
+}
 
 
 def run(project: str, *words: str, script: str = "train.py", timeout: float = 300, **env: str):
@@ -42,12 +70,12 @@ def test_smoke_trains_evaluates_and_leaves_a_full_folder(project, tmp_path):
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "run").iterdir()}
     wanted = {".hydra", "metrics.jsonl", "run.json", "result.json", "curves.png"}
-    assert wanted | {"detections.png", "checkpoint-00000006.pt"} <= names
+    assert wanted | {PICTURES[project], "checkpoint-00000006.pt"} <= names
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["steps"] == 6
     assert result["diverged"] is None
-    assert {"AP", "AP50", "AP75"} <= result["metrics"].keys()
-    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6, 6]
+    assert METRICS[project] <= result["metrics"].keys()
+    assert sorted({line["step"] for line in lines(tmp_path / "run")}) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -63,7 +91,7 @@ def test_resuming_gives_the_same_weights_as_never_stopping(project, tmp_path):
     a, b = weights(tmp_path / "whole", 6), weights(copied, 6)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert [line["step"] for line in lines(copied)] == [4, 5, 6, 6]
+    assert sorted({line["step"] for line in lines(copied)}) == [4, 5, 6]
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -76,18 +104,9 @@ def test_a_finished_run_started_again_only_evaluates(project, tmp_path):
     assert "step 1/6" not in again.stdout + again.stderr
 
 
-@pytest.mark.parametrize("project", PROJECTS)
 @pytest.mark.parametrize(
-    ("word", "hint"),
-    [
-        ("los.gamma=1", "loss.gamma"),
-        ("loss.gama=1", "loss.gamma"),
-        ("experiment=smok", "smoke"),
-        ("lr=abc", "a number"),
-        ("loss.kind=focul", "focal"),
-        ("lr=-1", "range"),
-        ("data.root_=x", "data.root"),
-    ],
+    ("project", "word", "hint"),
+    [(project, *slip) for project, slips in TYPOS.items() for slip in slips],
 )
 def test_a_typo_is_one_sentence_and_exit_code_2(project, word, hint, tmp_path):
     done = run(project, "experiment=smoke", word, f"hydra.run.dir={tmp_path}")
@@ -99,7 +118,7 @@ def test_a_typo_is_one_sentence_and_exit_code_2(project, word, hint, tmp_path):
 
 @pytest.mark.parametrize("project", PROJECTS)
 def test_a_missing_root_is_one_sentence(project, tmp_path):
-    for words in (["data=coco"], ["data=coco", "data.root=/no/such/folder"]):
+    for words in (MISSING[project], [*MISSING[project], "data.root=/no/such/folder"]):
         done = run(project, "experiment=paper", *words, f"hydra.run.dir={tmp_path}")
         assert done.returncode == 2
         assert "data.root" in done.stderr or "/no/such/folder" in done.stderr

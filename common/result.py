@@ -3,41 +3,46 @@
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from common import dist, machine
-from common.log import Diverged
-from focal_loss.config import Config
-
-COLUMNS = ("AP", "AP50", "AP75")
+from . import dist, machine
+from .log import Diverged
 
 
 def write(
-    cfg: Config, metrics: dict[str, float], *, seconds: float, diverged: Diverged | None = None
+    folder: str | Path,
+    metrics: Mapping[str, float],
+    *,
+    steps: int,
+    seconds: float,
+    columns: Sequence[str],
+    diverged: Diverged | None = None,
 ) -> None:
     """Write `result.json` into the run's folder; `tables.py` takes a run with it as finished.
 
     Metrics that the data leave undefined (nan, which is no JSON) are left out. seconds: of this
-    process, from start to end. diverged: the error that ended the run, if one did.
+    process, from start to end. columns: the metrics that are printed. diverged: the error that
+    ended the run, if one did.
     """
     if not dist.is_main():
         return
     content = {
         "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-        "steps": cfg.steps,
+        "steps": steps,
         "seconds": round(seconds, 1),
         "diverged": diverged and {"step": diverged.step, "part": diverged.part},
         "device": device_name(),
     }
-    path = Path(cfg.output_dir) / "result.json"
+    path = Path(folder) / "result.json"
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(partial, path)
     if not diverged:
-        figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in COLUMNS)
-        print(f"{figures} after {cfg.steps} steps, {seconds:.0f} s; pictures in {cfg.output_dir}")
+        figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in columns)
+        print(f"{figures} after {steps} steps, {seconds:.0f} s; everything in {folder}")
 
 
 def device_name() -> str:
@@ -47,18 +52,19 @@ def device_name() -> str:
     return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
-def compare(folders: dict[str, Path]) -> str:
-    """A Markdown table of finished runs: name, loss of the first step, and the metrics."""
-    lines = ["| run | first loss | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|:--|--:|" + "--:|" * len(COLUMNS))
+def compare(folders: Mapping[str, Path], columns: Sequence[str], first: str) -> str:
+    """A Markdown table of finished runs: name, value of `first` in the first line, the metrics."""
+    lines = [f"| run | first {first} | " + " | ".join(columns) + " |"]
+    lines.append("|:--|--:|" + "--:|" * len(columns))
     for name, folder in folders.items():
         result = json.loads((folder / "result.json").read_text())
         with (folder / "metrics.jsonl").open() as file:
-            first = json.loads(file.readline()).get("classification", float("nan"))
+            start = json.loads(file.readline()).get(first)
         if result["diverged"]:
-            shown = [f"diverged at step {result['diverged']['step']}", *["–"] * (len(COLUMNS) - 1)]
+            shown = [f"diverged at step {result['diverged']['step']}", *["–"] * (len(columns) - 1)]
         else:
-            values = [result["metrics"].get(column) for column in COLUMNS]
+            values = [result["metrics"].get(column) for column in columns]
             shown = ["–" if value is None else f"{value:.1f}" for value in values]
-        lines.append(f"| {name} | {first:.2f} | " + " | ".join(shown) + " |")
+        begun = "–" if start is None else f"{start:.2f}"
+        lines.append(f"| {name} | {begun} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -1,19 +1,20 @@
-"""Train several settings side by side, each in a process of its own, and compare them."""
+"""Train several settings side by side, each in a process of its own, and compare them.
 
-import json
+The demo of a project shows the paper's effect in this way: its `versus` maps a name to the
+overrides that make the setting, `{"focal loss": [], "cross entropy": ["loss.gamma=0"]}`.
+"""
+
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common import dist, draw
-from common.config import typed
-from focal_loss import report
-from focal_loss.config import Config
+from . import dist, draw, log, result
+from .config import typed
 
 
 def variants(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -33,10 +34,18 @@ def variants(cfg: DictConfig) -> dict[str, DictConfig]:
     return settings
 
 
-def run_all(run: Callable[[Config], object], cfg: DictConfig) -> None:
+def run_all(
+    run: Callable[[Any], object],
+    cfg: DictConfig,
+    *,
+    columns: Sequence[str],
+    first: str,
+    curve: str,
+) -> None:
     """`run` every variant, as many at a time as there are cores, then print and draw them all.
 
-    A variant whose loss diverges is a result. Any other failure ends all of them.
+    columns: metrics of the table; first: what is shown of a run's first step; curve: the value
+    whose course is drawn. A variant whose loss diverges is a result. Any other failure ends all.
     """
     context = multiprocessing.get_context("spawn")
     settings = variants(cfg)
@@ -60,25 +69,24 @@ def run_all(run: Callable[[Config], object], cfg: DictConfig) -> None:
         for process in running:
             process.terminate()
             process.join()
-    _show({name: Path(variant.output_dir) for name, variant in settings.items()}, cfg.output_dir)
+    folders = {name: Path(variant.output_dir) for name, variant in settings.items()}
+    table = result.compare(folders, columns, first)
+    Path(cfg.output_dir, "versus.md").write_text(table + "\n")
+    _draw(folders, Path(cfg.output_dir, "versus.png"), curve)
+    print(table)
+    print(f"\nPictures, curves and checkpoints: {cfg.output_dir}")
 
 
-def _one(run: Callable[[Config], object], cfg: Config) -> None:
+def _one(run: Callable[[Any], object], cfg: Any) -> None:
     dist.launch(run, cfg, 1)
 
 
-def _show(folders: dict[str, Path], output_dir: str) -> None:
-    """Print the comparison and write it as `versus.md` and `versus.png`."""
-    table = report.compare(folders)
-    Path(output_dir, "versus.md").write_text(table + "\n")
+def _draw(folders: Mapping[str, Path], picture: Path, curve: str) -> None:
+    """The course of one value in all runs."""
     lines: dict[str, draw.Line] = {}
     for name, folder in folders.items():
-        with (folder / "metrics.jsonl").open() as file:
-            points = [json.loads(line) for line in file]
-        points = [p for p in points if "AP" in p]
+        points = [line for line in log.read(folder) if line.get(curve) is not None]
         if points:
-            lines[name] = ([p["step"] for p in points], [p["AP"] for p in points])
+            lines[name] = ([p["step"] for p in points], [p[curve] for p in points])
     if lines:
-        draw.curves(Path(output_dir, "versus.png"), lines, xlabel="step", ylabel="AP")
-    print(table, file=sys.stdout)
-    print(f"\nPictures, curves and checkpoints: {output_dir}")
+        draw.curves(picture, lines, xlabel="step", ylabel=curve)

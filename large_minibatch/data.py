@@ -1,0 +1,289 @@
+"""The data as the paper sees it: labelled pictures, cropped and flipped, kn of them to a step.
+
+N images of a batch, S pixels a side, K classes. `Pictures` reads files, `InMemory` holds uint8
+pixels; both give each process its share of a step in pieces, each small enough for one forward.
+Which pictures a step has, and what becomes of each, is a function of (seed, step) alone: one
+shuffle of the whole set an epoch (Remark 4, Sec. 3) for any number of processes.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from copy import copy
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import dist
+from common.data import BadImages, SampleStream, eval_loader, train_loader
+from common.scenes import Scenes, World
+from common.scenes.world import SHAPES
+from large_minibatch import recipe
+from large_minibatch.augment import Augment
+from large_minibatch.config import Config
+from large_minibatch.config import Data as DataConfig
+from large_minibatch.config import Scenes as ScenesConfig
+from large_minibatch.decode import Pictures, Whole, collate
+from large_minibatch.folders import (
+    Files,
+    class_folders,
+    find,
+    listed,
+    require_same,
+    require_there,
+)
+from large_minibatch.memory import Batch, InMemory, random_pictures, squares
+
+IMAGENET = (1_281_167, 50_000, 1000)  # pictures to train and to evaluate on, classes
+
+
+def build(cfg: DataConfig, split: str) -> "Pictures | InMemory":
+    """The pictures of `split`, "train" or "val", with what that split does to them.
+
+    Both number the classes alike: those of `cfg.classes`, else the sorted folders of the training
+    split. Raises ValueError, in a sentence, for the first thing amiss.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split is {split!r}: choose 'train' or 'val'")
+    training, augment = split == "train", augmentation(cfg)
+    if cfg.name == "scenes":
+        return scenes(cfg.scenes, augment, training=training, limit=cfg.limit)
+    if cfg.name == "synthetic":
+        return synthetic(cfg, training=training)
+    files, labels, classes = found(cfg, training=training)
+    chosen = _first(labels, cfg.limit if training else 0)
+    source = Pictures(
+        files.only(chosen),
+        labels[chosen],
+        classes,
+        augment,
+        training=training,
+        # fb and torchvision take ImageNet's pictures as they are stored.
+        upright=cfg.name == "folder",
+        draft=cfg.draft,
+    )
+    return decoded(source, cfg) if cfg.in_memory else source
+
+
+def found(cfg: DataConfig, *, training: bool) -> tuple[Files, Tensor, list[str]]:
+    """Files (M), labels (M,) and all classes (K) of one split; checks the layout."""
+    wnids, root = cfg.name == "imagenet", Path(cfg.root)
+    if not cfg.root or not root.is_dir():
+        raise ValueError(
+            f"data.root={cfg.root!r} is not a folder: expected {cfg.train}/<class>/<picture> and "
+            f"{cfg.val}/<class>/<picture> in it"
+        )
+    there = class_folders(root / cfg.train, wnids=wnids)
+    classes = listed(cfg.classes) if cfg.classes else there
+    require_there(classes, there, cfg.classes, root / cfg.train)
+    if training:
+        return *find(root / cfg.train, classes, classes), classes
+    shown, folder = class_folders(root / cfg.val, wnids=wnids), root / cfg.val
+    if cfg.evaluated:
+        names = listed(cfg.evaluated)
+        require_there(names, classes, cfg.evaluated, cfg.classes or root / cfg.train)
+        require_there(names, shown, cfg.evaluated, folder)
+    elif cfg.classes:
+        require_there(names := classes, shown, cfg.classes, folder)
+    else:
+        require_same(names := classes, shown, folder)
+    return *find(folder, classes, names), classes
+
+
+def augmentation(cfg: DataConfig) -> Augment:
+    """The options that concern pixels."""
+    red, green, blue = (round(255 * value) for value in cfg.mean)
+    return Augment(
+        size=cfg.size,
+        crop=cfg.crop,
+        interpolation=cfg.interpolation,
+        resize=cfg.resize,
+        area=(cfg.area[0], cfg.area[1]),
+        flip=cfg.flip,
+        color_jitter=cfg.color_jitter,
+        lighting=cfg.lighting,
+        fill=(red, green, blue),
+    )
+
+
+def _first(labels: Tensor, limit: int) -> Tensor:
+    """Indices of the first `limit` pictures of each class, or of all where it is 0."""
+    if not limit:
+        return torch.arange(len(labels))
+    found = [(labels == label).nonzero()[:limit, 0] for label in labels.unique()]
+    return torch.cat(found).sort().values
+
+
+def decoded(source: Pictures, cfg: DataConfig) -> InMemory:
+    """All pictures of a set, decoded once, by every process for itself.
+
+    Under data.bad_images=skip the next picture stands in for one that cannot be read.
+    """
+    augment, training = source.augment, source.training
+    reader: Pictures | Whole = source
+    if training and augment.resamples:
+        reader = Whole(source)
+    elif training:  # the centre crop, which is shifted and flipped when it is drawn
+        reader = copy(source)
+        reader.training = False
+    loader = eval_loader(
+        reader,
+        64,
+        workers=cfg.workers,
+        collate=collate,
+        rank=0,
+        world=1,
+        bad=BadImages(cfg.bad_images if training else "raise"),
+    )
+    parts: list[Batch] = list(
+        tqdm(loader, "decode", unit="batch", leave=False, disable=None if dist.is_main() else True)
+    )
+    return InMemory(
+        torch.cat([part.images for part in parts]).permute(0, 2, 3, 1),
+        torch.cat([part.labels for part in parts]),
+        [file for part in parts for file in part.files],
+        source.classes,
+        augment,
+        training=training,
+    )
+
+
+def scenes(cfg: ScenesConfig, augment: Augment, *, training: bool, limit: int = 0) -> InMemory:
+    """The built-in pictures: one solid on a plain floor, its shape and colour are the class."""
+    world = World(
+        height=cfg.size,
+        width=cfg.size,
+        objects=(1, 1),
+        shapes=tuple(cfg.shapes),
+        colors=tuple(cfg.colors),
+        sizes=(("large", 0.7),),
+        distractors=(cfg.distractors[0], cfg.distractors[1]),
+        distractor_shapes=tuple(shape for shape in SHAPES if shape not in cfg.shapes),
+        spread=0.8,
+        noise=cfg.noise,
+    )
+    count = cfg.train_images if training else cfg.val_images
+    # The training pictures lie a million further on, so that either split may grow.
+    start = 1_000_000 if training else 0
+    rendered = Scenes(world, count=count, seed=cfg.seed, start=start, classes_by=("shape", "color"))
+    chosen = _first(rendered.labels(), limit if training else 0)
+    return InMemory(
+        squares(rendered.images()[chosen], augment, training=training),
+        rendered.labels()[chosen],
+        [rendered.files[i] for i in chosen.tolist()],
+        rendered.names,
+        augment,
+        training=training,
+    )
+
+
+def synthetic(cfg: DataConfig, *, training: bool) -> InMemory:
+    """Random pictures for speed tests, as many as ImageNet has."""
+    train, val, classes = IMAGENET
+    count = (min(train, cfg.limit * classes) if cfg.limit else train) if training else val
+    names = [str(label) for label in range(classes)]
+    return random_pictures(cfg.size, count=count, classes=names, training=training)
+
+
+def _memory_pieces(
+    dataset: InMemory, cfg: Config, start: int, stop: int, size: int
+) -> Iterator[Batch]:
+    """Pieces of `size` pictures of this process's share of steps start, ..., stop - 1."""
+    stream = SampleStream(len(dataset), cfg.batch_size, seed=cfg.seed)
+    held = dataset.to(dist.device())
+    for step in range(start, stop):
+        share = stream.share(step, dist.rank(), dist.world_size())
+        for i in range(0, len(share), size):
+            keys = share[i : i + size]
+            yield held.batch([index for _, index in keys], held.rows(keys, cfg.seed))
+
+
+def training_batches(
+    dataset: Pictures | InMemory, cfg: Config, start: int, stop: int
+) -> Iterator[Iterable[Batch]]:
+    """The share of this process in the steps after `start`, up to `stop`, each as pieces.
+
+    A step's pieces are made while they are taken: `recipe.plan` says how many and how large, so
+    that a share of any size fits. Pieces that a loop leaves out are dropped.
+    """
+    plan = recipe.plan(
+        examples=len(dataset),
+        batch_size=cfg.batch_size,
+        processes=dist.world_size(),
+        group=cfg.norm.group,
+        per_forward=cfg.per_forward,
+    )
+    if isinstance(dataset, InMemory):
+        pieces = _memory_pieces(dataset, cfg, start, stop, plan.per_forward)
+        return _steps(pieces, stop - start, plan.accumulation)
+    loader = train_loader(
+        dataset,
+        cfg.batch_size,
+        start,
+        stop,
+        seed=cfg.seed,
+        workers=cfg.data.workers,
+        collate=collate,
+        pieces=plan.accumulation,
+        bad=BadImages(cfg.data.bad_images),
+    )
+    return _steps(loader, stop - start, plan.accumulation)
+
+
+def _steps(pieces: Iterable[Batch], steps: int, per_step: int) -> Iterator[Iterable[Batch]]:
+    """`steps` times the next `per_step` pieces."""
+    left = iter(pieces)
+    for _ in range(steps):
+        step = itertools.islice(left, per_step)
+        yield step
+        deque(step, maxlen=0)  # what the loop did not take
+
+
+def validation_batches(
+    dataset: Pictures | InMemory, cfg: Config, batch_size: int
+) -> Iterable[Batch]:
+    """The share of this process in the pictures to evaluate on, each exactly once over all."""
+    if isinstance(dataset, Pictures):
+        return eval_loader(dataset, batch_size, workers=cfg.data.workers, collate=collate)
+    mine = range(dist.rank(), len(dataset), dist.world_size())
+    held = dataset.to(dist.device())
+    return (held.batch(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
+
+
+def evaluated_columns(dataset: Pictures | InMemory, cfg: DataConfig) -> Tensor | None:
+    """Which classes (K,) bool are told apart in evaluation; None: all.
+
+    ImageNet-5k is trained on 5,000 classes and evaluated as a choice among 1,000, Fig. 6.
+    """
+    if not cfg.evaluated:
+        return None
+    names = listed(cfg.evaluated)
+    require_there(names, dataset.classes, cfg.evaluated, "the training set")
+    wanted = set(names)
+    return torch.tensor([name in wanted for name in dataset.classes])
+
+
+def normalise(images: Tensor, cfg: DataConfig) -> Tensor:
+    """Pictures uint8 (N, 3, H, W) as float32, channels last: (x / 255 - mean) / std."""
+    N, C, H, W = images.shape
+    scale, offset = _affine(tuple(cfg.mean), tuple(cfg.std), W, images.device)
+    rows = images.permute(0, 2, 3, 1).reshape(N * H, W * C)  # long rows: vector instructions
+    if rows.is_cuda:
+        rows = torch.addcmul(offset, rows, scale)  # one kernel, conversion included
+    else:
+        rows = rows.float()
+        torch.addcmul(offset, rows, scale, out=rows)
+    return rows.view(N, H, W, C).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=16)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and summand (3 * width,) of a row of RGB pixels."""
+    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    scale, offset = 1 / (255 * stds), -means / stds
+    return scale.float().repeat(width).to(device), offset.float().repeat(width).to(device)

@@ -1,0 +1,192 @@
+"""The tables and curves of the paper, each row the overrides that give it.
+
+    python tables.py                                     # the list
+    python tables.py table1 scale=mini seeds=3 jobs=2    # run what is missing, print both figures
+    python tables.py table1 data=cifar10 data.root=DIR   # the same on other pictures
+    python tables.py table1 scale=paper data.root=/data/imagenet
+    python tables.py table1 run=false                    # only print what has been measured
+
+At `scale=paper` a row differs from `experiment=paper data=imagenet` by what it names. At
+`scale=mini` (conf/experiment/mini.yaml) the reference minibatch is 32, one worker, and 256 stands
+for the paper's 8k: the room between a reference that trains and the largest minibatch is smaller.
+`error` is the median top-1 validation error of the last five epochs in percent. Table 3 is
+transfer.py's, Figs. 2-5 and 7-8 are drawn by figures.py.
+"""
+
+from pathlib import Path
+
+from common.tables import Gap, Near, Row, Table, main
+from large_minibatch import config  # noqa: F401 - tells Hydra the options
+
+SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=imagenet"]}
+COLUMNS = ("error", "train_error")
+SMALL, LARGE = 256, 8192  # minibatches of the paper
+MINI = {SMALL: 32, LARGE: 256}  # and of the miniature
+
+
+def row(
+    name: str,
+    batch_size: int,
+    overrides: list[str],
+    error: float | None = None,
+    mini: list[str] | None = None,
+) -> Row:
+    """A row at a minibatch of the paper. mini: overrides of the miniature where they are others."""
+    small = [f"batch_size={MINI[batch_size]}", *(overrides if mini is None else mini)]
+    return Row(name, [f"batch_size={batch_size}", *overrides], instead={"mini": small}, error=error)
+
+
+def scaled(name: str, batch_size: int, factor: float, error: float) -> Row:
+    """A row of Table 2a whose reference rate is `factor` times the paper's 0.1, the mini's 0.05."""
+    paper, mini = (
+        [f"rate.base={base * factor:g}", f"rate.start={base * factor:g}"] for base in (0.1, 0.05)
+    )
+    return row(name, batch_size, paper, error, mini)
+
+
+def backbone(batch_size: int, error: float) -> Row:
+    """A row of Table 2c; mini: twice the width."""
+    name = f"ResNet-101, kn = {batch_size}"
+    return row(name, batch_size, ["model.name=resnet101"], error, ["model.width=16"])
+
+
+BASELINE = row("kn = 256", SMALL, [], 23.60)
+GRADUAL = "kn = 8k, gradual warm-up"
+TABLE1 = [
+    BASELINE,
+    row("kn = 8k, no warm-up", LARGE, ["rate.warmup=none"], 24.84),
+    row("kn = 8k, constant warm-up", LARGE, ["rate.warmup=constant"], 25.88),
+    row(GRADUAL, LARGE, [], 23.74),
+]
+TABLE2A = [
+    scaled("kn = 256, eta = 0.05", SMALL, 0.5, 23.92),
+    row("kn = 256, eta = 0.10", SMALL, [], 23.60),
+    scaled("kn = 256, eta = 0.20", SMALL, 2.0, 23.68),
+    scaled("kn = 8k, eta = 0.05 x 32", LARGE, 0.5, 24.27),
+    row("kn = 8k, eta = 0.10 x 32", LARGE, [], 23.74),
+    scaled("kn = 8k, eta = 0.20 x 32", LARGE, 2.0, 24.05),
+    row("kn = 8k, eta = 0.10", LARGE, ["rate.rule=fixed"], 41.67),
+    row("kn = 8k, eta = 0.10 x sqrt(32)", LARGE, ["rate.rule=sqrt"], 26.22),
+]
+ONE = ["model.zero_gamma=false"]
+TABLE2B = [
+    row("kn = 256, gamma = 1", SMALL, ONE, 23.84),
+    row("kn = 256, gamma = 0", SMALL, [], 23.60),
+    row("kn = 8k, gamma = 1", LARGE, ONE, 24.11),
+    row("kn = 8k, gamma = 0", LARGE, [], 23.74),
+]
+TABLE2C = [backbone(SMALL, 22.08), backbone(LARGE, 22.36)]
+ERRORS = {  # Fig. 1
+    **{64: None, 128: 23.49, 256: 23.60, 512: 23.48, 1024: 23.53, 2048: 23.49},
+    **{4096: 23.56, 8192: 23.74, 16384: 24.79, 32768: 27.55, 65536: 33.96},
+}
+FIG1 = [Row(f"kn = {n}", [f"batch_size={n}"], error=error) for n, error in ERRORS.items()]
+FIG1_MINI = [Row(f"kn = {n}", [f"batch_size={n}"]) for n in (32, 64, 128, 256, 512, 1024, 2048)]
+FIG6 = [
+    Row("kn = 256", ["batch_size=256"], error=25.83),
+    Row("kn = 8k", ["batch_size=8192"], error=26.09),
+]
+GROUPS = [
+    row("groups of 32", LARGE, [], 23.74),
+    row("all of a process, no groups", LARGE, ["norm.kind=worker"]),
+]
+
+
+def behind(*ablations: str) -> Gap:
+    """The claim that the paper's recipe is ahead of each of its ablations."""
+    return Gap(better=GRADUAL, than=ablations, column="error")
+
+
+def table(name: str, title: str, rows: list[Row], *claims: Gap | Near) -> Table:
+    """A table of errors at both scales."""
+    return Table(
+        name,
+        title,
+        rows=rows,
+        columns=COLUMNS,
+        scales=SCALES,
+        claims=claims,
+        digits=2,
+        smaller_is_better=True,
+        diverged=100.0,
+    )
+
+
+SAME = Near(row=GRADUAL, to="kn = 256", column="error", within=0.5, paper=0.14)
+PAPER_ONLY = {"paper": SCALES["paper"]}
+TABLES = [
+    table(
+        "table1",
+        "Warm-up, ResNet-50",
+        TABLE1,
+        SAME,
+        behind("kn = 8k, no warm-up", "kn = 8k, constant warm-up"),
+    ),
+    table(
+        "table2a",
+        "Learning rate scaling",
+        TABLE2A,
+        Near(
+            row="kn = 8k, eta = 0.10 x 32",
+            to="kn = 256, eta = 0.10",
+            column="error",
+            within=0.5,
+            paper=0.14,
+        ),
+        Gap(
+            better="kn = 8k, eta = 0.10 x 32",
+            than=["kn = 8k, eta = 0.10"],
+            column="error",
+            at_least=5.0,
+            paper=17.93,
+        ),
+        Gap(
+            better="kn = 8k, eta = 0.10 x 32",
+            than=["kn = 8k, eta = 0.10 x sqrt(32)"],
+            column="error",
+            paper=2.48,
+        ),
+    ),
+    table(
+        "table2b",
+        "Initial gamma of the last BN of a block",
+        TABLE2B,
+        Gap(better="kn = 256, gamma = 0", than=["kn = 256, gamma = 1"], column="error", paper=0.24),
+        Gap(better="kn = 8k, gamma = 0", than=["kn = 8k, gamma = 1"], column="error", paper=0.37),
+    ),
+    table("table2c", "ResNet-101 (mini: twice the width)", TABLE2C),
+    table("groups", "Images that share BN statistics, Sec. 2.3", GROUPS),
+    Table(
+        "fig1",
+        "Error against minibatch",
+        rows=FIG1,
+        columns=COLUMNS,
+        scales=PAPER_ONLY,
+        digits=2,
+        smaller_is_better=True,
+        diverged=100.0,
+    ),
+    Table(
+        "fig1_mini",
+        "Error against minibatch, the miniature of Fig. 1",
+        rows=FIG1_MINI,
+        columns=COLUMNS,
+        scales={"mini": SCALES["mini"]},
+        digits=2,
+        smaller_is_better=True,
+        diverged=100.0,
+    ),
+    Table(
+        "fig6",
+        "ImageNet-5k, evaluated on the 1,000 classes",
+        rows=FIG6,
+        columns=COLUMNS,
+        scales={"paper": ["experiment=paper", "data=imagenet5k"]},
+        digits=2,
+        smaller_is_better=True,
+        diverged=100.0,
+    ),
+]
+
+if __name__ == "__main__":
+    main(TABLES, script=Path(__file__).with_name("train.py"))

@@ -1,0 +1,200 @@
+"""Train a ResNet at any minibatch: `python train.py`, or see conf/experiment for the others."""
+
+import contextlib
+import time
+from dataclasses import asdict
+from typing import Any, cast
+
+import hydra
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from common import checkpoint, config, dist, result, versus
+from common.data import seed_everything
+from common.log import Diverged, Log, require_finite
+from large_minibatch import allreduce, data, ghost, recipe, sgd, weights
+from large_minibatch.config import Config
+from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
+from large_minibatch.mixup import mix
+from large_minibatch.model import resnet
+
+COLUMNS = ("error", "train_error")  # percent
+
+
+def train(cfg: Config) -> dict[str, float]:
+    """Train for `cfg.epochs`, resuming from `cfg.output_dir`; return the errors in percent."""
+    started = time.time()
+    seed_everything(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = dist.device()
+    training, validation = data.build(cfg.data, "train"), data.build(cfg.data, "val")
+    plan, schedule = planned(cfg, len(training))
+    model = resnet(
+        **asdict(cfg.model),
+        num_classes=len(training.classes),
+        group=plan.group,
+        norm=cfg.norm.kind,
+        running=cfg.norm.running,
+    )
+    if cfg.init:
+        weights.initialise(model, cfg.init)
+    model.to(device).to(memory_format=torch.channels_last)
+    optimizer = solver(cfg, model, schedule.lr(0))
+    ema = get_ema_multi_avg_fn(cfg.ema)
+    average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if cfg.ema else None
+    final = average.module if average else model
+    history = History()
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "history": history}
+    parts |= {"average": average} if average else {}
+    parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
+    start = checkpoint.resume(cfg.output_dir, **parts)
+
+    stop = start if cfg.only_evaluate else schedule.steps
+    steps = data.training_batches(training, cfg, start, stop)
+    log = Log(cfg.output_dir, schedule.steps, every=cfg.log_every, start=start)
+    network = parallel(model, cfg)
+    for step, pieces in enumerate(steps, start + 1):
+        recipe.set_lr(optimizer, schedule.lr(step - 1))  # Sec. 2.2: in every iteration
+        optimizer.zero_grad(set_to_none=True)
+        losses, wrong = [], torch.zeros((), dtype=torch.int64, device=device)
+        for number, batch in enumerate(pieces, 1):
+            batch = batch.to(device)
+            images = data.normalise(batch.images, cfg.data)  # (N, 3, H, W)
+            images, targets = mix(images, batch.labels, cfg.mixup, len(training.classes))
+            with summing(network, last=number == plan.accumulation):
+                with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
+                    logits = network(images).float()  # (N, K)
+                loss = F.cross_entropy(logits, targets, label_smoothing=cfg.smoothing)
+                require_finite({"classification": loss}, step, batch.files)
+                (loss / plan.accumulation).backward()  # Remark 3: mean over all kn pictures
+            losses.append(loss.detach())
+            wrong += (logits.detach().argmax(1) != batch.labels).sum()
+        ghost.update_running(model)  # Sec. 2.3: once a step, as each of k workers does
+        optimizer.step()
+        if average:
+            average.update_parameters(model)
+        history.count(wrong, cfg.batch_size)
+        log(step, force=step == 1, loss=torch.stack(losses).mean(), lr=schedule.lr(step - 1))
+        stopping = dist.stop_requested()
+        ends = step % plan.steps_per_epoch == 0 or step == schedule.steps
+        saves = stopping or ends or (cfg.save_every and step % cfg.save_every == 0)
+        if saves:
+            settle_buffers(model, cfg, training)
+        if ends:
+            epoch = step / plan.steps_per_epoch
+            scored = evaluate(final, cfg, validation) if due(epoch, cfg) else {}
+            log(step, force=True, **history.close(epoch, **scored))
+        if saves:
+            checkpoint.save(cfg.output_dir, step, **parts)
+        if stopping:
+            log.close()
+            dist.exit_preempted(step)
+
+    if cfg.only_evaluate:
+        history.close(start / plan.steps_per_epoch, **evaluate(final, cfg, validation))
+    metrics = history.final(cfg.median_of)  # Sec. 5.1
+    log(max(1, start if cfg.only_evaluate else stop), force=True, **metrics)
+    log.close()
+    contact_sheet(final, cfg, validation)
+    seconds = time.time() - started
+    result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=COLUMNS)
+    return metrics
+
+
+def planned(cfg: Config, examples: int) -> tuple[recipe.Plan, recipe.Schedule]:
+    """How a step is computed, and the rate of each step, from the minibatch alone, Sec. 2."""
+    plan = recipe.plan(
+        examples=examples,
+        batch_size=cfg.batch_size,
+        processes=dist.world_size(),
+        group=cfg.norm.group if cfg.norm.kind == "ghost" else 1,
+        per_forward=cfg.per_forward,
+    )
+    rate = cfg.rate
+    schedule = recipe.Schedule(
+        peak=recipe.reference_lr(
+            cfg.batch_size, base=rate.base, base_batch=rate.base_batch, rule=rate.rule
+        ),
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=cfg.epochs,
+        warmup=rate.warmup,
+        warmup_epochs=rate.warmup_epochs,
+        start=rate.start,
+        kind=rate.schedule,
+        milestones=tuple(rate.milestones),
+        factor=rate.factor,
+    )
+    return plan, schedule
+
+
+def solver(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
+    """Momentum SGD in the asked form, or LARS."""
+    options = cfg.solver
+    groups = sgd.decay_split(
+        model, options.weight_decay, decay_bn=options.decay_bn, decay_bias=options.decay_bias
+    )
+    if options.kind == "lars":
+        return sgd.LARS(groups, lr, momentum=options.momentum)
+    return sgd.MomentumSGD(
+        groups,
+        lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        form=options.form,
+        correction=options.correction,
+    )
+
+
+def parallel(model: nn.Module, cfg: Config) -> nn.Module:
+    """The network whose backward pass also averages the gradients over the processes, Sec. 4."""
+    network = cast(nn.Module, torch.compile(model)) if cfg.compile else model
+    network = dist.wrap(network, broadcast_buffers=False)  # settle_buffers does it when needed
+    if isinstance(network, DistributedDataParallel) and cfg.allreduce != "ddp":
+        hook = allreduce.hook(cfg.allreduce, overlap=cfg.overlap, per_server=cfg.per_server)
+        network.register_comm_hook(None, hook)
+    return network
+
+
+def summing(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
+    """Where gradients are accumulated, the processes exchange them after the last piece only."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def due(epoch: float, cfg: Config) -> bool:
+    """Whether to evaluate after `epoch`: now and then, and in the last epochs, for the median."""
+    return epoch % cfg.evaluate_every == 0 or epoch > cfg.epochs - cfg.median_of
+
+
+def run(cfg: Config) -> dict[str, float]:
+    """`train`, leaving a result also where the loss diverges."""
+    started = time.time()
+    try:
+        return train(cfg)
+    except Diverged as error:
+        seconds = time.time() - started
+        result.write(
+            cfg.output_dir, {}, steps=error.step, seconds=seconds, columns=COLUMNS, diverged=error
+        )
+        raise
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one setting, or with `versus` several side by side."""
+    settings: Config = config.typed(cfg)
+    if settings.versus:
+        versus.run_all(run, cfg, columns=COLUMNS, first="loss", curve="train_error")
+    else:
+        dist.launch(run, settings, settings.processes)
+
+
+if __name__ == "__main__":
+    config.run(main)
