@@ -39,7 +39,7 @@ from common import dist, timing
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row, named
-from large_minibatch import allreduce, data, ghost, sgd
+from large_minibatch import allocator, allreduce, data, ghost, sgd
 from large_minibatch.config import Config, Data, Norm
 from large_minibatch.model import resnet
 
@@ -57,6 +57,7 @@ class Options:
     amp: bool | None = None  # bfloat16 in the networks; not given: on a GPU only
     data: str = ""  # class folders for `loader`; empty: 256 made-up JPEGs of 500 x 375 pixels
     workers: int = 0  # loader processes of `loader`
+    keep: bool = True  # as train.py does, keep freed memory in the process
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
@@ -78,7 +79,8 @@ def step(options: Options) -> Calls:
     """ResNet-50 of equal weights: images on the device to SGD step, plain BN over the batch.
 
     Theirs is torchvision's model and torch's SGD in a plain loop, as it is and in channels_last; on
-    a GPU also compiled.
+    a GPU also compiled. `allocator.keep_freed_memory`, which train.py calls, holds for the whole
+    process and so serves theirs too: keep=false leaves it out.
     """
     torch.manual_seed(0)
     theirs = resnet50(weights=None)
@@ -101,7 +103,7 @@ def ghosts(options: Options) -> Calls:
     """ResNet-50 step with BN in groups of an eighth of the batch beside BN over the whole batch."""
     torch.manual_seed(0)
     plain = resnet("resnet50", norm="worker")
-    grouped = ghost.convert(copy.deepcopy(plain), group=max(1, options.batch // 8))
+    grouped = ghost.convert(copy.deepcopy(plain), group=max(2, options.batch // 8))
     return {
         "ghost BN, 8 groups": _training(grouped, options, ours=True),
         "plain BN": _training(plain, options, ours=True),
@@ -290,6 +292,8 @@ def main(words: list[str] | None = None) -> None:
     options: Options = typed(cfg).filled()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
+    if options.keep:
+        allocator.keep_freed_memory()
     facts = timing.conditions(options.device)
     print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
     names = list(BENCHMARKS) if options.what == "all" else [options.what]

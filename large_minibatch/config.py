@@ -16,13 +16,15 @@ from common.config import require_choice, require_range
 class Scenes:
     """The built-in pictures: one solid each, its shape and colour are the class."""
 
-    train_images: int = 16384  # with mini.yaml's 12 epochs 768 steps of 256
+    train_images: int = 32768  # with mini.yaml's 12 epochs 1,536 steps of 256
     val_images: int = 4000
     size: int = 32  # pixels, both sides
-    shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder", "cone"])
+    shapes: list[str] = field(
+        default_factory=lambda: ["cube", "cylinder", "cone", "pyramid", "prism", "dome"]
+    )
     colors: list[str] = field(default_factory=lambda: ["red", "blue", "green", "yellow"])
     distractors: list[int] = field(default_factory=lambda: [0, 0])  # unlabelled solids, a picture
-    noise: float = 38.0  # standard deviation of the sensor's noise, in 0..255 levels
+    noise: float = 60.0  # standard deviation of the sensor's noise, in 0..255 levels
     seed: int = 0  # of the world, not of the training
 
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Diverged, Log, require_finite
-from large_minibatch import allreduce, data, ghost, recipe, sgd, weights
+from large_minibatch import allocator, allreduce, data, ghost, recipe, sgd, weights
 from large_minibatch.config import Config
 from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
 from large_minibatch.mixup import mix
@@ -32,6 +32,7 @@ def train(cfg: Config) -> dict[str, float]:
     seed_everything(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    allocator.keep_freed_memory()
     device = dist.device()
     training, validation = data.build(cfg.data, "train"), data.build(cfg.data, "val")
     plan, schedule = planned(cfg, len(training))
@@ -43,7 +44,9 @@ def train(cfg: Config) -> dict[str, float]:
         running=cfg.norm.running,
     )
     if cfg.init:
-        weights.initialise(model, cfg.init)
+        report = weights.initialise(model, cfg.init)
+        if dist.is_main():
+            print(report)
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = solver(cfg, model, schedule.lr(0))
     ema = get_ema_multi_avg_fn(cfg.ema)
