@@ -33,6 +33,7 @@ class Run:
     overrides: list[str]
     seed: int
     label: str
+    script: str = "train.py"  # in the folder of tables.py
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and "metrics" in result else None
 
 
-def execute(runs: Sequence[Run], script: Path, jobs: int) -> dict[Path, Ending]:
-    """Train the runs, `jobs` at a time, and tell of each start and end.
+def execute(runs: Sequence[Run], project: Path, jobs: int) -> dict[Path, Ending]:
+    """Train the runs by scripts of `project`, `jobs` at a time, and tell of each start and end.
 
     Returns the endings by folder. However this function itself ends, Ctrl-C and SIGTERM included,
     no child is left behind.
@@ -72,7 +73,7 @@ def execute(runs: Sequence[Run], script: Path, jobs: int) -> dict[Path, Ending]:
                 if waiting:
                     run = waiting.popleft()
                     bar.write(f"started  {run.label}: {shown(run.folder)}")
-                    active[slot] = (run, *_start(run, script, _environment(slot, jobs, devices)))
+                    active[slot] = (run, *_start(run, project, _environment(slot, jobs, devices)))
             time.sleep(0.05)
             for slot, (run, process, offset) in list(active.items()):
                 if process.poll() is None:
@@ -96,11 +97,11 @@ def execute(runs: Sequence[Run], script: Path, jobs: int) -> dict[Path, Ending]:
     return endings
 
 
-def _start(run: Run, script: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, int]:
+def _start(run: Run, project: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, int]:
     """The run's process, and where in console.txt its part begins."""
     run.folder.mkdir(parents=True, exist_ok=True)
     folder = str(run.folder).replace("\\", "\\\\").replace("'", "\\'")  # Hydra's quoting
-    command = [sys.executable, str(script), *run.overrides, f"seed={run.seed}"]
+    command = [sys.executable, str(project / run.script), *run.overrides, f"seed={run.seed}"]
     with (run.folder / "console.txt").open("ab") as console:
         process = subprocess.Popen(
             [*command, f"hydra.run.dir='{folder}'"],

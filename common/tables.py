@@ -124,6 +124,7 @@ class Table:
     digits: int = 1
     smaller_is_better: bool = False
     diverged: float = 0.0  # what a diverged run counts as, in every column
+    script: str = "train.py"  # another one's Hydra configuration has its name: conf/<name>.yaml
 
     def __post_init__(self) -> None:
         """Find slips in the declaration before hours are spent on it."""
@@ -143,6 +144,11 @@ class Table:
             for row in self.rows:
                 for key in {_key(word) for word in row.at(scale)} & set(self.grid_of(scale)):
                     raise ValueError(f"{self.name}: {row.name} fixes {key}, which the grid varies")
+
+    @property
+    def config(self) -> str:
+        """Name of the script's Hydra configuration."""
+        return "config" if self.script == "train.py" else Path(self.script).stem
 
     def grid_of(self, scale: str) -> dict[str, list[Any]]:
         """The values that every row tries at this scale, by key."""
@@ -206,7 +212,7 @@ def main(
         missing = [run for run in runs.values() if read_result(run.folder) is None]
         print(f"{len(runs) - len(missing)} of {_runs(len(runs))} finished before.", flush=True)
         try:
-            endings = list(execute(missing, Path(script), request.jobs).values())
+            endings = list(execute(missing, conf.parent, request.jobs).values())
         except KeyboardInterrupt:
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
             raise SystemExit(130) from None
@@ -253,11 +259,11 @@ def plan(
             chosen = [f"{key}={value}" for key, value in point.items()]
             groups = (table.scales[request.scale], row.at(request.scale), chosen, request.extra)
             overrides = list({_key(word): word for group in groups for word in group}.values())
-            name = _slug(overrides, neutral, conf)
+            name = _slug(overrides, neutral, conf, table.config)
             home = Path("outputs/tables", request.scale, name).absolute()
             label = ", ".join([row.name, *chosen])
             runs = [
-                Run(home / f"seed{seed}", overrides, seed, f"{label}, seed {seed}")
+                Run(home / f"seed{seed}", overrides, seed, f"{label}, seed {seed}", table.script)
                 for seed in range(request.seeds)
             ]
             rows[-1].append(Point(point, runs))
@@ -367,21 +373,26 @@ def _clean(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=,+-]+", "_", text)[:120]
 
 
-def _slug(overrides: Sequence[str], neutral: Sequence[str], conf: Path | None = None) -> str:
+def _slug(
+    overrides: Sequence[str],
+    neutral: Sequence[str],
+    conf: Path | None = None,
+    config: str = "config",
+) -> str:
     """A folder's name: the overrides to be read, and the hash of what they give to be exact."""
     identity = _identity(overrides, neutral)
     settings = "\n".join(identity)
     if conf is not None and conf.is_dir():
-        settings = _settings(conf, overrides, neutral)
+        settings = _settings(conf, overrides, neutral, config)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f"{_clean(','.join(word for word in identity if _key(word) != 'experiment'))}-{digest}"
 
 
-def _settings(conf: Path, overrides: Sequence[str], neutral: Sequence[str]) -> str:
+def _settings(conf: Path, overrides: Sequence[str], neutral: Sequence[str], config: str) -> str:
     """The composed configuration as JSON, without what leaves the result as it is."""
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            settings: Any = OmegaConf.to_container(compose("config", list(overrides)))
+            settings: Any = OmegaConf.to_container(compose(config, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(explain(error))
     for key in ("output_dir", "seed", *neutral):

@@ -9,14 +9,20 @@
 At `scale=paper` a row differs from `experiment=paper data=imagenet` by what it names. At
 `scale=mini` (conf/experiment/mini.yaml) the reference minibatch is 32, one worker, and 256 stands
 for the paper's 8k: the room between a reference that trains and the largest minibatch is smaller.
-`error` is the median top-1 validation error of the last five epochs in percent. Table 3 is
-transfer.py's, Figs. 2-5 and 7-8 are drawn by figures.py.
+`error` is the median top-1 validation error of the last five epochs in percent.
+
+Table 3 runs transfer.py with data.root=/data/coco: 3a on the networks that `fig1 scale=paper` left,
+seed by seed, 3b on `init=imagenet`, torchvision's, or another file. figures.py draws Figs. 2-5 and
+7-8.
 """
 
 from pathlib import Path
 
 from common.tables import Gap, Near, Row, Table, main
-from large_minibatch import config  # noqa: F401 - tells Hydra the options
+from large_minibatch import (
+    config,  # noqa: F401
+    transfer,  # noqa: F401 - tells Hydra the options, as does config
+)
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=imagenet"]}
 COLUMNS = ("error", "train_error")
@@ -86,6 +92,30 @@ FIG6 = [
 GROUPS = [
     row("groups of 32", LARGE, [], 23.74),
     row("all of a process, no groups", LARGE, ["norm.kind=worker"]),
+]
+TRANSFERRED = {  # Table 3a: box AP and mask AP by minibatch of the pre-training
+    **{256: (35.9, 33.9), 512: (35.8, 33.8), 1024: (35.9, 33.9), 2048: (35.9, 33.9)},
+    **{4096: (35.8, 33.8), 8192: (35.8, 33.9), 16384: (35.1, 33.2)},
+}
+FINE_TUNED = {1: (35.7, 33.6), 2: (35.7, 33.7), 4: (35.7, 33.5), 8: (35.6, 33.6)}  # 3b, by GPUs
+
+
+def pretrained(batch_size: int, box_ap: float, mask_ap: float) -> Row:
+    """A row of Table 3a: the network of Fig. 1's row with the same seed, fine-tuned on 8 GPUs."""
+    run = f"outputs/tables/paper/batch_size={batch_size},data=imagenet-*"
+    init = f'init="{run}/seed${{seed}}"'
+    return Row(f"kn = {batch_size}", ["gpus=8", init], box_AP=box_ap, mask_AP=mask_ap)
+
+
+TABLE3A = [pretrained(n, *figures) for n, figures in TRANSFERRED.items()]
+TABLE3B = [
+    Row(
+        f"{gpus} GPU{'s' if gpus > 1 else ''}, minibatch {2 * gpus}",
+        [f"gpus={gpus}"],
+        box_AP=box_ap,
+        mask_AP=mask_ap,
+    )
+    for gpus, (box_ap, mask_ap) in FINE_TUNED.items()
 ]
 
 
@@ -182,6 +212,22 @@ TABLES = [
         digits=2,
         smaller_is_better=True,
         diverged=100.0,
+    ),
+    Table(
+        "table3a",
+        "Mask R-CNN on backbones pre-trained with different minibatches",
+        rows=TABLE3A,
+        columns=("box_AP", "mask_AP"),
+        scales={"paper": ["transfer=paper"]},
+        script="transfer.py",
+    ),
+    Table(
+        "table3b",
+        "The linear scaling rule for Mask R-CNN",
+        rows=TABLE3B,
+        columns=("box_AP", "mask_AP"),
+        scales={"paper": ["transfer=paper", "init=imagenet"]},
+        script="transfer.py",
     ),
 ]
 

@@ -8,10 +8,12 @@
 k / processes of them, one after the other, so k may exceed the GPUs that are there.
 """
 
+import glob
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -60,7 +62,7 @@ class TransferModel:
 class TransferConfig:
     """One fine-tuning."""
 
-    init: str = MISSING  # checkpoint of train.py, file of torchvision, `imagenet`, or `none`
+    init: str = MISSING  # checkpoint or folder of train.py, file, `imagenet`, `none`
     seed: int = 0
     gpus: int = 0  # k of Table 3b: 2 pictures a step and a rate of .0025 each; 0: the processes
     steps: int = 0  # 0: 1.28M / k, Table 3b
@@ -186,7 +188,7 @@ def initialise(model: MaskRCNN, cfg: TransferConfig) -> None:
         weights = get_model_weights(cfg.model.backbone)["IMAGENET1K_V1"]
         state = weights.get_state_dict(check_hash=True)
     else:
-        state = classification_weights(cfg.init)
+        state = classification_weights(weights_file(cfg.init))
     try:
         loaded = load_backbone(model, state)
     except ValueError as error:
@@ -195,7 +197,24 @@ def initialise(model: MaskRCNN, cfg: TransferConfig) -> None:
         print(f"{loaded} tensors of the backbone loaded from {cfg.init}.")
 
 
-def classification_weights(path: str) -> dict[str, Tensor]:
+def weights_file(init: str) -> Path:
+    """The file that `init` names: itself, or the newest checkpoint of the one run that it matches.
+
+    A run's folder may be given with `*` in it, as Table 3a does, which knows the runs by minibatch.
+    """
+    if not any(character in init for character in "*?[") and not Path(init).is_dir():
+        return Path(init)
+    folders = [Path(folder) for folder in sorted(glob.glob(init))]
+    if len(folders) != 1:
+        found = f"{len(folders)} folders match" if folders else "no folder matches"
+        raise ValueError(f"init={init}: {found}, but it has to name one run that has finished.")
+    files = sorted(folders[0].glob("checkpoint-*[0-9].pt"))
+    if not files:
+        raise ValueError(f"init={init}: {folders[0]} has no checkpoint, train that run first.")
+    return files[-1]
+
+
+def classification_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint of this repository, or of a plain file, by their names."""
     content: Any = checkpoint.load(path)
     if isinstance(content, dict) and isinstance(content.get("parts"), dict):

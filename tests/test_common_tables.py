@@ -206,6 +206,15 @@ def test_a_grid_may_belong_to_one_scale_and_a_value_of_the_command_line_replaces
     assert "lr" not in bench.cells("low")
 
 
+def test_a_table_may_run_another_script_with_a_configuration_of_its_name(bench):
+    (bench.folder / "tune.py").write_text(TRAIN)
+    bench.script.unlink()
+    tuned = table(TWO, script="tune.py")
+    assert (table(TWO).config, tuned.config) == ("config", "tune")
+    bench(tuned, "table1")
+    assert bench.cells("high")["AP ours"] == "34.0"
+
+
 def test_composed_rows_are_the_overrides_of_every_scale():
     assert list(compose_rows([table(TWO)])) == [
         ("table1 mini: low, seed 0", ["steps=10", "gamma=0"]),

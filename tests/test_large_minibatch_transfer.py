@@ -16,7 +16,14 @@ from common import checkpoint
 from common.config import UserError, typed
 from large_minibatch.detection import fine_tuning, load_backbone, mask_rcnn
 from large_minibatch.instances import Instances, TransferData
-from large_minibatch.transfer import TransferConfig, TransferModel, initialise, plan, train
+from large_minibatch.transfer import (
+    TransferConfig,
+    TransferModel,
+    initialise,
+    plan,
+    train,
+    weights_file,
+)
 from tests.test_train_scripts import run
 
 # Of pycocotools under NumPy 2, in each mask that it decodes.
@@ -303,3 +310,20 @@ def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path, words, hint):
     assert done.returncode == 2
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_init_may_name_the_folder_of_one_finished_run(tmp_path):
+    folder = tmp_path / "batch_size=256,data=imagenet-0a1b2c3d" / "seed0"
+    folder.mkdir(parents=True)
+    wanted = f"{tmp_path}/batch_size=256,data=imagenet-*/seed0"
+    with pytest.raises(ValueError, match="train that run first"):
+        weights_file(wanted)
+    for step in (100, 2000):
+        (folder / f"checkpoint-{step:08d}.pt").touch()
+    assert weights_file(wanted) == weights_file(str(folder)) == folder / "checkpoint-00002000.pt"
+    assert weights_file(str(folder / "x.pt")) == folder / "x.pt"  # a file, there or not
+    with pytest.raises(ValueError, match="no folder matches"):
+        weights_file(f"{tmp_path}/batch_size=512,*/seed0")
+    (tmp_path / "batch_size=256,data=imagenet-ffffffff" / "seed0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="2 folders match"):
+        weights_file(wanted)
