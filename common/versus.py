@@ -41,11 +41,13 @@ def run_all(
     columns: Sequence[str],
     first: str,
     curve: str,
+    along: str = "step",
 ) -> None:
     """`run` every variant, as many at a time as there are cores, then print and draw them all.
 
     columns: metrics of the table; first: what is shown of a run's first step; curve: the value
-    whose course is drawn. A variant whose loss diverges is a result. Any other failure ends all.
+    whose course is drawn, along another one that is logged with it. A variant whose loss diverges
+    is a result. Any other failure ends all.
     """
     context = multiprocessing.get_context("spawn")
     settings = variants(cfg)
@@ -72,7 +74,7 @@ def run_all(
     folders = {name: Path(variant.output_dir) for name, variant in settings.items()}
     table = result.compare(folders, columns, first)
     Path(cfg.output_dir, "versus.md").write_text(table + "\n")
-    _draw(folders, Path(cfg.output_dir, "versus.png"), curve)
+    _draw(folders, Path(cfg.output_dir, "versus.png"), along, curve)
     print(table)
     print(f"\nPictures, curves and checkpoints: {cfg.output_dir}")
 
@@ -81,12 +83,12 @@ def _one(run: Callable[[Any], object], cfg: Any) -> None:
     dist.launch(run, cfg, 1)
 
 
-def _draw(folders: Mapping[str, Path], picture: Path, curve: str) -> None:
-    """The course of one value in all runs."""
+def _draw(folders: Mapping[str, Path], picture: Path, along: str, curve: str) -> None:
+    """The course of one value in all runs, along another."""
     lines: dict[str, draw.Line] = {}
     for name, folder in folders.items():
-        points = [line for line in log.read(folder) if line.get(curve) is not None]
+        points = [line for line in log.read(folder) if None not in map(line.get, (along, curve))]
         if points:
-            lines[name] = ([p["step"] for p in points], [p[curve] for p in points])
+            lines[name] = ([p[along] for p in points], [p[curve] for p in points])
     if lines:
-        draw.curves(picture, lines, xlabel="step", ylabel=curve)
+        draw.curves(picture, lines, xlabel=along, ylabel=curve)
