@@ -72,7 +72,8 @@ def typed(cfg: DictConfig) -> Any:
 
 def run(main: Callable[[], Any]) -> None:
     """Call the function that `hydra.main` made; a user's mistake is one sentence, exit code 2."""
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
     try:
         _same_checkout()
@@ -90,6 +91,10 @@ def run(main: Callable[[], Any]) -> None:
         if full or text is None:
             raise
         _stop(text, 2)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def explain(error: BaseException, groups: Iterable[str] = ()) -> str:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import SGD
 
-from common.config import explain, require_choice, require_range, typed
+from common.config import explain, require_choice, require_range, run, typed
 from common.errors import UserError
 from common.optim import parameter_groups, warmup_multistep
 
@@ -326,3 +326,16 @@ def test_norms_and_biases_have_groups_of_their_own() -> None:
     assert all("lr" not in group for group in plain)
     with pytest.raises(ValueError, match="bias_lr=2"):
         parameter_groups(model, weight_decay=0.1, bias_lr=2.0)
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_a_command_leaves_the_environment_as_it_was(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", before)
+    seen = []
+    run(lambda: seen.append(os.environ["HYDRA_FULL_ERROR"]))
+    assert seen == ["1"]
+    assert os.environ.get("HYDRA_FULL_ERROR") == before

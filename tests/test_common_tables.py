@@ -325,7 +325,14 @@ def test_an_interruption_ends_the_children_cleanly_and_the_same_command_goes_on(
     )
     command = [sys.executable, str(project), "t", "jobs=2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and so the tests in them, may be deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 20
     while len(list(bench.folder.rglob("started"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

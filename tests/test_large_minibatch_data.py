@@ -321,10 +321,10 @@ def world(tmp_path, monkeypatch):
 
 def test_the_class_of_a_scene_is_its_shape_and_colour(world):
     train, val = data.build(world, "train"), data.build(world, "val")
-    assert len(train.classes) == 16
+    assert len(train.classes) == 24
     assert train.classes[:2] == ["red cube", "blue cube"]
     assert (len(train), len(val)) == (96, 32)
-    assert 0 <= int(train.labels.min()) <= int(train.labels.max()) < 16
+    assert 0 <= int(train.labels.min()) <= int(train.labels.max()) < 24
     assert not set(train.files) & set(val.files)
     red = [i for i, label in enumerate(train.labels.tolist()) if train.classes[label][:3] == "red"]
     images = train.batch(red).images.float()
