@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +45,20 @@ def write(
     if not diverged:
         figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in columns)
         print(f"{figures} after {steps} steps, {seconds:.0f} s; everything in {folder}")
+
+
+def recorded(
+    train: Callable[[Any], dict[str, float]], cfg: Any, *, columns: Sequence[str]
+) -> dict[str, float]:
+    """`train(cfg)`; where its loss diverges, that is written as the run's result before it ends."""
+    started = time.time()
+    try:
+        return train(cfg)
+    except Diverged as error:
+        seconds = time.time() - started
+        steps, folder = error.step, cfg.output_dir
+        write(folder, {}, steps=steps, seconds=seconds, columns=columns, diverged=error)
+        raise
 
 
 def device_name() -> str:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.claims import mean_std
 from common.runs import Run, divergence, duration, read_result, shown
 
 if TYPE_CHECKING:  # tables.py imports this file
-    from common.tables import Gap, Near, Plan, Point, Request, Table
+    from common.tables import Plan, Point, Request, Table
 
 DASH = "–"
 Results = dict[Path, dict[str, Any]]  # result.json by folder
@@ -73,12 +74,6 @@ def figures(table: Table, results: dict[int, dict[str, Any]], column: str) -> di
     return {seed: value for seed, value in values.items() if _is_number(value)}
 
 
-def mean_std(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± sample standard deviation (n - 1); the mean alone for a single value."""
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
-
-
 def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
     """The table in Markdown, also written to `stem`.md, with every run in .csv and a chart in .png.
 
@@ -94,7 +89,10 @@ def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
     if table.note:
         text += f"\n{table.note}\n"
     by_name = {row.name: choice for row, choice in zip(table.rows, choices, strict=True)}
-    text += "".join(f"\n- {_claim(table, claim, by_name)}" for claim in table.claims)
+    for claim in table.claims:
+        ours = {name: figures(table, by_name[name].results, claim.column) for name in claim.names}
+        better = table.smaller_is_better
+        text += f"\n- {claim.verdict(ours, digits=table.digits, smaller_is_better=better)}"
     _write(Path(f"{stem}.md"), text.rstrip() + "\n")
     _write(Path(f"{stem}.csv"), _csv(table, rows, results))
     if results:
@@ -169,34 +167,6 @@ def _host(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "run.json").read_text())
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _claim(table: Table, claim: Gap | Near, choices: dict[str, Choice]) -> str:
-    """Whether the claim held, by how much."""
-    ours = {name: figures(table, choices[name].results, claim.column) for name in claim.names}
-    lacking = [f'"{name}"' for name, values in ours.items() if not values]
-    first, *others = claim.names
-    if hasattr(claim, "within"):
-        words = f'"{first}" within {claim.within:g} {claim.column} or one std of "{others[0]}"'
-        best, sign = others[0], 1
-    else:
-        sign = -1 if table.smaller_is_better else 1
-        best = max(others, key=lambda name: sign * statistics.fmean(ours[name].values() or [0.0]))
-        rivals = " and ".join(f'"{name}"' for name in others)
-        words = f'"{first}" at least {claim.at_least:g} {claim.column} ahead of {rivals}'
-    words += f" (paper: {claim.paper:.{table.digits}f})" if claim.paper is not None else ""
-    seeds = sorted(set(ours[first]) & set(ours[best]))
-    if lacking or not seeds:
-        return f"not measured: {words}; lacking {', '.join(lacking) or 'a common seed'}"
-    gaps = [sign * (ours[first][seed] - ours[best][seed]) for seed in seeds]
-    mean = statistics.fmean(gaps)
-    if hasattr(claim, "within"):
-        std = statistics.stdev(ours[best].values()) if len(ours[best]) > 1 else 0.0
-        held, relation = abs(mean) <= max(claim.within, std), "away from"
-    else:
-        held, relation = mean >= claim.at_least, "ahead of"
-    found = f'{mean_std(gaps, table.digits)} {relation} "{best}", n = {len(seeds)}'
-    return f"{'held' if held else 'did not hold'}: {words}; ours: {found}"
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

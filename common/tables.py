@@ -35,6 +35,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.claims import Gap, Near
 from common.config import explain
 from common.runs import PREEMPTED, Ending, Run, execute, read_result
 from common.table_report import report
@@ -69,43 +70,6 @@ class Row:
     def at(self, scale: str) -> list[str]:
         """The overrides of this row at a scale."""
         return self.instead.get(scale, self.overrides)
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A claim: `better` is ahead of the best of the rows `than` by `at_least` in `column`.
-
-    The difference is taken seed by seed; the claim holds if its mean reaches `at_least`.
-    """
-
-    _: KW_ONLY
-    better: str
-    than: Sequence[str]
-    column: str
-    at_least: float = 0.0
-    paper: float | None = None  # the gap that the paper prints
-
-    @property
-    def names(self) -> list[str]:
-        """The rows that the claim is about."""
-        return [self.better, *self.than]
-
-
-@dataclass(frozen=True)
-class Near:
-    """A claim: `row` and `to` differ in `column` by at most `within`, or by one std of `to`."""
-
-    _: KW_ONLY
-    row: str
-    to: str
-    column: str
-    within: float
-    paper: float | None = None  # row - to in the paper
-
-    @property
-    def names(self) -> list[str]:
-        """The rows that the claim is about."""
-        return [self.row, self.to]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ All figures are AP in percent; minival, R-50-FPN, 600 pixels unless the table sa
 
 from pathlib import Path
 
-from common.tables import Gap, Row, Table, main
+from common.claims import Gap
+from common.tables import Row, Table, main
 from focal_loss import config  # noqa: F401 - tells Hydra the options
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=coco"]}

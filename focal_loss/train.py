@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
-from common.log import Diverged, Log, require_finite
+from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
 from focal_loss import data, weights
 from focal_loss.config import Config
@@ -103,15 +103,7 @@ def train(cfg: Config) -> dict[str, float]:
 
 def run(cfg: Config) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    started = time.time()
-    try:
-        return train(cfg)
-    except Diverged as error:
-        seconds = time.time() - started
-        result.write(
-            cfg.output_dir, {}, steps=cfg.steps, seconds=seconds, columns=COLUMNS, diverged=error
-        )
-        raise
+    return result.recorded(train, cfg, columns=COLUMNS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

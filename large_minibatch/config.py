@@ -32,7 +32,7 @@ class Scenes:
 class Data:
     """What is read and how it is augmented, Sec. 5.1."""
 
-    name: str = "imagenet"  # imagenet | folder | scenes | synthetic
+    name: str = "imagenet"  # imagenet | imagenet5k | folder | scenes | synthetic
     root: str = MISSING  # folder of the data set; empty for scenes and synthetic
     train: str = "train"  # sub-folder to train on
     val: str = "val"  # sub-folder to evaluate on
@@ -56,7 +56,17 @@ class Data:
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
-        require_choice("data.name", self.name, ("imagenet", "folder", "scenes", "synthetic"))
+        kinds = ("imagenet", "imagenet5k", "folder", "scenes", "synthetic")
+        require_choice("data.name", self.name, kinds)
+        for option in ("classes", "evaluated"):
+            given = bool(getattr(self, option))
+            if self.name == "imagenet5k" and not given:
+                raise ValueError(
+                    f"data.{option} is not set: give a file with one wnid a line, as no list of "
+                    "ImageNet-5k's classes is public."
+                )
+            if self.name in ("scenes", "synthetic") and given:
+                raise ValueError(f"data.{option} is for class folders: leave it out here.")
         require_choice("data.crop", self.crop, ("fb", "torchvision", "pad", "none"))
         require_choice("data.interpolation", self.interpolation, ("bicubic", "bilinear"))
         require_choice("data.bad_images", self.bad_images, ("raise", "skip"))
@@ -128,6 +138,7 @@ class Model:
 
     name: str = "resnet50"  # resnet18..152, resnext50_32x4d, ..., mini
     width: int = 8  # channels of the first stage of `mini`
+    blocks: int = 1  # residual blocks of each of its three stages
     zero_gamma: bool = True  # gamma of the last BN of each block starts at 0, Table 2b
     fc_std: float = 0.01  # of the last layer's initial weights
 

@@ -70,7 +70,7 @@ def build(cfg: DataConfig, split: str) -> "Pictures | InMemory":
 
 def found(cfg: DataConfig, *, training: bool) -> tuple[Files, Tensor, list[str]]:
     """Files (M), labels (M,) and all classes (K) of one split; checks the layout."""
-    wnids, root = cfg.name == "imagenet", Path(cfg.root)
+    wnids, root = cfg.name.startswith("imagenet"), Path(cfg.root)
     if not cfg.root or not root.is_dir():
         raise ValueError(
             f"data.root={cfg.root!r} is not a folder: expected {cfg.train}/<class>/<picture> and "

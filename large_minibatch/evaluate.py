@@ -24,8 +24,7 @@ def evaluate(model: nn.Module, cfg: Config, dataset: Any) -> dict[str, float]:
     Single centre crop, Sec. 5.1. The class columns that `data.evaluated` leaves out are masked.
     """
     device = dist.device()
-    columns = data.evaluated_columns(dataset, cfg.data)
-    columns = None if columns is None else columns.to(device)
+    columns = data.evaluated_columns(dataset, cfg.data)  # (K,) or None
     classes = len(dataset.classes) if columns is None else int(columns.sum())
     accuracy, loss = Accuracy((1, min(5, classes))), Average()
     training = model.training
@@ -35,8 +34,7 @@ def evaluate(model: nn.Module, cfg: Config, dataset: Any) -> dict[str, float]:
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
             logits = model(data.normalise(batch.images, cfg.data)).float()  # (N, K)
-        if columns is not None:
-            logits = logits.masked_fill(~columns, float("-inf"))
+        logits = among(logits, columns)
         accuracy.add(logits, batch.labels)
         loss.add(F.cross_entropy(logits, batch.labels), len(batch.labels))
     model.train(training)
@@ -44,8 +42,15 @@ def evaluate(model: nn.Module, cfg: Config, dataset: Any) -> dict[str, float]:
     return {"val_error": 100 - top1, "val_error5": 100 - top5, "val_loss": loss.compute()}
 
 
+def among(logits: Tensor, columns: Tensor | None) -> Tensor:
+    """`logits` (N, K), -inf where `columns`, bool (K,), is false; None: as they are."""
+    if columns is None:
+        return logits
+    return logits.masked_fill(~columns.to(logits.device), float("-inf"))
+
+
 def settle_buffers(model: nn.Module, cfg: Config, dataset: Any) -> None:
-    """Give all processes the BN statistics that the evaluation uses, Sec. 2.3.
+    """Give all processes of `model` the BN statistics that the evaluation uses, Sec. 2.3.
 
     rank0: those of the first worker, as DDP would broadcast them; mean: the average of all workers;
     precise: of the weights as they stand, over `norm.precise_batches` batches of `dataset`.
@@ -75,6 +80,7 @@ def contact_sheet(model: nn.Module, cfg: Config, dataset: Any) -> None:
         return
     training = model.training
     logits = model.eval()(data.normalise(batch.images.to(dist.device()), cfg.data))
+    logits = among(logits, data.evaluated_columns(dataset, cfg.data))
     model.train(training)
     names = dataset.classes
     titles = [
@@ -105,7 +111,7 @@ class History:
 
     def close(self, epoch: float, **measured: float) -> dict[str, float]:
         """End an epoch: its training error in percent, with what was `measured`."""
-        error = 100 * self.wrong / max(1, self.seen)
+        error = 100 * self.wrong / self.seen if self.seen else float("nan")  # only evaluated
         self.epochs.append({"epoch": epoch, "train_error": error, **measured})
         self.wrong = self.seen = 0
         return self.epochs[-1]

@@ -90,18 +90,26 @@ class ResNet(torchvision_resnet.ResNet):
 
 
 class Mini(nn.Module):
-    """A stem and three stages of one basic block: 20 thousand parameters at width 8.
+    """A stem and three stages of basic blocks: 20 thousand parameters at width 8, one block each.
 
     The maps of 32 x 32 pixels are 16, 16, 8 and 4 wide, with w, w, 2w and 4w channels.
     """
 
-    def __init__(self, width: int, *, num_classes: int, norm_layer: NormLayer, zero_gamma: bool):
+    def __init__(
+        self,
+        width: int,
+        blocks: int,
+        *,
+        num_classes: int,
+        norm_layer: NormLayer,
+        zero_gamma: bool,
+    ):
         super().__init__()
         self.conv1 = torchvision_resnet.conv3x3(3, width, stride=2)
         self.bn1 = norm_layer(width)
-        self.layer1 = self._stage(width, width, norm_layer)
-        self.layer2 = self._stage(width, 2 * width, norm_layer)
-        self.layer3 = self._stage(2 * width, 4 * width, norm_layer)
+        self.layer1 = self._stage(width, width, blocks, norm_layer)
+        self.layer2 = self._stage(width, 2 * width, blocks, norm_layer)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks, norm_layer)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -110,13 +118,16 @@ class Mini(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
     @staticmethod
-    def _stage(inputs: int, outputs: int, norm_layer: NormLayer) -> nn.Sequential:
+    def _stage(inputs: int, outputs: int, blocks: int, norm_layer: NormLayer) -> nn.Sequential:
         if inputs == outputs:
-            return nn.Sequential(BasicBlock(inputs, outputs, norm_layer=norm_layer))
-        shortcut = nn.Sequential(
-            torchvision_resnet.conv1x1(inputs, outputs, stride=2), norm_layer(outputs)
-        )
-        return nn.Sequential(BasicBlock(inputs, outputs, 2, shortcut, norm_layer=norm_layer))
+            first = BasicBlock(inputs, outputs, norm_layer=norm_layer)
+        else:
+            shortcut = nn.Sequential(
+                torchvision_resnet.conv1x1(inputs, outputs, stride=2), norm_layer(outputs)
+            )
+            first = BasicBlock(inputs, outputs, 2, shortcut, norm_layer=norm_layer)
+        more = [BasicBlock(outputs, outputs, norm_layer=norm_layer) for _ in range(blocks - 1)]
+        return nn.Sequential(first, *more)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K)."""
@@ -143,6 +154,7 @@ def resnet(
     *,
     num_classes: int = 1000,
     width: int = 8,
+    blocks: int = 1,
     zero_gamma: bool = True,
     fc_std: float = 0.01,
     group: int = 32,
@@ -152,7 +164,7 @@ def resnet(
     """Network called `name`, initialised as in Sec. 5.1; its state dict is torchvision's.
 
     name: a key of `RESNETS`, or "mini".
-    width: channels of the first stage of "mini".
+    width, blocks: channels of the first stage of "mini", blocks of each of its stages.
     zero_gamma: every residual block starts as its shortcut: its last norm has gamma = 0.
     fc_std: standard deviation of the last layer's weights; its bias starts at 0.
     norm: "ghost": statistics of `group` images, see `GhostBatchNorm2d` for `running`; "worker": of
@@ -163,12 +175,18 @@ def resnet(
     norm_layer = _norm_layer(norm, group, running)
     net: ResNet | Mini
     if name == "mini":
-        net = Mini(width, num_classes=num_classes, norm_layer=norm_layer, zero_gamma=zero_gamma)
+        net = Mini(
+            width,
+            blocks,
+            num_classes=num_classes,
+            norm_layer=norm_layer,
+            zero_gamma=zero_gamma,
+        )
     else:
-        block, blocks, groups, group_width = RESNETS[name]
+        block, depths, groups, group_width = RESNETS[name]
         net = ResNet(
             block,
-            list(blocks),
+            list(depths),
             num_classes,
             zero_init_residual=zero_gamma,
             groups=groups,

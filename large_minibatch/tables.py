@@ -18,7 +18,8 @@ seed by seed, 3b on `init=imagenet`, torchvision's, or another file. figures.py 
 
 from pathlib import Path
 
-from common.tables import Gap, Near, Row, Table, main
+from common.claims import Gap, Near
+from common.tables import Row, Table, main
 from large_minibatch import (
     config,  # noqa: F401
     transfer,  # noqa: F401 - tells Hydra the options, as does config
@@ -124,14 +125,20 @@ def behind(*ablations: str) -> Gap:
     return Gap(better=GRADUAL, than=ablations, column="error")
 
 
-def table(name: str, title: str, rows: list[Row], *claims: Gap | Near) -> Table:
-    """A table of errors at both scales."""
+def table(
+    name: str,
+    title: str,
+    rows: list[Row],
+    *claims: Gap | Near,
+    scales: dict[str, list[str]] = SCALES,
+) -> Table:
+    """A table of errors, at both scales if none are named."""
     return Table(
         name,
         title,
         rows=rows,
         columns=COLUMNS,
-        scales=SCALES,
+        scales=scales,
         claims=claims,
         digits=2,
         smaller_is_better=True,
@@ -183,35 +190,23 @@ TABLES = [
     ),
     table("table2c", "ResNet-101 (mini: twice the width)", TABLE2C),
     table("groups", "Images that share BN statistics, Sec. 2.3", GROUPS),
-    Table(
+    table(
         "fig1",
         "Error against minibatch",
-        rows=FIG1,
-        columns=COLUMNS,
+        FIG1,
         scales=PAPER_ONLY,
-        digits=2,
-        smaller_is_better=True,
-        diverged=100.0,
     ),
-    Table(
+    table(
         "fig1_mini",
         "Error against minibatch, the miniature of Fig. 1",
-        rows=FIG1_MINI,
-        columns=COLUMNS,
+        FIG1_MINI,
         scales={"mini": SCALES["mini"]},
-        digits=2,
-        smaller_is_better=True,
-        diverged=100.0,
     ),
-    Table(
+    table(
         "fig6",
         "ImageNet-5k, evaluated on the 1,000 classes",
-        rows=FIG6,
-        columns=COLUMNS,
+        FIG6,
         scales={"paper": ["experiment=paper", "data=imagenet5k"]},
-        digits=2,
-        smaller_is_better=True,
-        diverged=100.0,
     ),
     Table(
         "table3a",

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
-from common.log import Diverged, Log, require_finite
+from common.log import Log, require_finite
 from large_minibatch import allocator, allreduce, data, ghost, recipe, sgd, weights
 from large_minibatch.config import Config
 from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
@@ -89,6 +90,8 @@ def train(cfg: Config) -> dict[str, float]:
         saves = stopping or ends or (cfg.save_every and step % cfg.save_every == 0)
         if saves:
             settle_buffers(model, cfg, training)
+            if average:
+                settle_buffers(final, cfg, training)
         if ends:
             epoch = step / plan.steps_per_epoch
             scored = evaluate(final, cfg, validation) if due(epoch, cfg) else {}
@@ -100,6 +103,7 @@ def train(cfg: Config) -> dict[str, float]:
             dist.exit_preempted(step)
 
     if cfg.only_evaluate:
+        history = History()  # the earlier epochs' errors are not those of these weights
         history.close(start / plan.steps_per_epoch, **evaluate(final, cfg, validation))
     metrics = history.final(cfg.median_of)  # Sec. 5.1
     log(max(1, start if cfg.only_evaluate else stop), force=True, **metrics)
@@ -107,6 +111,8 @@ def train(cfg: Config) -> dict[str, float]:
     contact_sheet(final, cfg, validation)
     seconds = time.time() - started
     result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=COLUMNS)
+    if dist.is_main() and not cfg.only_evaluate:
+        keep_backbone(final, cfg)
     return metrics
 
 
@@ -176,17 +182,18 @@ def due(epoch: float, cfg: Config) -> bool:
     return epoch % cfg.evaluate_every == 0 or epoch > cfg.epochs - cfg.median_of
 
 
+def keep_backbone(model: torch.nn.Module, cfg: Config) -> None:
+    """Write `backbone.pt` for other code; where torchvision has no such network, say so."""
+    path = Path(cfg.output_dir, "backbone.pt")
+    try:
+        weights.save_backbone(model, path, cfg.data.mean, cfg.data.std)
+    except ValueError as error:
+        print(f"{path} is not written: {error}")
+
+
 def run(cfg: Config) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    started = time.time()
-    try:
-        return train(cfg)
-    except Diverged as error:
-        seconds = time.time() - started
-        result.write(
-            cfg.output_dir, {}, steps=error.step, seconds=seconds, columns=COLUMNS, diverged=error
-        )
-        raise
+    return result.recorded(train, cfg, columns=COLUMNS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from common import checkpoint, coco_eval, config, dist, result
 from common.config import require_choice, require_range
 from common.data import BadImages, eval_loader, seed_everything, train_loader
-from common.log import Diverged, Log, require_finite
+from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
 from large_minibatch.detection import (
     PICTURES_PER_GPU,
@@ -299,15 +299,7 @@ def detect(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> Iterator
 
 def run(cfg: TransferConfig) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    started = time.time()
-    try:
-        return train(cfg)
-    except Diverged as error:
-        seconds = time.time() - started
-        result.write(
-            cfg.output_dir, {}, steps=error.step, seconds=seconds, columns=COLUMNS, diverged=error
-        )
-        raise
+    return result.recorded(train, cfg, columns=COLUMNS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="transfer")

@@ -11,6 +11,7 @@ ImageNet models, the Caffe2 trainer of the paper's time, and Detectron's or MSRA
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -273,7 +274,9 @@ def _stride_in_1x1(model: nn.Module) -> None:
             module.conv1.stride, module.conv2.stride = (2, 2), (1, 1)
 
 
-def save_backbone(model: nn.Module, path: str | Path) -> None:
+def save_backbone(
+    model: nn.Module, path: str | Path, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> None:
     """Write {"state_dict", "meta"}: torchvision's names, and what else a reader must know.
 
     The file appears whole or not at all. "meta" tells the channels' order, mean and std of the
@@ -288,8 +291,8 @@ def save_backbone(model: nn.Module, path: str | Path) -> None:
         "name": getattr(model, "name", ""),
         "channels": "RGB",
         "range": [0.0, 1.0],
-        "mean": list(MEAN),
-        "std": list(STD),
+        "mean": list(mean),
+        "std": list(std),
         "stride_in_3x3": True,
     }
     path = Path(path)

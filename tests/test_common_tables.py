@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from common.claims import Gap, Near, mean_std
 from common.runs import duration, read_result
-from common.table_report import mean_std
-from common.tables import Gap, Near, Request, Row, Table, compose_rows, main, plan
+from common.tables import Request, Row, Table, compose_rows, main, plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,6 +1,7 @@
 """Training in large_minibatch: processes, resuming, accumulation, norms, what evaluation counts."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from common import checkpoint
 from common.tables import compose_rows
+from large_minibatch import data
 from large_minibatch.config import Config, Data, Model, Norm, Rate
 from large_minibatch.config import Scenes as ScenesConfig
-from large_minibatch.evaluate import History
+from large_minibatch.evaluate import History, evaluate
 from large_minibatch.mixup import mix
 from large_minibatch.tables import TABLES
 from large_minibatch.train import due, planned, train
@@ -132,13 +136,60 @@ def test_the_statistics_of_the_evaluation_leave_the_training_as_it_is(kind, tmp_
     assert precise == (kind == "precise")
 
 
+class Answers(nn.Module):
+    """Always the same logits, of which the first is the highest."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([3.0, 2.0, 1.0]).expand(len(images), 3)
+
+
 def test_a_class_that_evaluation_leaves_out_is_never_answered(tmp_path):
-    names = [f"{color} {shape}" for shape in ("cube", "sphere") for color in ("red", "blue")]
-    scenes = replace(SMALL.data.scenes, shapes=["cube", "sphere"], colors=["red", "blue"])
-    (tmp_path / "two.txt").write_text("\n".join(names[:2]) + "\n")
-    data = replace(SMALL.data, scenes=scenes, evaluated=str(tmp_path / "two.txt"))
-    masked = train(replace(SMALL, data=data, epochs=1.0, output_dir=str(tmp_path / "run")))
-    assert 0 <= masked["val_error"] <= 100
+    for split in ("train", "val"):
+        for k, name in enumerate("abc"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(k + 1):  # 1, 2 and 3 pictures
+                Image.new("RGB", (20, 20), (80 * k, 0, 0)).save(folder / f"{i}.jpg")
+    (tmp_path / "two.txt").write_text("b\nc\n")
+    every = Data(name="folder", root=str(tmp_path), size=16, resize=20, workers=0)
+    some = replace(every, evaluated=str(tmp_path / "two.txt"))
+    errors = {}
+    for name, cfg in (("every", every), ("some", some)):
+        cfg = replace(SMALL, data=cfg, output_dir=str(tmp_path / "run"))
+        errors[name] = evaluate(Answers(), cfg, data.build(cfg.data, "val"))
+    assert errors["every"]["val_error"] == pytest.approx(500 / 6)  # "a" is right once in six
+    assert errors["some"]["val_error"] == pytest.approx(300 / 5)  # of b and c "b", twice in five
+    assert errors["some"]["val_loss"] == pytest.approx((3 * 1 + 5 * math.log(1 + math.exp(-1))) / 5)
+
+
+def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them():
+    for given, lacking in (("classes", "evaluated"), ("evaluated", "classes")):
+        with pytest.raises(ValueError, match=rf"data\.{lacking} is not set"):
+            Data(name="imagenet5k", root="x", **{given: "list.txt"})
+        with pytest.raises(ValueError, match=rf"data\.{given} is for class folders"):
+            Data(name="scenes", root="", **{given: "list.txt"})
+    done = command(Path("unused"), "data=imagenet5k", "data.root=unused")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("data.classes is not set")
+
+
+def test_evaluating_only_reports_the_error_of_the_weights_at_hand(tmp_path):
+    first = train(replace(SMALL, output_dir=str(tmp_path)))
+    assert (tmp_path / "backbone.pt").is_file()
+    (tmp_path / "backbone.pt").unlink()
+    again = train(replace(SMALL, only_evaluate=True, output_dir=str(tmp_path)))
+    assert again["error"] == again["val_error"] == first["val_error"]
+    assert "train_error" not in metrics(tmp_path)  # no picture was trained on
+    assert not (tmp_path / "backbone.pt").exists()
+
+
+def test_the_kept_backbone_is_the_network_that_was_evaluated(tmp_path):
+    train(replace(SMALL, ema=0.9, epochs=1.0, output_dir=str(tmp_path)))
+    kept = torch.load(tmp_path / "backbone.pt", weights_only=True)
+    average = checkpoint.load(tmp_path / "checkpoint-00000003.pt")["parts"]["average"]
+    for name, value in kept["state_dict"].items():
+        assert torch.equal(value, average[f"module.{name}"]), name
+    assert kept["meta"]["mean"] == pytest.approx(SMALL.data.mean)
 
 
 def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(tmp_path):
