@@ -21,11 +21,14 @@ work that only one rank does, such as a long evaluation, has to stay below that.
 
 import dataclasses
 import datetime
+import gc
+import importlib
 import os
 import re
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -228,16 +231,24 @@ def _join(number: int, world: int, local: int, local_world: int, store: Any = No
             # several nodes the attempts are counted by each, so there the number is of no use.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = distributed.PrefixStore(f"attempt-{attempt}", store)
+    importlib.import_module("torch._dynamo")  # DDP does; within a group it would keep it for good
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     distributed.init_process_group(
         backend, store=store, rank=number, world_size=world, timeout=timeout
     )
 
 
-def _leave() -> None:
-    """Leave the group after all ranks came to their end."""
+def _leave(error: BaseException | None = None) -> None:
+    """Leave the group after all ranks came to their end; `error` is what unwound this one.
+
+    The group's threads have to end here: one that still drops a tensor while Python shuts down
+    aborts the process. A wrapped model holds the group, in a cycle, and so does what is unwound.
+    """
     barrier()
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
     distributed.destroy_process_group()
+    gc.collect()
 
 
 def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
@@ -263,7 +274,7 @@ def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
         except BaseException as error:
             if isinstance(error, SystemExit) and error.code == PREEMPTED:
                 if world > 1:
-                    _leave()
+                    _leave(error)
                 raise
             where = f"rank {number} stopped {spawn.after(_here.step)}"
             print(errors.last_words(error, where), file=sys.stderr, flush=True)
@@ -292,6 +303,7 @@ def _run_spawned(
                 if stop.code != PREEMPTED:
                     raise
                 kind, value = "exit", stop.code
+                traceback.clear_frames(stop.__traceback__)
             _leave()
             report(kind, None if kind == "done" and number else value)
         except BaseException as error:

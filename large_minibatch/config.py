@@ -16,7 +16,7 @@ from common.config import require_choice, require_range
 class Scenes:
     """The built-in pictures: one solid each, its shape and colour are the class."""
 
-    train_images: int = 32768  # with mini.yaml's 12 epochs 1,536 steps of 256
+    train_images: int = 24576  # with mini.yaml's 16 epochs 768 steps of 512
     val_images: int = 4000
     size: int = 32  # pixels, both sides
     shapes: list[str] = field(

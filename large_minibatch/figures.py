@@ -32,7 +32,7 @@ from large_minibatch.finished import Group, collect, family, reference
 from large_minibatch.tables import ERRORS
 
 WARMUPS = {"none": "no warm-up", "constant": "constant warm-up", "gradual": "gradual warm-up"}
-LARGE = {256: 8192, 32: 256}  # by reference minibatch: the large one of Figs. 2 and 4
+LARGE = {256: 8192, 32: 512}  # by reference minibatch: the large one of Figs. 2 and 4
 GPUS = (8, 16, 32, 64, 128, 256, 352)  # Figs. 7 and 8
 SHADES = [[channel / 255 for channel in color] for color in palette(12)]
 

@@ -318,6 +318,26 @@ def test_a_killed_worker_under_torchrun_ends_the_other_and_a_restart_resumes(
     assert found == pytest.approx(weight, abs=1e-5)
 
 
+@pytest.mark.parametrize("end_of_run", ["return begun", "dist.exit_preempted(begun)"])
+def test_the_threads_of_a_group_end_with_it(tmp_path: Path, end_of_run: str) -> None:
+    body = f"""
+    def threads():
+        tasks = os.listdir("/proc/self/task")
+        return sum("gloo" in open(f"/proc/self/task/{{task}}/comm").read() for task in tasks)
+    def report():
+        print("threads", threads(), flush=True)
+    import atexit
+    atexit.register(report)
+    network = dist.wrap(torch.nn.Linear(1, 1))
+    network(torch.rand(1, 1)).sum().backward()
+    begun = 0
+    assert threads() > 0
+    {end_of_run}
+    """
+    _, out, err = end(start(tmp_path, body, *TORCHRUN))
+    assert out.count("threads 0") == 2, out + err
+
+
 def test_a_silent_worker_ends_the_run_within_the_timeout(tmp_path: Path) -> None:
     body = """
     dist.reached(5)

@@ -42,12 +42,12 @@ def runs(tmp_path):
     leave(home / "batch_size=32" / "seed0")
     leave(home / "batch_size=32" / "seed1", seed=1)
     leave(home / "batch_size=64" / "seed0", 0.25, batch_size=64)
-    leave(home / "batch_size=256,x" / "seed0", 0.5, batch_size=256)
-    leave(home / "none" / "seed0", 4.0, batch_size=256, rate__warmup="none")
-    leave(home / "constant" / "seed0", 2.0, batch_size=256, rate__warmup="constant")
+    leave(home / "batch_size=512,x" / "seed0", 0.5, batch_size=512)
+    leave(home / "none" / "seed0", 4.0, batch_size=512, rate__warmup="none")
+    leave(home / "constant" / "seed0", 2.0, batch_size=512, rate__warmup="constant")
     leave(home / "double" / "seed0", 3.0, rate__base=0.1, rate__start=0.1)
     leave(home / "wide" / "seed0", model__width=16)
-    leave(home / "wide, large" / "seed0", batch_size=256, model__width=16)
+    leave(home / "wide, large" / "seed0", batch_size=512, model__width=16)
     return home
 
 
@@ -95,7 +95,7 @@ def test_the_error_of_a_run_is_the_median_of_its_last_five(runs):
 def test_a_figure_takes_the_runs_that_differ_in_what_it_shows(runs):
     found = finished.collect([runs])
     chosen = finished.family(found, {"batch_size"}, "fig1")
-    assert [group.kn for group in chosen] == [32, 64, 256]
+    assert [group.kn for group in chosen] == [32, 64, 512]
     assert {group.settings["rate.warmup"] for group in chosen} == {"gradual"}
     assert {group.settings["model.width"] for group in chosen} == {8}
 
@@ -150,14 +150,14 @@ def test_the_bars_of_fig1_are_two_standard_deviations(runs):
 
 
 def test_fig4_without_the_large_minibatch_says_which_there_are(runs):
-    with pytest.raises(ValueError, match="kn= one of 64, 256"):
+    with pytest.raises(ValueError, match="kn= one of 64, 512"):
         MEASURED["fig4"](finished.collect([runs]), 128)
 
 
 def test_folders_may_hold_commas_and_equal_signs(runs):
-    folder = str(runs / "batch_size=256,x")
-    request = parse(["fig2", f"runs={runs}", folder, "kn=256", "out=there"])
-    assert (request.names, request.kn, request.out) == (["fig2"], 256, Path("there"))
+    folder = str(runs / "batch_size=512,x")
+    request = parse(["fig2", f"runs={runs}", folder, "kn=512", "out=there"])
+    assert (request.names, request.kn, request.out) == (["fig2"], 512, Path("there"))
     assert request.folders == [runs, Path(folder)]
 
 
