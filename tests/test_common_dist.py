@@ -200,7 +200,7 @@ def test_a_failing_worker_ends_the_run_with_its_own_message(tmp_path: Path) -> N
     begin = time.monotonic()
     code, _, err = end(start(tmp_path, body))
     assert code == 1
-    assert time.monotonic() - begin < 45
+    assert time.monotonic() - begin < 100  # of the 120 seconds that a silent rank is waited for
     assert err.strip().splitlines()[-1] == (
         "rank 1 stopped after step 7: KeyError: 'bad sample 000139.jpg'"
     )
