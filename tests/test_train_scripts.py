@@ -12,11 +12,16 @@ import torch
 from common import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROJECTS = ["focal_loss", "large_minibatch"]
-PICTURES = {"focal_loss": "detections.png", "large_minibatch": "predictions.png"}
+PROJECTS = ["focal_loss", "large_minibatch", "panoptic"]
+PICTURES = {
+    "focal_loss": "detections.png",
+    "large_minibatch": "predictions.png",
+    "panoptic": "predictions.png",
+}
 METRICS = {
     "focal_loss": {"AP", "AP50", "AP75"},
     "large_minibatch": {"error", "val_error", "train_error"},
+    "panoptic": {"PQ", "SQ_th", "RQ_st", "separate_PQ_th", "components_PQ"},
 }
 TYPOS = {  # on the command line, and what the sentence has to name
     "focal_loss": [
@@ -36,10 +41,19 @@ TYPOS = {  # on the command line, and what the sentence has to name
         ("batch_size=36", "nearest that works is 32 or 40"),
         ("norm.group=7", "group=7"),
     ],
+    "panoptic": [
+        ("merg.overlap=1", "merge.overlap"),
+        ("predict.sourse=merged", "predict.source"),
+        ("predict.source=merge", "merged"),
+        ("model.part=semantic", "predict.source=separate"),
+        ("merge.confidence=2", "merge.confidence"),
+        ("data.scenes.together=9", "together"),
+    ],
 }
 MISSING = {  # data sets that want a root
     "focal_loss": ["data=coco"],
     "large_minibatch": ["data=imagenet"],
+    "panoptic": ["data=coco"],
 }
 
 

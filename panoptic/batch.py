@@ -1,0 +1,166 @@
+"""Pictures and targets of any size on their way into a network, and its logits on their way out.
+
+Legend: N pictures of H x W pixels, M instances in one of them, T thing classes, C semantic ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+
+VOID = 255  # of semantic targets: no loss there
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue in 0..1, ImageNet's
+
+Size = tuple[int, int]  # height, width
+Target = Mapping[str, Any]
+Prediction = dict[str, Tensor]
+
+
+def batched(images: Sequence[Tensor], divisible: int, device: torch.device) -> ImageList:
+    """Normalised pictures in one tensor (N, 3, H', W'), zeros right and below; their own sizes.
+
+    images: (3, H, W) red, green, blue, uint8 or float in 0..1. H' and W' are multiples of
+    `divisible`. Raises ValueError for anything else, naming the picture's place in the batch.
+    """
+    if not images:
+        raise ValueError("the batch is empty: give at least one image")
+    for number, image in enumerate(images):
+        if image.ndim != 3 or len(image) != 3 or not image.numel():
+            raise ValueError(f"image {number} is {tuple(image.shape)}: give (3, height, width)")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f"image {number} is {image.dtype}: give uint8, or floats in 0..1")
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // divisible) * divisible for side in zip(*sizes, strict=True))
+    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (MEAN, STD))
+    batch = torch.zeros(len(images), 3, height, width, device=device)
+    for place, image, (h, w) in zip(batch, images, sizes, strict=True):
+        image = image.to(device, non_blocking=True)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        place[:, :h, :w] = (image - mean) / std
+    return ImageList(batch, sizes)
+
+
+def checked(
+    images: Sequence[Tensor],
+    targets: Sequence[Target] | None,
+    device: torch.device,
+    *,
+    things: int | None = None,
+    classes: int | None = None,
+) -> list[dict[str, Tensor]]:
+    """What a loss needs of each target, on the device: `boxes`, `labels`, `masks`; `semantic`.
+
+    things: T, to ask for instances; classes: C, to ask for a semantic map. The labels that come
+    out are shifted by one, as torchvision's heads count: 0 is their background.
+    Raises ValueError naming the picture where something is missing or does not fit it.
+    """
+    if targets is None or len(targets) != len(images):
+        given = "none" if targets is None else f"{len(targets)}"
+        raise ValueError(f"{len(images)} images and {given} targets: training needs one for each")
+    out: list[dict[str, Tensor]] = []
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        height, width = image.shape[1:]
+        wanted: dict[str, tuple[int, ...]] = {}
+        if things is not None:
+            count = len(target["labels"]) if "labels" in target else 0
+            wanted = {"boxes": (count, 4), "labels": (count,), "masks": (count, height, width)}
+        if classes is not None:
+            wanted["semantic"] = (height, width)
+        for key, shape in wanted.items():
+            if key not in target:
+                raise ValueError(f"the target of {_name(number, target)} has no {key!r}: add it")
+            if tuple(target[key].shape) != shape:
+                raise ValueError(
+                    f"{key!r} of {_name(number, target)} is {tuple(target[key].shape)} where "
+                    f"{shape} fits its image and labels"
+                )
+        out.append({key: target[key].to(device, non_blocking=True) for key in wanted})
+        for key, kind in (("boxes", torch.float32), ("labels", torch.int64)):
+            if key in wanted:
+                out[-1][key] = out[-1][key].to(kind)
+    _check_values(out, targets, things, classes)
+    return [t | {"labels": t["labels"] + 1} if "labels" in t else t for t in out]
+
+
+def _check_values(
+    out: list[dict[str, Tensor]],
+    targets: Sequence[Target],
+    things: int | None,
+    classes: int | None,
+) -> None:
+    """Stop at a value that the loss cannot take; one wait for the device for the whole batch."""
+    wrong = {
+        "boxes": (
+            "a box that is not finite or has no area",
+            lambda b: ~(torch.isfinite(b).all() & (b[:, 2:] > b[:, :2]).all()),
+        ),
+        "labels": (
+            f"a label outside 0..{(things or 0) - 1}",
+            lambda x: ((x < 0) | (x >= (things or 0))).any(),
+        ),
+        "semantic": (
+            f"a semantic class that is neither in 0..{(classes or 0) - 1} nor {VOID}",
+            lambda x: ((x < 0) | ((x >= (classes or 0)) & (x != VOID))).any(),
+        ),
+    }
+    found = [(number, key) for number, t in enumerate(out) for key in wrong if key in t]
+    if not found:
+        return
+    flags = torch.stack([wrong[key][1](out[number][key]) for number, key in found]).tolist()
+    for (number, key), flag in zip(found, flags, strict=True):
+        if flag:
+            raise ValueError(
+                f"{_name(number, targets[number])} has {wrong[key][0]}: correct its target"
+            )
+
+
+def _name(number: int, target: Target) -> str:
+    """What a user knows the picture by."""
+    for key in ("file", "image_id"):
+        if key in target:
+            return f"{target[key]}"
+    return f"image {number} of the batch"
+
+
+def same_size(images: Sequence[Tensor]) -> list[list[int]]:
+    """Places of the pictures, grouped by size: alone, none is padded to the size of another."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(number)
+    return list(groups.values())
+
+
+def asked(images: Sequence[Tensor], sizes: Sequence[Size] | None) -> list[Size]:
+    """The size of each prediction: the picture's own where none is asked for."""
+    if sizes is None:
+        return [(image.shape[1], image.shape[2]) for image in images]
+    if len(sizes) != len(images):
+        raise ValueError(f"{len(images)} images and {len(sizes)} sizes: give one for each")
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def resized(logits: Tensor, image: Size, size: Size) -> Tensor:
+    """(C, H', W') logits of a padded picture -> (C, *size): its own part, bilinearly resized."""
+    logits = logits[:, : image[0], : image[1]]
+    if image == size:
+        return logits
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def semantic_loss(logits: Tensor, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Mean cross entropy of (N, C, H', W') logits over all pixels that are not void.
+
+    The targets' `semantic` maps are smaller by the padding, which is void. Without any pixel the
+    loss is 0, where a mean would be nan.
+    """
+    truth = torch.full(
+        (len(logits), *logits.shape[2:]), VOID, dtype=torch.int64, device=logits.device
+    )
+    for place, target in zip(truth, targets, strict=True):
+        height, width = target["semantic"].shape
+        place[:height, :width] = target["semantic"]
+    total = F.cross_entropy(logits.float(), truth, ignore_index=VOID, reduction="sum")
+    return total / (truth != VOID).sum().clamp(min=1)

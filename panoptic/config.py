@@ -1,0 +1,248 @@
+"""Every option of the project; the defaults are Panoptic FPN's on COCO, R-50 1x.
+
+The paper trains no network of its own (Sec. 7 merges the outputs of others), so the recipes are
+those of the networks it names. D2 is facebookresearch/detectron2 (COCO-PanopticSegmentation), PSP
+is PSPNet (arXiv 1612.01105), MRCNN is Mask R-CNN (arXiv 1703.06870). Section and table numbers
+without a name are those of arXiv 1801.00868.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from common.config import require_choice, require_range
+
+SETS = ("scenes", "coco", "cityscapes", "ade20k", "vistas")
+NEEDS: dict[str, set[str]] = {  # prediction source -> parts of the network that it is made of
+    "merged": {"semantic", "instance"},
+    "unfiltered": {"semantic", "instance"},
+    "separate": set(),  # what there is
+    "components": {"semantic"},
+    "oracle_semantic": {"instance"},
+    "oracle_instances": {"semantic"},
+    "human": set(),  # no network
+}
+
+
+@dataclass
+class Scenes:
+    """The built-in pictures: crowded solids before a wall, of sizes for the miniature."""
+
+    train_images: int = 800
+    val_images: int = 200
+    height: int = 64  # pixels
+    width: int = 96  # pixels
+    objects: list[int] = field(default_factory=lambda: [5, 10])  # things, a picture
+    shapes: list[str] = field(
+        default_factory=lambda: ["cube", "sphere", "cylinder", "cone", "torus", "pyramid"]
+    )  # the classes of things
+    together: int = 2  # shapes in one picture: the fewer, the oftener two of a class touch
+    clutter: list[int] = field(default_factory=lambda: [0, 4])  # pebbles, which are void
+    radius: list[float] = field(default_factory=lambda: [0.25, 0.8])  # world units, log-uniform
+    min_gap: float = -0.15  # between two solids; negative: they may reach into one another
+    margin: float = 0.05  # least distance of two centres along either axis of the floor
+    spread: float = 2.2  # centres lie within so many world units of the middle
+    min_visible: int = 12  # pixels of each thing, at least 1
+    elevation: float = 28.3  # of the camera above the floor, degrees
+    floor: str = "noise"
+    wall: str = "brick"  # or plain | panels: floor, wall and sky are stuff ...
+    patches: list[str] = field(default_factory=lambda: ["water"])  # ... and so are these
+    tint: float = 0.6  # how far floor and wall may be coloured, 0..1
+    color_jitter: float = 0.3  # of each solid
+    noise: float = 12.0  # standard deviation of the sensor's noise, in 0..255 levels
+    seed: int = 0  # of the world, not of the training
+
+    def __post_init__(self) -> None:
+        require_range("data.scenes.train_images", self.train_images, 1)
+        require_range("data.scenes.val_images", self.val_images, 1)
+        require_range("data.scenes.together", self.together, 1, len(self.shapes))
+        require_range("data.scenes.min_visible", self.min_visible, 1)
+        require_range("data.scenes.seed", self.seed, 0, 1_000_000)
+
+
+@dataclass
+class Data:
+    """What is read, and how pictures are changed before a network learns from them."""
+
+    name: str = "coco"  # scenes | coco | cityscapes | ade20k | vistas
+    root: str = MISSING  # folder of the data set; empty for the built-in scenes
+    train: str = "train"  # split to train on; for coco: train is train2017
+    val: str = "val"  # split to evaluate on
+    resize: bool = True  # False: pictures keep their own size, short_side and the like do nothing
+    short_side: list[int] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])  # D2
+    long_side: int = 1333  # pixels, upper bound, D2
+    test_short_side: int = 800  # pixels, D2
+    test_long_side: int = 1333
+    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])  # PSP: a factor of 0.5 to 2
+    rotate: float = 0.0  # PSP: up to 10 degrees to either side
+    blur: float = 0.0  # PSP: probability of a Gaussian blur; it does not say which, 0.5 in ours
+    crop: int = 0  # PSP: side of a random square in pixels, 713 on Cityscapes; 0: none
+    flip: float = 0.5  # probability of a mirror image
+    aspect_groups: bool = True  # D2: wide and tall pictures go into separate batches
+    bad_images: str = "raise"  # raise | skip: what an unreadable picture does
+    workers: int = 4  # loader processes per training process
+    limit: int = 0  # train on the first so many pictures; 0: all
+    val_limit: int = 0  # evaluate on the first so many; 0: all
+    scenes: Scenes = field(default_factory=Scenes)
+
+    def __post_init__(self) -> None:
+        require_choice("data.name", self.name, SETS)
+        require_choice("data.bad_images", self.bad_images, ("raise", "skip"))
+        for name in ("flip", "blur"):
+            require_range(f"data.{name}", getattr(self, name), 0, 1)
+        require_range("data.rotate", self.rotate, 0, 180)
+        require_range("data.crop", self.crop, 0)
+        require_range("data.limit", self.limit, 0)
+        require_range("data.val_limit", self.val_limit, 0)
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(
+                f"data.scale={self.scale} is no range: give the least and the largest factor, "
+                "such as [0.5,2]."
+            )
+        if self.resize and (not self.short_side or min(self.short_side) < 1):
+            raise ValueError(
+                f"data.short_side={self.short_side} names no size: give pixels such as [800], or "
+                "data.resize=false to keep the pictures' own."
+            )
+
+
+@dataclass
+class Merge:
+    """How instances and semantics become one map, Sec. 7; the defaults are the official script's.
+
+    The paper finds its thresholds by a grid search and does not state them: see `search.py`.
+    """
+
+    confidence: float = 0.5  # instances of a lower score are dropped
+    overlap: float = 0.5  # instances are discarded that are hidden to a larger share
+    stuff_area: float = 4096  # pixels; smaller stuff segments become void
+    scale_stuff_area: bool = False  # True: stuff_area is meant for 640 x 480, others in proportion
+
+    def __post_init__(self) -> None:
+        require_range("merge.confidence", self.confidence, 0, 1)
+        require_range("merge.overlap", self.overlap, 0, 1)
+        require_range("merge.stuff_area", self.stuff_area, 0)
+
+
+@dataclass
+class Predict:
+    """What the evaluation compares with the truth, and what it leaves behind."""
+
+    source: str = "merged"  # or another of NEEDS, see sources.py
+    also: list[str] = field(default_factory=list)  # further sources, their figures as SOURCE_PQ_th
+    component_area: int = 0  # pixels; smaller components are no thing
+    rules: str = "official"  # official | paper: void and crowds, see quality.py
+    threshold: float = 0.5  # IoU that a match has to exceed
+    scales: list[float] = field(default_factory=lambda: [1.0])  # of semantics, PSP 0.5..1.75
+    flip: bool = False  # the semantic part also sees the mirror image
+    ap: bool = False  # also AP and AP_no, without overlaps, of the instances, Table 3
+    miou: bool = False  # also the semantic part's mean IoU, Table 4
+    batch_size: int = 8  # pictures a process has in hand
+    per_class: bool = False  # also PQ of every class, as PQ/NAME
+    save: bool = False  # write the predictions as COCO panoptic files
+    pictures: int = 12  # pictures of predictions and their errors
+
+    def __post_init__(self) -> None:
+        for name in (self.source, *self.also):
+            require_choice("predict.source", name, NEEDS)
+        require_choice("predict.rules", self.rules, ("official", "paper"))
+        require_range("predict.threshold", self.threshold, 0, 0.999)
+        require_range("predict.batch_size", self.batch_size, 1)
+        require_range("predict.pictures", self.pictures, 0)
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"predict.scales={self.scales}: give factors above 0, such as [1].")
+
+
+@dataclass
+class Model:
+    """The network; passed to `model.build` as it stands."""
+
+    name: str = "panoptic_fpn"  # panoptic_fpn: one network | separate: the paper's pair, Sec. 7
+    backbone: str = "resnet50"  # resnet18..152, resnext..., mini
+    norm: str = "frozen"  # of Mask R-CNN's backbone: frozen (D2) | bn | gn
+    freeze_at: int = 2  # D2: the stem and the first stage stay as they were pre-trained
+    stride_in_1x1: bool = False  # True for D2's weights, False for torchvision's
+    aligned: bool = True  # geometry of regions: True as in D2, False as in torchvision
+    semantic_weight: float = 0.5  # of panoptic_fpn's semantic loss, D2
+    semantic_norm: str = "bn"  # of PSPNet: frozen | bn | gn
+    dropout: float = 0.1  # of PSPNet
+    auxiliary_weight: float = 0.4  # of PSPNet's auxiliary loss, PSP 3.3
+    part: str = "both"  # of separate: semantic | instance | both
+
+    def __post_init__(self) -> None:
+        require_choice("model.name", self.name, ("panoptic_fpn", "separate"))
+        require_choice("model.norm", self.norm, ("frozen", "bn", "gn"))
+        require_choice("model.semantic_norm", self.semantic_norm, ("frozen", "bn", "gn"))
+        require_choice("model.part", self.part, ("semantic", "instance", "both"))
+        if self.part != "both" and self.name != "separate":
+            raise ValueError(
+                f"model.part={self.part} is for model.name=separate: Panoptic FPN is one network."
+            )
+
+
+@dataclass
+class Config:
+    """One training run."""
+
+    seed: int = 0
+    steps: int = 90_000  # optimizer steps, D2 1x; 270,000 is 3x
+    batch_size: int = 16  # pictures a step over all processes
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_decay: bool = False  # D2: scales and shifts of norms are not decayed
+    schedule: str = "step"  # step | poly: (1 - done / steps) ^ 0.9 as in PSP
+    milestones: list[float] = field(default_factory=lambda: [2 / 3, 8 / 9])  # 60k and 80k of 90k
+    warmup: int = 1000  # steps, D2; none with poly
+    warmup_start: float = 1e-3  # share of the rate at step 0, D2
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    accumulate: int = 1  # forward and backward passes an optimizer step
+    sync_bn: bool = True  # batch norm over all GPUs, as PSP; concerns norms of kind bn
+    amp: bool = False  # bfloat16 in the network
+    init: str = ""  # weights to start from: a file, a run's folder, or `imagenet` (torchvision)
+    init_also: str = ""  # a second file, after it: the other half of the pair
+    processes: int = 0  # 0: one per GPU, or one on a CPU
+    threads: int = 0  # CPU threads of each process; 0: all cores shared out
+    log_every: int = 20  # steps
+    save_every: int = 1000  # steps
+    evaluate_every: int = 0  # steps; 0: only at the end
+    only_evaluate: bool = False  # score `init`, or the folder's checkpoint, without training
+    versus: dict[str, list[str]] = field(default_factory=dict)  # other settings trained beside it
+    output_dir: str = "${hydra:runtime.output_dir}"
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    merge: Merge = field(default_factory=Merge)
+    predict: Predict = field(default_factory=Predict)
+
+    def __post_init__(self) -> None:
+        require_choice("schedule", self.schedule, ("step", "poly"))
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
+            require_range(name, getattr(self, name), 1)
+        for name in ("lr", "warmup", "clip", "threads", "evaluate_every"):
+            require_range(name, getattr(self, name), 0)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} "
+                "equal parts: choose a divisor."
+            )
+        self._require_sources()
+
+    def _require_sources(self) -> None:
+        """A prediction source needs the part of the network that it is made of."""
+        part = self.model.part
+        had = {"semantic", "instance"} if part == "both" else {part}
+        for source in (self.predict.source, *self.predict.also):
+            if source == "components" and self.model.name != "separate":
+                raise ValueError(
+                    "predict.source=components needs a semantic network that tells the things' "
+                    "classes apart: take model.name=separate."
+                )
+            if NEEDS[source] - had:
+                raise ValueError(
+                    f"predict.source={source} needs a part that model.part={part} does "
+                    "not have: take predict.source=separate."
+                )
+
+
+ConfigStore.instance().store("schema", Config)

@@ -1,0 +1,140 @@
+"""Convert between COCO panoptic files (a JSON, PNGs in the folder of its name) and other formats.
+
+    python convert.py from_two_channel FOLDER OUT.json --images IMAGES.json --categories CATS.json
+    python convert.py to_two_channel PANOPTIC.json FOLDER
+    python convert.py from_detection DETECTION.json OUT.json --categories CATS.json
+    python convert.py to_detection PANOPTIC.json OUT.json --things-only
+    python convert.py to_semantic PANOPTIC.json FOLDER --layout category|contiguous|stuff
+    python convert.py cityscapes ROOT val            # gtFine as downloaded
+    python convert.py ade20k ROOT validation         # ADEChallengeData2016 with instance maps
+    python convert.py vistas ROOT validation --version v1.2
+
+CATS.json is a list of COCO categories with `isthing`, or any JSON that has one as `categories`.
+Every file appears whole or not at all. Exit code 0: done, 2: bad data, in one sentence.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.config import run as run_command
+from panoptic import ade20k, cityscapes, detection, semantic_png, two_channel, vistas
+from panoptic.categories import Category, read_categories
+from panoptic.files import PanopticFiles, Result, image_entries, read_json, write_json
+from panoptic.files import write_panoptic as write
+
+
+def load_categories(path: str | Path) -> dict[int, Category]:
+    """Categories of a JSON that is a list of them, or has one as `categories`."""
+    content = read_json(path)
+    entries = content.get("categories") if isinstance(content, dict) else content
+    return read_categories(entries, str(path))
+
+
+def shown(results: Iterator[Result], total: int) -> Iterator[Result]:
+    """The results, with a progress bar where there is a terminal."""
+    yield from tqdm(results, "converting", total, unit="image", leave=False, disable=None)
+
+
+def from_two_channel(args: argparse.Namespace) -> int:
+    """Two-channel PNGs of the images that a JSON lists -> COCO panoptic."""
+    images = list(image_entries(read_json(args.images), str(args.images)).values())
+    categories = load_categories(args.categories or args.images)
+    results = two_channel.read_two_channel(args.source, images, categories, void=args.void)
+    results = shown(results, len(images))
+    return write(args.out, args.folder, categories=categories, images=images, results=results)
+
+
+def to_two_channel(args: argparse.Namespace) -> int:
+    """COCO panoptic -> two-channel PNGs."""
+    files = PanopticFiles(args.source, args.folder)
+    return two_channel.write_two_channel(files, args.out, void=args.void)
+
+
+def from_detection(args: argparse.Namespace) -> int:
+    """COCO detection annotations that do not overlap -> COCO panoptic."""
+    content = read_json(args.source)
+    categories = load_categories(args.categories or args.source)
+    images = list(image_entries(content, str(args.source)).values())
+    results = detection.from_detection(content, categories, where=str(args.source))
+    results = shown(results, len(images))
+    return write(args.out, args.folder, categories=categories, images=images, results=results)
+
+
+def to_detection(args: argparse.Namespace) -> int:
+    """COCO panoptic -> COCO detection annotations."""
+    files = PanopticFiles(args.source, args.folder)
+    write_json(args.out, detection.to_detection(files, things_only=args.things_only))
+    return len(files)
+
+
+def to_semantic(args: argparse.Namespace) -> int:
+    """COCO panoptic -> a semantic PNG per image."""
+    files = PanopticFiles(args.source, args.folder)
+    return semantic_png.write_semantic(files, args.out, layout=args.layout, void=args.void)
+
+
+def raw(args: argparse.Namespace) -> int:
+    """A data set as downloaded -> COCO panoptic."""
+    if args.command == "cityscapes":
+        out = cityscapes.convert_cityscapes(args.root, args.split, args.out)
+    elif args.command == "ade20k":
+        out = ade20k.convert_ade20k(args.root, args.split, args.out)
+    else:
+        out = vistas.convert_vistas(args.root, args.split, args.out, version=args.version)
+    print(f"written: {out}")
+    return len(PanopticFiles(out))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python convert.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, work in {
+        "from_two_channel": from_two_channel,
+        "to_two_channel": to_two_channel,
+        "from_detection": from_detection,
+        "to_detection": to_detection,
+        "to_semantic": to_semantic,
+    }.items():
+        c = commands.add_parser(name, help=work.__doc__)
+        c.set_defaults(work=work)
+        c.add_argument("source", type=Path)
+        c.add_argument("out", type=Path)
+        c.add_argument("--folder", type=Path, help="of the panoptic PNGs; by default X for X.json")
+        if name.startswith("from"):
+            c.add_argument("--categories", type=Path, help="by default those of the source")
+        if "two_channel" in name:
+            c.add_argument("--void", type=int, default=0, help="label outside of all classes")
+    options = commands.choices
+    options["from_two_channel"].add_argument("--images", type=Path, required=True)
+    options["to_detection"].add_argument("--things-only", action="store_true")
+    c = options["to_semantic"]
+    c.add_argument("--layout", choices=semantic_png.LAYOUTS, default="category")
+    c.add_argument("--void", type=int, help="label of void; by default the layout's")
+    for name, splits in {
+        "cityscapes": ("train", "val", "test"),
+        "ade20k": ("training", "validation"),
+        "vistas": ("training", "validation"),
+    }.items():
+        c = commands.add_parser(name, help=raw.__doc__)
+        c.set_defaults(work=raw)
+        c.add_argument("root", type=Path)
+        c.add_argument("split", choices=splits)
+        c.add_argument("--out", type=Path, help="the JSON; by default inside ROOT")
+    commands.choices["vistas"].add_argument("--version", default="", help="v1.2 or v2.0")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Convert, and say how many images."""
+    args = arguments().parse_args(sys.argv[1:] if words is None else words)
+    print(f"{args.work(args)} images converted")
+
+
+if __name__ == "__main__":
+    run_command(main)

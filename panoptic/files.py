@@ -1,0 +1,292 @@
+"""COCO panoptic files: a JSON with what the segments are, and a PNG per image with where they are.
+
+H, W height and width. The pixel of a PNG is red + 256 green + 65536 blue = the id of its segment,
+0 = void. The JSON has `images`, `categories` and `annotations` of image_id, file_name (the PNG's)
+and segments_info: dicts of id, category_id and, in ground truth, iscrowd, area in pixels and bbox
+[x, y, width, height]. Predictions may leave out all but image_id, file_name, id and category_id.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .categories import Category, read_categories, to_entries
+from .ids import LIMIT, measure
+from .pixels import read_bytes, read_ids, write_bytes, write_ids
+
+Result = tuple[int | str, np.ndarray, Sequence[Mapping[str, Any]]]  # image id, ids, segments
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file; ValueError names the file and the position of what is wrong."""
+    try:
+        return json.loads(read_bytes(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON, or was cut off: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}") from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; NumPy's numbers are written as Python's."""
+    write_bytes(path, (json.dumps(content, allow_nan=False, default=_plain) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+class PanopticFiles:
+    """A COCO panoptic annotation file and its folder of PNGs, checked when opened.
+
+    categories: by id, in file order. images: COCO's image entries, those that have an annotation,
+    in the order of the annotations; of one that the JSON does not list only the id is known.
+    """
+
+    def __init__(
+        self,
+        annotation_file: str | Path,
+        folder: str | Path | None = None,
+        *,
+        categories: Mapping[int, Category] | None = None,
+        zero: bool = False,
+    ) -> None:
+        """folder: of the PNGs; not given, X for X.json. categories: for a JSON that has none.
+
+        zero: let segments have the id 0, as the official evaluator does for predictions. Raises
+        ValueError, naming file and image, for what is missing, doubled, unknown or malformed in
+        the JSON, and for a missing folder. PNGs are not opened.
+        """
+        self.file = Path(annotation_file)
+        self.folder = Path(folder) if folder is not None else self.file.with_suffix("")
+        content = read_json(self.file)
+        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+            raise ValueError(f"{self.file} has no list `annotations`: it is not COCO panoptic")
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder}, the folder of {self.file}'s PNGs, does not exist")
+        if "categories" in content:
+            self.categories = read_categories(content["categories"], str(self.file))
+        elif categories is not None:
+            self.categories = dict(categories)
+        else:
+            raise ValueError(f"{self.file} has no list `categories`")
+        self._annotations: dict[int | str, dict[str, Any]] = {}
+        for annotation in content["annotations"]:
+            self._add(annotation, zero)
+        entries = image_entries(content, str(self.file)) if "images" in content else {}
+        unlisted = [i for i in self._annotations if entries and i not in entries]
+        if unlisted:
+            raise ValueError(
+                f"{self.file}: image {unlisted[0]!r} is annotated, but not in `images`"
+            )
+        self.images = [entries.get(number, {"id": number}) for number in self._annotations]
+        self._entries = entries
+
+    def _add(self, annotation: Any, zero: bool) -> None:
+        """Check and keep one annotation."""
+        image = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image, int | str):
+            raise ValueError(f"{self.file}: an annotation has no `image_id`: {annotation!r:.80}")
+        where = f"{self.file}: image {image!r}"
+        if image in self._annotations:
+            raise ValueError(f"{where} has two annotations")
+        refuse_unsafe(annotation.get("file_name"), where)
+        check_segments(annotation.get("segments_info"), self.categories, where, zero=zero)
+        self._annotations[image] = annotation
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._annotations
+
+    def only(self, image_ids: Iterable[int | str]) -> "PanopticFiles":
+        """The same files with some of the images, in the order given. Raises for unknown ids."""
+        part = copy(self)
+        part._annotations = {number: self._annotation(number) for number in image_ids}
+        part._entries = {n: self._entries[n] for n in part._annotations if n in self._entries}
+        part.images = [part._entries.get(number, {"id": number}) for number in part._annotations]
+        return part
+
+    def _annotation(self, image_id: int | str) -> dict[str, Any]:
+        if image_id not in self._annotations:
+            raise ValueError(f"{self.file} has no annotation of image {image_id!r}")
+        return self._annotations[image_id]
+
+    def segments(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Copies of the `segments_info` of an image, each with `iscrowd`."""
+        return [{"iscrowd": 0, **s} for s in self._annotation(image_id)["segments_info"]]
+
+    def path(self, image_id: int | str) -> Path:
+        """The PNG of an image."""
+        return self.folder / self._annotation(image_id)["file_name"]
+
+    def ids(self, image_id: int | str) -> np.ndarray:
+        """Ids (H, W) int32 of an image; ValueError also where the JSON gives another size."""
+        ids = read_ids(self.path(image_id))
+        entry = self._entries.get(image_id, {})
+        size = (entry.get("height", ids.shape[0]), entry.get("width", ids.shape[1]))
+        if ids.shape != size:
+            raise ValueError(
+                f"{self.path(image_id)} is {ids.shape[1]} x {ids.shape[0]} pixels, but image "
+                f"{image_id!r} is {size[1]} x {size[0]} in {self.file}"
+            )
+        return ids
+
+
+def image_entries(content: Any, where: str) -> dict[int | str, dict[str, Any]]:
+    """COCO's `images` by id; ValueError for entries without id or file_name, or of equal id."""
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise ValueError(f"{where} has no list `images`")
+    entries: dict[int | str, dict[str, Any]] = {}
+    for image in images:
+        number = image.get("id") if isinstance(image, dict) else None
+        if not isinstance(number, int | str):
+            raise ValueError(f"{where}: an image has no `id`: {image!r:.80}")
+        if number in entries:
+            raise ValueError(f"{where}: image id {number!r} appears twice")
+        refuse_unsafe(image.get("file_name"), f"{where}: image {number!r}")
+        entries[number] = image
+    return entries
+
+
+def refuse_unsafe(name: Any, where: str) -> None:
+    """Raise ValueError unless `name` is a file name that stays within its folder."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where} has no `file_name`")
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or ":" in parts[0] or ".." in parts:
+        raise ValueError(f"{where}: file_name {name!r} leads out of its folder")
+
+
+def check_segments(
+    segments: Any, categories: Mapping[Any, Any], where: str, *, zero: bool = False
+) -> None:
+    """Raise ValueError, naming the id, unless ids are unique and 1..2**24-1, categories known.
+
+    zero: whether the id 0 is allowed.
+    """
+    if not isinstance(segments, list | tuple) or not all(isinstance(s, Mapping) for s in segments):
+        raise ValueError(f"{where} has no list `segments_info` of objects {{id, category_id}}")
+    seen: set[int] = set()
+    for segment in segments:
+        number, category = segment.get("id"), segment.get("category_id")
+        if not isinstance(number, int | np.integer) or not 0 <= number < LIMIT:
+            raise ValueError(f"{where}: segment id {number!r} is not within 1 to {LIMIT - 1}")
+        if number == 0 and not zero:
+            raise ValueError(f"{where}: a segment has the id 0, which means void in the PNG")
+        if number in seen:
+            raise ValueError(f"{where}: segment id {number} appears twice")
+        if not isinstance(category, int | np.integer) or category not in categories:
+            raise ValueError(
+                f"{where}: segment {number} is of category {category!r}, which is not one of the "
+                f"{len(categories)} `categories`"
+            )
+        if segment.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"{where}: `iscrowd` of segment {number} is neither 0 nor 1")
+        seen.add(int(number))
+
+
+def checked(
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    *,
+    where: str,
+    categories: Mapping[int, Category] | None = None,
+    strict: bool = True,
+) -> list[dict[str, Any]]:
+    """Copies of the segments of a map (H, W), with `iscrowd`, and `area` and `bbox` as counted.
+
+    Raises ValueError, beginning with `where`, for ids that are 0, doubled, or in the map but not
+    among the segments, and for unknown categories (where `categories` is given). If strict also
+    for segments without a pixel, which else are left out, and for areas other than the counted,
+    which else are put right.
+    """
+    known: Mapping[Any, Any] = categories or {s.get("category_id"): None for s in segments}
+    check_segments(segments, known, where)
+    found, areas, boxes = measure(ids)
+    counted = {
+        int(number): (int(area), box)
+        for number, area, box in zip(found, areas, boxes.tolist(), strict=True)
+    }
+    counted.pop(0, None)
+    completed = []
+    for segment in segments:
+        area, box = counted.pop(int(segment["id"]), (0, []))
+        if area == 0 and strict:
+            raise ValueError(f"{where}: segment {segment['id']} is listed, but has no pixel")
+        if strict and segment.get("area", area) != area:
+            raise ValueError(
+                f"{where}: segment {segment['id']} has {area} pixels, but its `area` is "
+                f"{segment['area']}"
+            )
+        if area:
+            plain = {"id": int(segment["id"]), "category_id": int(segment["category_id"])}
+            iscrowd = int(segment.get("iscrowd", 0))
+            completed.append({**segment, **plain, "iscrowd": iscrowd, "area": area, "bbox": box})
+    if counted:
+        number, (area, _) = next(iter(counted.items()))
+        raise ValueError(
+            f"{where}: id {number} is in the map ({area} pixels), but not among the segments"
+        )
+    return completed
+
+
+def png_name(image: Mapping[str, Any]) -> str:
+    """The name of an image's panoptic PNG: that of the image, with its suffix replaced."""
+    return str(Path(image["file_name"]).with_suffix(".png"))
+
+
+def write_panoptic(
+    annotation_file: str | Path,
+    folder: str | Path | None = None,
+    *,
+    categories: Mapping[int, Category],
+    images: Iterable[Mapping[str, Any]],
+    results: Iterable[Result],
+    names: Mapping[Any, str] | None = None,
+) -> int:
+    """Write COCO panoptic files; returns the number of annotated images.
+
+    folder: for the PNGs; not given, X for X.json. images: COCO's entries (id, file_name, ...).
+    results: image id, ids (H, W) and segments, as they come; area and bbox are filled in. names:
+    of the PNGs by image id, where they are not the image's with .png. Each file appears whole or
+    not at all, the JSON last. Raises ValueError as `checked` does, naming the image.
+    """
+    annotation_file = Path(annotation_file)
+    folder = Path(folder) if folder is not None else annotation_file.with_suffix("")
+    entries = image_entries({"images": list(images)}, str(annotation_file))
+    names = names or {number: png_name(entry) for number, entry in entries.items()}
+    annotations: list[dict[str, Any]] = []
+    written: dict[str, int | str] = {}
+    for image, ids, segments in results:
+        where = f"image {image!r}"
+        if image not in entries:
+            raise ValueError(f"{where} has a result, but is not among the images")
+        name = names[image]
+        if name in written:
+            raise ValueError(f"{where} and {written[name]!r} would both be written as {name}")
+        written[name] = image
+        info = checked(ids, segments, where=where, categories=categories)
+        write_ids(folder / name, ids)
+        number = entries[image]["id"]
+        annotations.append({"image_id": number, "file_name": name, "segments_info": info})
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [dict(entry) for entry in entries.values()],
+        "annotations": annotations,
+        "categories": to_entries(categories),
+    }
+    write_json(annotation_file, content)
+    return len(annotations)

@@ -1,0 +1,335 @@
+"""How consistent are two people who annotate the same images? The study of Sec. 6.
+
+    python study.py                                     # two simulated annotators, seconds
+    python study.py a=FILE.json b=FILE.json out=DIR     # two annotations of the same images
+    python study.py a=... b=... pred=FILE.json name=Cityscapes    # and a machine, against b
+    python study.py scenes=200 seed=1 samples=2000
+
+a, b and pred are COCO panoptic files, their PNGs in the folder of the same name or in a_folder=,
+b_folder=, pred_folder=. One annotation acts as the prediction, the other as the truth; which one
+makes no difference but for void and crowds, which only the truth's rules know, so both ways are
+printed. Prints Tables 1, 2 and 6 beside the paper's figures, PQ by IoU threshold and by error
+weight; writes those as study.md, everything as study.json, the classes as classes.csv, and
+pictures: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
+
+All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from common.config import require_choice, require_range, typed
+from common.config import run as run_command
+from panoptic import annotators, study_paper, study_pictures
+from panoptic.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
+from panoptic.categories import Category, kinds
+from panoptic.evaluate import open_pair
+from panoptic.files import write_json
+from panoptic.pixels import write_bytes
+from panoptic.quality import PAPER, Matching, PanopticQuality, Scores
+from panoptic.report import class_csv, content
+
+THRESHOLDS = (0.25, 0.5, 0.75)
+ALPHAS = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125}
+SHOWN = 4  # images of pairs.png
+GROUPS = ("PQ", "PQ_st", "PQ_th", "SQ", "SQ_st", "SQ_th", "RQ", "RQ_st", "RQ_th")
+Row = Sequence[str]
+
+
+@dataclass
+class Options:
+    """Words of the command line."""
+
+    a: str = ""  # panoptic JSON of the first annotator; empty: simulated
+    b: str = ""  # of the second
+    pred: str = ""  # of a machine
+    a_folder: str = ""  # of the PNGs; empty: X for X.json
+    b_folder: str = ""
+    pred_folder: str = ""
+    out: str = "outputs/study"
+    name: str = ""  # of the data in the tables
+    scenes: int = 60  # simulated images
+    seed: int = 0  # of the scenes, the annotators and the bootstrap
+    samples: int = 1000  # of the bootstrap
+    rules: str = "official"  # official | paper: see evaluate.py
+
+    def __post_init__(self) -> None:
+        require_choice("rules", self.rules, ("official", "paper"))
+        for name in ("scenes", "samples"):
+            require_range(name, getattr(self, name), 1)
+        require_range("seed", self.seed, 0)
+        if bool(self.a) != bool(self.b):
+            raise ValueError("Two annotators are needed: give both a=FILE.json and b=FILE.json.")
+        if self.pred and not self.a:
+            raise ValueError(f"pred={self.pred} needs the annotations: give a= and b= as well.")
+
+
+class Pair(NamedTuple):
+    """One image as both annotators drew it, and as the machine did if there is one."""
+
+    image: int | str
+    a: tuple[np.ndarray, list[dict[str, Any]]]  # ids (H, W), segments
+    b: tuple[np.ndarray, list[dict[str, Any]]]
+    machine: tuple[np.ndarray, list[dict[str, Any]]] | None = None
+
+
+@dataclass
+class Study:
+    """What was measured of all images: a as the prediction, b as the truth."""
+
+    name: str
+    categories: dict[int, Category]
+    metrics: dict[float, PanopticQuality]  # by IoU threshold, 0 included
+    swapped: PanopticQuality  # b as the prediction, a as the truth
+    machine: PanopticQuality | None  # against b
+    shown: list[tuple[Pair, Matching]] = field(default_factory=list)
+
+    @property
+    def half(self) -> PanopticQuality:
+        """At the paper's threshold."""
+        return self.metrics[0.5]
+
+
+def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
+    """Categories, number of images, and the images of the study."""
+    if not options.a:
+        made = annotators.pairs(options.scenes, seed=options.seed)
+        simulated = (Pair(i, (a, s), (b, t)) for i, (a, s, b, t) in enumerate(made))
+        return annotators.CATEGORIES, options.scenes, simulated
+    folders = options.b_folder or None, options.a_folder or None
+    b, a = open_pair(options.b, options.a, *folders)
+    sources = [a, b]
+    if options.pred:
+        folders = options.b_folder or None, options.pred_folder or None
+        sources.append(open_pair(options.b, options.pred, *folders)[1])
+    numbers = [image["id"] for image in b.images]
+    read = (Pair(n, *((s.ids(n), s.segments(n)) for s in sources)) for n in numbers)
+    return b.categories, len(numbers), read
+
+
+def measure(options: Options) -> Study:
+    """Compare the annotators image by image, with a progress bar."""
+    categories, count, images = pairs(options)
+    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
+    things = kinds(categories)
+
+    def metric(threshold: float = 0.5) -> PanopticQuality:
+        return PanopticQuality(things, threshold=threshold, keep_images=True, **rules)
+
+    name = options.name or (Path(options.b).stem if options.b else "simulated")
+    metrics = {threshold: metric(threshold) for threshold in (0.0, *THRESHOLDS)}
+    study = Study(name, categories, metrics, metric(), metric() if options.pred else None)
+    for pair in tqdm(images, "comparing", count, unit="image", leave=False, disable=None):
+        for threshold, one in study.metrics.items():
+            matching = one.update(*pair.a, *pair.b, image=pair.image)
+            if threshold == 0.5 and len(study.shown) < SHOWN:
+                study.shown.append((pair, matching))
+        study.swapped.update(*pair.b, *pair.a, image=pair.image)
+        if study.machine is not None and pair.machine is not None:
+            study.machine.update(*pair.machine, *pair.b, image=pair.image)
+    return study
+
+
+def edges(metric: PanopticQuality, *, things: bool) -> tuple[float, float]:
+    """Areas that part the smallest 25 % and the largest 25 % of both annotators' segments."""
+    records = metric.records
+    listed = [category for category, thing in metric.categories.items() if thing or not things]
+    wanted = np.isin(records.category, listed)
+    areas = np.concatenate(
+        [
+            records.truth_area[wanted & (records.kind != 1)],
+            records.prediction_area[wanted & (records.kind != 2)],
+        ]
+    )
+    if not areas.size:
+        return math.nan, math.nan
+    low, high = np.quantile(areas, [0.25, 0.75])
+    return float(low), float(high)
+
+
+def sizes(study: Study) -> dict[str, dict[str, Any]]:
+    """Table 2, for all segments and for things alone: edges, and {"S": (PQ, SQ, RQ), ...}."""
+    # Unstated: whether "objects" are things or all segments; both are given.
+    found: dict[str, dict[str, Any]] = {}
+    for group in ("all", "things"):
+        limits = edges(study.half, things=group == "things")
+        parts = by_size(study.half, limits)
+        scores = {size: getattr(parts[size], group) for size in SIZES}
+        percent = {s: tuple(100 * x for x in (g.pq, g.sq, g.rq)) for s, g in scores.items()}
+        found[group] = {"edges": limits, **percent}
+    return found
+
+
+def intervals(metric: PanopticQuality, options: Options) -> dict[str, tuple[float, ...]]:
+    """5th and 95th percentile by measure, percent."""
+    # Differs: the paper draws several choices of which annotation is the truth. Without void and
+    # crowds that changes nothing, so images are drawn with replacement.
+    drawn = bootstrap(metric, samples=options.samples, seed=options.seed)
+    return {name: tuple(100 * end for end in ends) for name, ends in drawn.items()}
+
+
+def figures(study: Study, options: Options) -> dict[str, Any]:
+    """All figures of the study, percent; what study.json holds."""
+    ious = matched_ious(study.metrics[0.0])
+    found: dict[str, Any] = {
+        "name": study.name,
+        "images": study.half.count,
+        "consistency": study.half.compute().percent(),
+        "swapped": study.swapped.compute().percent(),
+        "intervals": intervals(study.half, options),
+        "sizes": sizes(study),
+        "thresholds": {str(t): study.metrics[t].compute().percent() for t in THRESHOLDS},
+        "alphas": {n: weighted(study.half, alpha).percent() for n, alpha in ALPHAS.items()},
+        "matched": len(ious),
+        "matched below 0.5": 100 * float((ious < 0.5).mean()) if len(ious) else math.nan,
+        "classes": content(study.half.compute(), study.categories)["per_class"],
+    }
+    if study.machine is not None:
+        found["machine"] = study.machine.compute().percent()
+        found["machine intervals"] = intervals(study.machine, options)
+    return found
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Markdown: Tables 1, 2 and 6, thresholds and weights, with the paper's figures below ours."""
+    name, parts = found["name"], []
+    head = ["", *(_label(group) for group in GROUPS)]
+    lines = [
+        [name, *_shown(found["consistency"][group] for group in GROUPS)],
+        [f"{name}, swapped", *_shown(found["swapped"][group] for group in GROUPS)],
+        *_paper(study_paper.TABLE_1),
+    ]
+    parts.append(_table("Table 1: human consistency", head, lines))
+    head = ["", *(f"{m} {size}" for m in ("PQ", "SQ", "RQ") for size in SIZES), "S up to, L above"]
+    lines = []
+    for group, values in found["sizes"].items():
+        cells = _shown(values[size][m] for m in range(3) for size in SIZES)
+        low, high = values["edges"]
+        lines.append([f"{name}, {group}", *cells, f"{low:.0f}, {high:.0f} px"])
+    lines += [[*row, "–"] for row in _paper(study_paper.TABLE_2)]
+    parts.append(_table("Table 2: human consistency by size", head, lines))
+    parts.append(_table("Table 6: human and machine", ["", *_COLUMNS.values()], _table_6(found)))
+    lines = [
+        [f"IoU > {threshold}", *_shown(values[group] for group in GROUPS)]
+        for threshold, values in found["thresholds"].items()
+    ]
+    text = _table("PQ by threshold", ["", *(_label(group) for group in GROUPS)], lines)
+    below = _shown([found["matched below 0.5"]])[0]
+    parts.append(
+        f"{text}\n\nOf {found['matched']} pairs of an optimal matching without threshold, {below} %"
+        f" have an IoU below 0.5 (paper: below {study_paper.BELOW_HALF:g} % [memory])."
+    )
+    lines = [
+        [f"α = {alpha}", *_shown(values[m] for m in ("SQ", "RQ", "PQ"))]
+        for alpha, values in found["alphas"].items()
+    ]
+    parts.append(_table("RQ by the weight of FP and FN", ["", "SQ", "RQ", "PQ"], lines))
+    return "\n\n".join(parts)
+
+
+_COLUMNS = {"PQ": "PQ", "SQ": "SQ", "RQ": "RQ", "PQ_st": "PQ^St", "PQ_th": "PQ^Th"}
+
+
+def _table_6(found: Mapping[str, Any]) -> list[Row]:
+    """The rows of Table 6: ours with the way to the 95th and the 5th percentile, the paper's."""
+
+    def ours(scores: Mapping[str, float], ends: Mapping[str, Sequence[float]]) -> list[str]:
+        return [
+            _spread(scores[m], ends[m][1] - scores[m], scores[m] - ends[m][0]) for m in _COLUMNS
+        ]
+
+    name = found["name"]
+    rows: list[Row] = [[f"{name}, human", *ours(found["consistency"], found["intervals"])]]
+    if "machine" in found:
+        cells = ours(found["machine"], found["machine intervals"])
+        rows.append([f"{name}, machine", *cells])
+    for place in study_paper.THREE:
+        human = [_spread(*cell) for cell in study_paper.TABLE_6_HUMAN[place]]
+        rows.append([f"paper, {place}, human [memory]", *human])
+        machine = _shown(study_paper.TABLE_6_MACHINE[place])
+        rows.append([f"paper, {place}, machine [memory]", *machine])
+    return rows
+
+
+def _spread(value: float, up: float, down: float) -> str:
+    if math.isnan(value) or math.isnan(up) or math.isnan(down):
+        return _shown([value])[0]
+    return f"{value:.1f} (+{up:.1f}/-{down:.1f})"
+
+
+def _paper(rows: Mapping[str, Sequence[float]]) -> list[Row]:
+    return [[f"paper, {name} [memory]", *_shown(values)] for name, values in rows.items()]
+
+
+def _shown(values: Any) -> list[str]:
+    return ["–" if math.isnan(value) else f"{value:.1f}" for value in values]
+
+
+def _label(group: str) -> str:
+    return group.replace("_st", "^St").replace("_th", "^Th")
+
+
+def _table(title: str, head: Row, rows: Sequence[Row]) -> str:
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(study: Study, found: Mapping[str, Any], folder: Path) -> None:
+    """study.json, study.md, classes.csv and the pictures."""
+    scores: Scores = study.half.compute()
+    write_json(folder / "study.json", _without_nan(found))
+    write_bytes(folder / "study.md", f"{tables(found)}\n".encode())
+    write_bytes(folder / "classes.csv", class_csv(scores, study.categories).encode())
+    study_pictures.classes(folder / "classes.png", scores, study.categories)
+    study_pictures.cdf(folder / "cdf.png", study.metrics[0.0])
+    study_pictures.thresholds(folder / "thresholds.png", found["thresholds"])
+    study_pictures.weights(folder / "weights.png", found["alphas"])
+    study_pictures.compared(
+        folder / "pairs.png",
+        [(f"{pair.image}", pair.a, pair.b, matching) for pair, matching in study.shown],
+        study.categories,
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """With null for nan, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure, print and write; the figures."""
+    study = measure(options)
+    if study.half.count == 0:
+        raise ValueError(f"{options.b} has no image: there is nothing to compare")
+    found = figures(study, options)
+    write(study, found, Path(options.out))
+    print(tables(found))
+    print(f"\n{study.half.count} images; everything is in {options.out}")
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the options from the command line."""
+    words = sys.argv[1:] if words is None else words
+    if words and words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    cfg = OmegaConf.structured(Options)
+    cfg.merge_with_dotlist(list(words))
+    run(typed(cfg))
+
+
+if __name__ == "__main__":
+    run_command(main)

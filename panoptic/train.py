@@ -1,0 +1,140 @@
+"""Train a network for both tasks and evaluate the merge: `python train.py`, or see conf/experiment.
+
+The demo trains the paper's pair of networks (Sec. 7) on the built-in pictures and prints PQ, SQ and
+RQ of their merged outputs, beside each part alone and beside a map without an instance network.
+"""
+
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from common import checkpoint, config, dist, result, versus
+from common.data import seed_everything
+from common.log import Log, require_finite
+from common.optim import parameter_groups, warmup_multistep
+from panoptic import data, model, weights
+from panoptic.config import Config
+from panoptic.predict import Network, evaluate
+
+COLUMNS = tuple(f"{name}{group}" for group in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
+
+
+def train(cfg: Config) -> dict[str, float]:
+    """Train to `cfg.steps`, resuming from `cfg.output_dir`; return the final metrics in percent."""
+    started = time.time()
+    seed_everything(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device = dist.device()
+    kind = "all" if cfg.model.name == "separate" else "stuff"
+    training = data.build(cfg.data, "train", semantic=kind)
+    # The faults of the validation split show now, not after training.
+    validation = data.build(cfg.data, "val", semantic=kind, categories=training.categories)
+    network = build(cfg, training).to(device)
+    groups = parameter_groups(
+        network, weight_decay=cfg.weight_decay, decay_norm=cfg.norm_decay, lr=cfg.lr
+    )
+    optimizer = SGD(groups, cfg.lr, cfg.momentum)
+    schedule = scheduled(optimizer, cfg)
+    parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
+    parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
+    start = checkpoint.resume(cfg.output_dir, **parts)
+
+    stop = start if cfg.only_evaluate else cfg.steps
+    loader = data.training_batches(training, cfg, start, stop)
+    log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
+    wrapped = dist.wrap(network)
+    for step, batch in enumerate(loader, start + 1):
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, piece in enumerate(batch.split(cfg.accumulate)):
+            # Regions are drawn at random: alike whichever process computes this piece.
+            seed_everything(seed_of(cfg.seed, step, dist.rank() * cfg.accumulate + number))
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
+                losses = wrapped(piece.images, piece.targets)
+            require_finite(losses, step, piece.files)
+            (sum(losses.values()) / cfg.accumulate).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / cfg.accumulate
+        if cfg.clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip)
+        optimizer.step()
+        schedule.step()
+        log(step, force=step == 1, **sums, lr=schedule.get_last_lr()[0])
+        stopping = dist.stop_requested()
+        if stopping or step % cfg.save_every == 0 or step == cfg.steps:
+            checkpoint.save(cfg.output_dir, step, **parts)
+        if stopping:
+            log.close()
+            dist.exit_preempted(step)
+        if cfg.evaluate_every and step % cfg.evaluate_every == 0 and step < cfg.steps:
+            log(step, force=True, **evaluate(network, cfg, validation))
+
+    metrics = evaluate(network, cfg, validation, pictures=True)
+    log(cfg.steps, force=True, **metrics)
+    log.close()
+    seconds = time.time() - started
+    result.write(cfg.output_dir, metrics, steps=cfg.steps, seconds=seconds, columns=COLUMNS)
+    return metrics
+
+
+def build(cfg: Config, dataset: data.Panoptic) -> Network:
+    """The network for the classes of a data set, with the weights that `cfg.init` names."""
+    labels = dataset.labels
+    network = model.build(
+        **asdict(cfg.model), thing_classes=len(labels.things), stuff_classes=len(labels.stuff)
+    )
+    for source in filter(None, (cfg.init, cfg.init_also)):
+        loaded = weights.initialise(network, source, category_ids=list(labels.things))
+        if dist.is_main():
+            print(loaded)
+    if cfg.sync_bn and dist.world_size() > 1 and torch.cuda.is_available():
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network
+
+
+def scheduled(optimizer: Optimizer, cfg: Config) -> LambdaLR:
+    """The rate of each step."""
+    if cfg.schedule == "poly":
+        return LambdaLR(optimizer, partial(poly, steps=cfg.steps))
+    milestones = sorted({max(1, round(share * cfg.steps)) for share in cfg.milestones})
+    return warmup_multistep(
+        optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
+    )
+
+
+def poly(done: int, *, steps: int) -> float:
+    """Factor on the rate after `done` steps: PSPNet's "poly" policy with power 0.9."""
+    return (1 - min(done, steps) / steps) ** 0.9
+
+
+def seed_of(seed: int, step: int, piece: int) -> int:
+    """Seed of what is drawn at random for a piece of a step, whichever process computes it."""
+    return (seed * 1_000_003 + step * 4099 + piece) % 2**32
+
+
+def run(cfg: Config) -> dict[str, float]:
+    """`train`, leaving a result also where the loss diverges."""
+    return result.recorded(train, cfg, columns=COLUMNS)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one setting, or with `versus` several side by side."""
+    settings: Config = config.typed(cfg)
+    if settings.versus:
+        versus.run_all(run, cfg, columns=COLUMNS, first="semantic", curve="PQ")
+    else:
+        dist.launch(run, settings, settings.processes)
+
+
+if __name__ == "__main__":
+    config.run(main)
