@@ -101,6 +101,18 @@ def resume(folder: str | Path, **parts: Any) -> int:
     return meta["step"]
 
 
+def require_weights(folder: str | Path, start: int, init: str = "") -> None:
+    """Raise CheckpointError where there is nothing to evaluate: no checkpoint and no `init`.
+
+    start: what `resume` returned.
+    """
+    if not start and not init:
+        raise CheckpointError(
+            f"only_evaluate=true, but {folder} holds no checkpoint: give the folder of a run by "
+            "hydra.run.dir, or weights by init."
+        )
+
+
 def load_matching(model: nn.Module, state: dict[str, Tensor], *, strict: bool = True) -> str:
     """Load `state` into `model`; a report such as `320 of 320 tensors loaded`.
 

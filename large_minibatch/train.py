@@ -58,6 +58,8 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"average": average} if average else {}
     parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
     start = checkpoint.resume(cfg.output_dir, **parts)
+    if cfg.only_evaluate:
+        checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
     stop = start if cfg.only_evaluate else schedule.steps
     steps = data.training_batches(training, cfg, start, stop)

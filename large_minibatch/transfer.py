@@ -127,6 +127,8 @@ def train(cfg: TransferConfig) -> dict[str, float]:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": training.category_ids, "gpus": recipe.gpus}
     start = checkpoint.resume(cfg.output_dir, **parts)
+    if cfg.only_evaluate:
+        checkpoint.require_weights(cfg.output_dir, start)
 
     steps = recipe.iterations
     loader = training_batches(training, cfg, recipe, start, start if cfg.only_evaluate else steps)

@@ -47,6 +47,8 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
     start = checkpoint.resume(cfg.output_dir, **parts)
+    if cfg.only_evaluate:
+        checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
     stop = start if cfg.only_evaluate else cfg.steps
     loader = data.training_batches(training, cfg, start, stop)

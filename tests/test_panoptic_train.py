@@ -156,17 +156,6 @@ def test_two_processes_train_as_one(tmp_path):
     assert figures[0].keys() == figures[1].keys()
 
 
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [("predict.sourse=merged", "predict.source"), ("merge.confidence=2", "merge.confidence")],
-)
-def test_a_typo_is_one_sentence_and_exit_code_2(word, hint, tmp_path):
-    done = run("panoptic", "experiment=smoke", word, f"hydra.run.dir={tmp_path}")
-    assert done.returncode == 2
-    assert hint in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("part", ["semantic", "instance"])
 def test_half_of_the_pair_is_scored_for_its_own_task(part, tmp_path):
     half = replace(MINI, part=part)

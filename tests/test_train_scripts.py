@@ -139,6 +139,14 @@ def test_a_missing_root_is_one_sentence(project, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("project", PROJECTS)
+def test_evaluating_without_weights_is_one_sentence(project, tmp_path):
+    done = run(project, "experiment=smoke", "only_evaluate=true", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 2
+    assert "holds no checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_another_batch_size_does_not_resume(tmp_path):
     run("focal_loss", "experiment=smoke", f"hydra.run.dir={tmp_path}", "steps=3")
     done = run("focal_loss", "experiment=smoke", f"hydra.run.dir={tmp_path}", "batch_size=8")
