@@ -33,16 +33,16 @@ class Scenes:
     val_images: int = 200
     height: int = 64  # pixels
     width: int = 96  # pixels
-    objects: list[int] = field(default_factory=lambda: [5, 10])  # things, a picture
+    objects: list[int] = field(default_factory=lambda: [4, 8])  # things, a picture
     shapes: list[str] = field(
         default_factory=lambda: ["cube", "sphere", "cylinder", "cone", "torus", "pyramid"]
     )  # the classes of things
     together: int = 2  # shapes in one picture: the fewer, the oftener two of a class touch
     clutter: list[int] = field(default_factory=lambda: [0, 4])  # pebbles, which are void
-    radius: list[float] = field(default_factory=lambda: [0.25, 0.8])  # world units, log-uniform
+    radius: list[float] = field(default_factory=lambda: [0.35, 0.8])  # world units, log-uniform
     min_gap: float = -0.15  # between two solids; negative: they may reach into one another
     margin: float = 0.05  # least distance of two centres along either axis of the floor
-    spread: float = 2.2  # centres lie within so many world units of the middle
+    spread: float = 1.6  # centres lie within so many world units of the middle
     min_visible: int = 12  # pixels of each thing, at least 1
     elevation: float = 28.3  # of the camera above the floor, degrees
     floor: str = "noise"
