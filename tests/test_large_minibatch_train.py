@@ -162,13 +162,13 @@ def test_a_class_that_evaluation_leaves_out_is_never_answered(tmp_path):
     assert errors["some"]["val_loss"] == pytest.approx((3 * 1 + 5 * math.log(1 + math.exp(-1))) / 5)
 
 
-def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them():
+def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them(tmp_path):
     for given, lacking in (("classes", "evaluated"), ("evaluated", "classes")):
         with pytest.raises(ValueError, match=rf"data\.{lacking} is not set"):
             Data(name="imagenet5k", root="x", **{given: "list.txt"})
         with pytest.raises(ValueError, match=rf"data\.{given} is for class folders"):
             Data(name="scenes", root="", **{given: "list.txt"})
-    done = command(Path("unused"), "data=imagenet5k", "data.root=unused")
+    done = command(tmp_path, "data=imagenet5k", f"data.root={tmp_path}")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("data.classes is not set")
 
