@@ -1,13 +1,15 @@
 """What a table is said to show, and whether the runs show it.
 
-A claim compares rows of one table in one column, seed by seed; `common.tables` prints the verdicts.
+A claim compares rows of one table in one column, or two columns of a row, seed by seed;
+`common.tables` prints the verdicts.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
-Figures = Mapping[str, Mapping[int, float]]  # a row's name -> its figure by seed
+Figures = Mapping[str, Mapping[int, float]]  # a row's (or column's) name -> its figure by seed
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,43 @@ class Near:
         held = "held" if abs(statistics.fmean(gaps)) <= allowed else "did not hold"
         away = f'{mean_std(gaps, digits)} away from "{self.to}"'
         return f"{held}: {words}; ours: {away}, n = {len(gaps)}"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A claim: in `row`, `column` less `other` lies in `low`..`high`; None leaves a side open."""
+
+    _: KW_ONLY
+    row: str
+    column: str
+    other: str
+    low: float | None = None
+    high: float | None = None
+    paper: float | None = None  # column - other in the paper
+
+    @property
+    def names(self) -> list[str]:
+        """The rows that the claim is about."""
+        return [self.row]
+
+    def verdict(self, ours: Figures, *, digits: int) -> str:
+        """Whether it held, by how much, and over how many seeds; `ours` by column."""
+        words = f'"{self.row}": {self.column} less {self.other} {self._range()}'
+        words += _in_paper(self.paper, digits)
+        gaps = _differences(ours, self.column, self.other)
+        if missing := _missing(ours, [self.column, self.other], gaps):
+            return f"not measured: {words}; {missing}"
+        mean = statistics.fmean(gaps)
+        low, high = (-math.inf if self.low is None else self.low), self.high
+        held = "held" if low <= mean <= (math.inf if high is None else high) else "did not hold"
+        return f"{held}: {words}; ours: {mean_std(gaps, digits)}, n = {len(gaps)}"
+
+    def _range(self) -> str:
+        if self.low == self.high:
+            return f"is {self.low:g}"
+        if self.high is None:
+            return f"at least {self.low:g}"
+        return f"at most {self.high:g}" if self.low is None else f"{self.low:g} to {self.high:g}"
 
 
 def mean_std(values: Sequence[float], digits: int = 1) -> str:

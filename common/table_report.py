@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.claims import mean_std
+from common.claims import Beside, mean_std
 from common.runs import Run, divergence, duration, read_result, shown
 
 if TYPE_CHECKING:  # tables.py imports this file
@@ -90,6 +90,11 @@ def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
         text += f"\n{table.note}\n"
     by_name = {row.name: choice for row, choice in zip(table.rows, choices, strict=True)}
     for claim in table.claims:
+        if isinstance(claim, Beside):
+            results_of = by_name[claim.row].results
+            both = {name: figures(table, results_of, name) for name in (claim.column, claim.other)}
+            text += f"\n- {claim.verdict(both, digits=table.digits)}"
+            continue
         ours = {name: figures(table, by_name[name].results, claim.column) for name in claim.names}
         better = table.smaller_is_better
         text += f"\n- {claim.verdict(ours, digits=table.digits, smaller_is_better=better)}"

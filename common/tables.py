@@ -35,7 +35,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from common.claims import Gap, Near
+from common.claims import Beside, Gap, Near
 from common.config import explain
 from common.runs import PREEMPTED, Ending, Run, execute, read_result
 from common.table_report import report
@@ -83,7 +83,7 @@ class Table:
     columns: Sequence[str]  # names in result.json's metrics; the first one chooses in the grid
     scales: dict[str, list[str]]  # overrides by scale; the first scale is the default
     grid: dict[str, Any] = field(default_factory=dict)  # {key: values}, or by scale: {"mini": ...}
-    claims: Sequence[Gap | Near] = ()
+    claims: Sequence[Gap | Near | Beside] = ()
     note: str = ""
     digits: int = 1
     smaller_is_better: bool = False
@@ -99,7 +99,9 @@ class Table:
         wanted += [(column, self.columns) for row in self.rows for column in row.memory]
         wanted += [(claim.column, self.columns) for claim in self.claims]
         wanted += [(name, names) for claim in self.claims for name in claim.names]
-        if not all(len(claim.names) > 1 for claim in self.claims):
+        beside = [claim for claim in self.claims if isinstance(claim, Beside)]
+        wanted += [(claim.other, self.columns) for claim in beside]
+        if not all(len(claim.names) > 1 for claim in self.claims if claim not in beside):
             raise ValueError(f"{self.name}: a claim needs rows to compare with")
         for word, choices in wanted:
             if word not in choices:

@@ -2,8 +2,8 @@
 
 The doubly annotated images of the paper were never released, so `study.py` without files looks at
 these: people who draw borders a little differently, overlook objects, the smaller the likelier, and
-now and then name one wrongly. H x W pixels; maps are ids (H, W) int32, 0 void, with segments.
-Everything follows from the seed.
+now and then name one wrongly. They draw what `study.py` gives them, or the plain shapes of `scene`.
+H x W pixels; maps are ids (H, W) int32, 0 void, with segments. Everything follows from the seed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,26 +151,42 @@ def _listed(ids: np.ndarray, kinds: Mapping[int, int], crowds: set[int] | None =
     ]
 
 
+def both(
+    truth: tuple[np.ndarray, Sequence[Mapping[str, Any]]],
+    place: int,
+    *,
+    seed: int = 0,
+    categories: Mapping[int, bool],
+    annotator: Annotator = Annotator(),  # noqa: B008 (immutable)
+) -> tuple[np.ndarray, Segments, np.ndarray, Segments]:
+    """A map as the first and as the second annotator draws it: ids, segments, twice.
+
+    place: of the picture among all; with the seed it decides the errors. categories: see
+    `annotate`.
+    """
+    first, second = (
+        annotate(
+            *truth,
+            np.random.default_rng([seed, place, person]),
+            categories=categories,
+            annotator=annotator,
+        )
+        for person in (1, 2)
+    )
+    return *first, *second
+
+
 def pairs(
     count: int = 60,
     *,
     seed: int = 0,
     annotator: Annotator = Annotator(),  # noqa: B008 (immutable)
 ) -> Iterator[tuple[np.ndarray, Segments, np.ndarray, Segments]]:
-    """`count` scenes, each as the first and as the second annotator drew it: ids, segments, twice.
+    """`count` plain scenes as both annotators drew them: ids, segments, twice.
 
     No scene and no annotator depends on how many there are.
     """
     things = {number: category.isthing for number, category in CATEGORIES.items()}
     for i in range(count):
         truth = scene(np.random.default_rng([seed, i, 0]))
-        first, second = (
-            annotate(
-                *truth,
-                np.random.default_rng([seed, i, person]),
-                categories=things,
-                annotator=annotator,
-            )
-            for person in (1, 2)
-        )
-        yield *first, *second
+        yield both(truth, i, seed=seed, categories=things, annotator=annotator)

@@ -132,6 +132,7 @@ class Predict:
     source: str = "merged"  # or another of NEEDS, see sources.py
     also: list[str] = field(default_factory=list)  # further sources, their figures as SOURCE_PQ_th
     component_area: int = 0  # pixels; smaller components are no thing
+    human_shift: float = 1.3  # pixels by which the borders of source `human` are off, standard dev.
     rules: str = "official"  # official | paper: void and crowds, see quality.py
     threshold: float = 0.5  # IoU that a match has to exceed
     scales: list[float] = field(default_factory=lambda: [1.0])  # of semantics, PSP 0.5..1.75
@@ -150,6 +151,7 @@ class Predict:
         require_range("predict.threshold", self.threshold, 0, 0.999)
         require_range("predict.batch_size", self.batch_size, 1)
         require_range("predict.pictures", self.pictures, 0)
+        require_range("predict.human_shift", self.human_shift, 0)
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"predict.scales={self.scales}: give factors above 0, such as [1].")
 
@@ -189,6 +191,7 @@ class Config:
     steps: int = 90_000  # optimizer steps, D2 1x; 270,000 is 3x
     batch_size: int = 16  # pictures a step over all processes
     lr: float = 0.02
+    semantic_lr: float = 0.0  # of the semantic network of model.name=separate; 0: lr
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: bool = False  # D2: scales and shifts of norms are not decayed
@@ -219,7 +222,7 @@ class Config:
         require_choice("schedule", self.schedule, ("step", "poly"))
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require_range(name, getattr(self, name), 1)
-        for name in ("lr", "warmup", "clip", "threads", "evaluate_every"):
+        for name in ("lr", "semantic_lr", "warmup", "clip", "threads", "evaluate_every"):
             require_range(name, getattr(self, name), 0)
         if self.batch_size % self.accumulate:
             raise ValueError(

@@ -162,6 +162,7 @@ def mapped(
             merge.confidence, merge.overlap, merge.stuff_area, merge.scale_stuff_area
         ),
         component_area=cfg.predict.component_area,
+        human_shift=cfg.predict.human_shift,
         image=target["image_id"],
     )
     return ids.cpu(), segments

@@ -76,13 +76,15 @@ def panoptic_map(
     *,
     thresholds: Thresholds,
     component_area: int = 0,
+    human_shift: float = 1.3,
     image: int | str = 0,
 ) -> PanopticMap:
     """The map of `source`; "things" and "stuff" are the two parts of "separate".
 
     truth: ids (H, W) on the output's device, with `segments`; asked by oracles and humans only.
-    component_area: least pixels of a component. image: the picture's id, from which the human's
-    errors follow. ValueError for another source.
+    component_area: least pixels of a component. human_shift: pixels, by which the human's borders
+    are off. image: the picture's id, from which the human's errors follow. ValueError for another
+    source.
     """
     things = {category.id for category in categories.values() if category.isthing}
     match source:
@@ -112,7 +114,7 @@ def panoptic_map(
             )
             return merged(known, thresholds, things)
         case "human":
-            return human(truth, segments, categories, image=image)
+            return human(truth, segments, categories, shift=human_shift, image=image)
     raise ValueError(f"source is {source!r}: choose one of those in sources.py")
 
 
@@ -168,20 +170,22 @@ def human(
     segments: Sequence[Mapping[str, Any]],
     categories: Mapping[int, Category],
     *,
+    shift: float = 1.3,
     image: int | str,
 ) -> PanopticMap:
     """The picture as a simulated annotator draws it, who knows the truth and errs a little.
 
-    The errors are those of `annotators.annotate`, in pixels and probabilities that suit pictures
-    of about 100 pixels, and always the same for an image id.
+    shift: standard deviation in pixels of a border's displacement. The other errors are those of
+    `annotators.Annotator`, and all are always the same for an image id.
     """
-    from .annotators import annotate  # needs scipy, as above
+    from .annotators import Annotator, annotate  # needs scipy, as above
 
     ids, drawn = annotate(
         truth.cpu().numpy(),
         segments,
         np.random.default_rng(zlib.crc32(str(image).encode())),
         categories={category.id: category.isthing for category in categories.values()},
+        annotator=Annotator(shift=shift),
     )
     return torch.from_numpy(ids), drawn
 

@@ -4,6 +4,7 @@
     python study.py a=FILE.json b=FILE.json out=DIR     # two annotations of the same images
     python study.py a=... b=... pred=FILE.json name=Cityscapes    # and a machine, against b
     python study.py scenes=200 seed=1 samples=2000
+    python study.py world=shapes                        # simulated on plain shapes, not on solids
 
 a, b and pred are COCO panoptic files, their PNGs in the folder of the same name or in a_folder=,
 b_folder=, pred_folder=. One annotation acts as the prediction, the other as the truth; which one
@@ -18,7 +19,7 @@ All figures are percent. What is marked [memory] was recalled from the paper, no
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +32,30 @@ from common.config import run as run_command
 from panoptic import annotators, study_paper, study_pictures
 from panoptic.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
 from panoptic.categories import Category, kinds
+from panoptic.config import Scenes
 from panoptic.evaluate import open_pair
 from panoptic.files import write_json
 from panoptic.pixels import write_bytes
 from panoptic.quality import PAPER, Matching, PanopticQuality, Scores
 from panoptic.report import class_csv, content
+from panoptic.scenes_data import PanopticScenes
 
 THRESHOLDS = (0.25, 0.5, 0.75)
 ALPHAS = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125}
 SHOWN = 4  # images of pairs.png
 GROUPS = ("PQ", "PQ_st", "PQ_th", "SQ", "SQ_st", "SQ_th", "RQ", "RQ_st", "RQ_th")
 Row = Sequence[str]
+Drawn = tuple[np.ndarray, list[dict[str, Any]], np.ndarray, list[dict[str, Any]]]
+WORLD = Scenes(  # of the simulated study: more and smaller things than a small network could learn
+    height=144,
+    width=192,
+    objects=[8, 14],
+    together=6,
+    clutter=[0, 0],
+    radius=[0.16, 0.9],
+    spread=2.0,
+    min_visible=10,
+)
 
 
 @dataclass
@@ -56,6 +70,7 @@ class Options:
     pred_folder: str = ""
     out: str = "outputs/study"
     name: str = ""  # of the data in the tables
+    world: str = "solids"  # simulated images: the built-in pictures | shapes: plain ones
     scenes: int = 60  # simulated images
     seed: int = 0  # of the scenes, the annotators and the bootstrap
     samples: int = 1000  # of the bootstrap
@@ -63,6 +78,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require_choice("rules", self.rules, ("official", "paper"))
+        require_choice("world", self.world, ("solids", "shapes"))
         for name in ("scenes", "samples"):
             require_range(name, getattr(self, name), 1)
         require_range("seed", self.seed, 0)
@@ -101,9 +117,14 @@ class Study:
 def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
     """Categories, number of images, and the images of the study."""
     if not options.a:
-        made = annotators.pairs(options.scenes, seed=options.seed)
+        categories, made = (
+            annotators.CATEGORIES,
+            annotators.pairs(options.scenes, seed=options.seed),
+        )
+        if options.world == "solids":
+            categories, made = solids(options)
         simulated = (Pair(i, (a, s), (b, t)) for i, (a, s, b, t) in enumerate(made))
-        return annotators.CATEGORIES, options.scenes, simulated
+        return categories, options.scenes, simulated
     folders = options.b_folder or None, options.a_folder or None
     b, a = open_pair(options.b, options.a, *folders)
     sources = [a, b]
@@ -113,6 +134,20 @@ def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
     numbers = [image["id"] for image in b.images]
     read = (Pair(n, *((s.ids(n), s.segments(n)) for s in sources)) for n in numbers)
     return b.categories, len(numbers), read
+
+
+def solids(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
+    """Categories of the built-in pictures, and both annotators' maps of each."""
+    world = replace(WORLD, val_images=options.scenes, seed=options.seed)
+    pictures = PanopticScenes(world, training=False)
+    things = kinds(pictures.categories)
+
+    def drawn() -> Iterator[Drawn]:
+        for i in range(options.scenes):
+            ids, segments = pictures.annotation(i)
+            yield annotators.both((ids.numpy(), segments), i, seed=options.seed, categories=things)
+
+    return pictures.categories, drawn()
 
 
 def measure(options: Options) -> Study:

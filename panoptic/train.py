@@ -39,10 +39,7 @@ def train(cfg: Config) -> dict[str, float]:
     # The faults of the validation split show now, not after training.
     validation = data.build(cfg.data, "val", semantic=kind, categories=training.categories)
     network = build(cfg, training).to(device)
-    groups = parameter_groups(
-        network, weight_decay=cfg.weight_decay, decay_norm=cfg.norm_decay, lr=cfg.lr
-    )
-    optimizer = SGD(groups, cfg.lr, cfg.momentum)
+    optimizer = SGD(trained(network, cfg), cfg.lr, cfg.momentum)
     schedule = scheduled(optimizer, cfg)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
@@ -101,6 +98,21 @@ def build(cfg: Config, dataset: data.Panoptic) -> Network:
     if cfg.sync_bn and dist.world_size() > 1 and torch.cuda.is_available():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network
+
+
+def trained(network: Network, cfg: Config) -> list[dict[str, Any]]:
+    """Groups of parameters; the pair's two networks, which share nothing, may differ in rate."""
+    parts: list[tuple[nn.Module | None, float]] = [(network, cfg.lr)]
+    if cfg.semantic_lr and isinstance(network, model.Separate):
+        parts = [(network.instance, cfg.lr), (network.semantic, cfg.semantic_lr)]
+    return [
+        group
+        for part, lr in parts
+        if part is not None
+        for group in parameter_groups(
+            part, weight_decay=cfg.weight_decay, decay_norm=cfg.norm_decay, lr=lr
+        )
+    ]
 
 
 def scheduled(optimizer: Optimizer, cfg: Config) -> LambdaLR:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.claims import Gap, Near, mean_std
+from common.claims import Beside, Gap, Near, mean_std
 from common.runs import duration, read_result
 from common.tables import Request, Row, Table, compose_rows, main, plan
 
@@ -266,6 +266,20 @@ def test_a_claim_of_nearness_holds_within_its_margin_or_one_std(bench):
     assert '- did not hold: "one" within 1 AP or one std of "high"; ours: -2.0 ± 0.0' in bench.out
 
 
+def test_a_claim_may_compare_two_columns_of_a_row(bench):
+    claims = [
+        Beside(row="low", column="AP50", other="AP", low=10, high=10, paper=18.3),
+        Beside(row="high", column="AP", other="AP50", low=0),
+        Beside(row="high", column="AP", other="AP50", high=0.5),
+    ]
+    bench(table(TWO, claims=claims), "table1 run=false")
+    assert '- not measured: "low": AP50 less AP is 10 (paper: 18.3); lacking' in bench.out
+    bench(table(TWO, claims=claims), "table1 seeds=2")
+    assert '- held: "low": AP50 less AP is 10 (paper: 18.3); ours: 10.0 ± 0.0, n = 2' in bench.out
+    assert '- did not hold: "high": AP less AP50 at least 0; ours: -10.0' in bench.out
+    assert '- held: "high": AP less AP50 at most 0.5' in bench.out
+
+
 def test_a_failing_row_is_reported_with_its_last_words_and_the_others_go_on(bench):
     rows = [Row("broken", ["mode=fail"]), Row("too", ["mode=fail", "gamma=1"]), *TWO]
     bench(table(rows), "table1", code=1)
@@ -451,6 +465,7 @@ def test_behind_two_dashes_every_key_belongs_to_the_training(bench):
         ([Row("a", []), Row("a", [])], {}, "rows need different names"),
         (TWO, {"claims": [Gap(better="hihg", than=["low"], column="AP")]}, "did you mean high?"),
         (TWO, {"claims": [Gap(better="high", than=[], column="AP")]}, "rows to compare with"),
+        (TWO, {"claims": [Beside(row="low", column="AP", other="AP5")]}, "did you mean AP50?"),
         (TWO, {"grid": {"gamma": [1, 2]}}, "low fixes gamma, which the grid varies"),
     ],
 )
