@@ -118,22 +118,22 @@ class MiniStage(nn.Module):
 class Mini(nn.Module):
     """A net of some hundred thousand parameters, to be trained from scratch: [C2, C3, C4].
 
-    norm: "gn", which treats each picture alone, or "bn". dilated: all maps keep stride 4
-    and are narrower for it.
+    norm: "gn", which treats each picture alone, or "bn". dilated: all maps keep stride 2, as the
+    things of small pictures are small, and are narrower for it.
     """
 
     def __init__(self, *, norm: str = "gn", dilated: bool = False):
         super().__init__()
         layer = norm_layer(norm)
         self.name, self.stride_in_1x1 = "mini", False
-        self.channels = [24, 32, 48] if dilated else [32, 48, 64]
-        self.strides = [4, 4, 4] if dilated else [4, 8, 16]
+        self.channels = [16, 24, 32] if dilated else [32, 48, 64]
+        self.strides = [2, 2, 2] if dilated else [4, 8, 16]
         self.conv1 = resnet.conv3x3(3, 16, stride=2)
         self.bn1 = layer(16)
         stage = partial(MiniStage, norm=layer)
         stride = 1 if dilated else 2
         c2, c3, c4 = self.channels
-        self.layer1 = stage(16, c2, stride=2, dilation=1)
+        self.layer1 = stage(16, c2, stride=stride, dilation=1)
         self.layer2 = stage(c2, c3, stride=stride, dilation=2 if dilated else 1)
         self.layer3 = stage(c3, c4, stride=stride, dilation=4 if dilated else 1)
         for module in self.modules():

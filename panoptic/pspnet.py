@@ -50,7 +50,7 @@ class PyramidPooling(nn.Module):
 class PSPNet(nn.Module):
     """Pictures -> losses in training, logits of all classes in evaluation.
 
-    classes: C. backbone: one of `backbone.BACKBONES` with bottlenecks, or "mini" (stride 4).
+    classes: C. backbone: one of `backbone.BACKBONES` with bottlenecks, or "mini" (stride 2).
     norm: of the whole network, "bn" as in PSPNet, "gn" for small batches, or "frozen".
     width: channels before the classifier; None: 512, and 32 for the mini backbone.
     bins, dropout, auxiliary_weight: PSPNet's Secs. 3.2, 3.3 and 5.1.
@@ -88,7 +88,7 @@ class PSPNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Output stride: 8, or 4 of the mini backbone."""
+        """Output stride: 8, or 2 of the mini backbone."""
         return self.body.strides[-1]
 
     def forward(
