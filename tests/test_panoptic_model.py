@@ -144,12 +144,12 @@ def test_pspnet_keeps_stride_8_and_has_the_parameters_of_its_layer_plan():
 def test_pooling_adds_averages_over_1_2_3_and_6_bins():
     torch.manual_seed(3)
     network = PSPNet(4, backbone="mini", norm="gn").eval()
-    pooling, x = network.pooling, torch.randn(1, 48, 12, 18)
+    pooling, x = network.pooling, torch.randn(1, 32, 12, 18)
     out = pooling(x)
-    assert out.shape == (1, 96, 12, 18)
-    assert torch.equal(out[:, :48], x)
+    assert out.shape == (1, 64, 12, 18)
+    assert torch.equal(out[:, :32], x)
     whole = pooling.branches[0](x.mean((2, 3), keepdim=True))
-    torch.testing.assert_close(out[:, 48:60], whole.expand(-1, -1, 12, 18))
+    torch.testing.assert_close(out[:, 32:40], whole.expand(-1, -1, 12, 18))
     assert pooling.bins == (1, 2, 3, 6)
 
 
