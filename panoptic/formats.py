@@ -71,12 +71,13 @@ RULES = [  # our name, detectron2's; {+1}: the number found there plus one
 ]
 
 
-def detectron2_names(model: MaskRCNN) -> dict[str, str]:
-    """Our name of every tensor -> detectron2's; no two are alike."""
-    if model.backbone.body.name == "mini":
+def detectron2_names(model: MaskRCNN | PanopticFPN) -> dict[str, str]:
+    """Our name of every tensor -> detectron2's; no two are alike. Ours are without `instance.`."""
+    detector = model.instance if isinstance(model, PanopticFPN) else model
+    if detector.backbone.body.name == "mini":
         raise ValueError('detectron2 has no backbone "mini": take a ResNet for its names.')
     names = {}
-    for name in model.state_dict():
+    for name in map(bare, model.state_dict()):
         if name.endswith("num_batches_tracked"):
             continue
         found = [(m, theirs) for ours, theirs in RULES if (m := re.match(ours, name))]
@@ -97,7 +98,7 @@ def detectron2_state(model: PanopticFPN) -> State:
     `{"model": {name: array}}` with these as NumPy arrays is a file that detectron2 loads, given
     MODEL.RESNETS.STRIDE_IN_1X1 as the network's `stride_in_1x1`.
     """
-    own = model.state_dict()
+    own = {bare(name): value for name, value in model.state_dict().items()}
     state = {}
     for name, theirs in detectron2_names(model).items():
         value = own[name].detach().clone()
@@ -118,8 +119,9 @@ def _pixel_scale(std: Sequence[float]) -> Tensor:
     return torch.tensor([255 * s / t for s, t in zip(STD, std, strict=True)]).view(1, 3, 1, 1)
 
 
-def from_detectron2(model: MaskRCNN, state: State, report: Report) -> State:
-    """Our tensors of a detectron2 file."""
+def from_detectron2(network: MaskRCNN | PanopticFPN, state: State, report: Report) -> State:
+    """Our tensors of a detectron2 file, their names without `instance.`."""
+    model = network.instance if isinstance(network, PanopticFPN) else network
     mean, std = (
         [round(float(v), 3) for v in state[key].flatten()] if key in state else default
         for key, default in (("pixel_mean", [103.53, 116.28, 123.675]), ("pixel_std", [1.0] * 3))
@@ -145,7 +147,7 @@ def from_detectron2(model: MaskRCNN, state: State, report: Report) -> State:
         report.notes.append(
             "They were trained on aligned regions: set model.aligned=True, or AP drops a little."
         )
-    ours_of = {theirs: name for name, theirs in detectron2_names(model).items()}
+    ours_of = {theirs: name for name, theirs in detectron2_names(network).items()}
     tensors = {}
     for name, value in state.items():
         if name in ours_of:
@@ -229,6 +231,11 @@ def _fold(model: MaskRCNN, tensors: State, report: Report) -> None:
         tensors[f"{name}weight"] = scale
         tensors[f"{name}running_mean"] = torch.zeros_like(mean)
         tensors[f"{name}running_var"] = torch.full_like(var, 1 - norm.eps)
+
+
+def bare(name: str) -> str:
+    """A parameter's name without the part that it belongs to."""
+    return name.removeprefix("instance.")
 
 
 def few(names: Iterable[str]) -> str:

@@ -33,13 +33,13 @@ NETWORKS = ("panoptic_fpn", "separate")
 PARTS = ("semantic", "instance", "both")
 
 
-class PanopticFPN(MaskRCNN):
+class PanopticFPN(nn.Module):
     """Mask R-CNN with a semantic branch on its pyramid, as detectron2 has it (arXiv 1901.02446).
 
     The paper has no network of its own; this is the smallest that gives both outputs.
 
     stuff_classes: S. semantic_weight: of the semantic loss, 0.5 in detectron2's COCO recipe.
-    The rest: see `MaskRCNN`.
+    The rest: see `MaskRCNN`, which is the part `instance`, also by its parameters' names.
     """
 
     semantic_labels = "stuff"  # `targets.Labels.semantic`: class 0 is any thing
@@ -57,7 +57,12 @@ class PanopticFPN(MaskRCNN):
         semantic_weight: float = 0.5,
         sizes: Sizes | None = None,
     ):
-        super().__init__(
+        super().__init__()
+        if not 0 <= stuff_classes <= 254:
+            raise ValueError(f"stuff_classes is {stuff_classes}: choose 0 to 254; 255 is void.")
+        self.thing_classes, self.stuff_classes = thing_classes, stuff_classes
+        self.semantic_classes, self.semantic_weight = stuff_classes + 1, semantic_weight
+        self.instance = MaskRCNN(
             thing_classes=thing_classes,
             backbone=backbone,
             norm=norm,
@@ -66,16 +71,13 @@ class PanopticFPN(MaskRCNN):
             aligned=aligned,
             sizes=sizes,
         )
-        if not 0 <= stuff_classes <= 254:
-            raise ValueError(f"stuff_classes is {stuff_classes}: choose 0 to 254; 255 is void.")
-        self.stuff_classes, self.semantic_weight = stuff_classes, semantic_weight
-        self.semantic_classes = stuff_classes + 1
+        widths = self.instance.sizes
         self.sem_seg_head = SemanticFPN(
-            self.sizes.channels,
+            widths.channels,
             self.semantic_classes,
-            strides=self.backbone.body.strides,
-            channels=self.sizes.semantic_channels,
-            groups=self.sizes.semantic_groups,
+            strides=self.instance.backbone.body.strides,
+            channels=widths.semantic_channels,
+            groups=widths.semantic_groups,
         )
 
     def forward(
@@ -91,25 +93,26 @@ class PanopticFPN(MaskRCNN):
         Losses: one more, `semantic`, with its weight in it. Predictions: one more, `semantic`
         logits (1 + S, *size).
         """
+        network = self.instance
         if self.training:
             truth = checked(
                 images,
                 targets,
-                self.device,
+                network.device,
                 things=self.thing_classes,
                 classes=self.semantic_classes,
             )
-            batch = batched(images, self.divisible, self.device)
-            features = self.backbone(batch.tensors)
+            batch = batched(images, network.divisible, network.device)
+            features = network.backbone(batch.tensors)
             semantic = semantic_loss(self.semantic_logits(features), truth)
-            losses = self.instance_losses(batch, features, truth)
+            losses = network.instance_losses(batch, features, truth)
             return losses | {"semantic": self.semantic_weight * semantic}
         out: list[Prediction] = [{}] * len(images)
         wanted = asked(images, sizes)
         for group in same_size(images):
-            batch = batched([images[i] for i in group], self.divisible, self.device)
-            features = self.backbone(batch.tensors)
-            found = self.detect(batch, features, [wanted[i] for i in group])
+            batch = batched([images[i] for i in group], network.divisible, network.device)
+            features = network.backbone(batch.tensors)
+            found = network.detect(batch, features, [wanted[i] for i in group])
             logits = self.semantic_logits(features)
             for i, one, semantic, own in zip(group, found, logits, batch.image_sizes, strict=True):
                 out[i] = one | {"semantic": resized(semantic, own, wanted[i])}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from . import pickles
-from .formats import BOX, MASK, Report, State, few, from_detectron2, from_torchvision
+from .formats import BOX, MASK, Report, State, bare, few, from_detectron2, from_torchvision
 from .instance import MaskRCNN
 from .model import PanopticFPN, Separate
 
@@ -50,13 +50,15 @@ def initialise(
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
         tensors = _backbone(model, state, report)
     elif any(name.startswith("backbone.bottom_up.") for name in state):
-        tensors = _placed(model, from_detectron2(_detector(model, report), state, report))
+        detector = _detector(model, report)
+        network = model if isinstance(model, PanopticFPN) else detector
+        tensors = _placed(from_detectron2(network, state, report))
     elif any(name.startswith(("sem_seg_head.", "semantic.", "instance.")) for name in state):
         tensors = dict(state)  # a checkpoint of this folder: names and shapes decide
         report.unused = [name for name in state if name not in own]
     elif any(name.startswith("backbone.body.") for name in state):
         detector = _detector(model, report)
-        tensors = _placed(model, from_torchvision(detector, state, report, category_ids))
+        tensors = _placed(from_torchvision(detector, state, report, category_ids))
     else:
         raise ValueError(
             f"{report.source} is in no known format (it holds {few(state) or 'nothing'}): known "
@@ -111,10 +113,8 @@ def read(path: str | Path) -> State:
 
 def _bodies(model: PanopticFPN | Separate) -> dict[str, nn.Module]:
     """The backbones by the prefix of their names."""
-    if isinstance(model, PanopticFPN):
-        return {"backbone.body.": model.backbone.body}
     bodies: dict[str, nn.Module] = {}
-    if model.semantic is not None:
+    if isinstance(model, Separate) and model.semantic is not None:
         bodies["semantic.body."] = model.semantic.body
     if model.instance is not None:
         bodies["instance.backbone.body."] = model.instance.backbone.body
@@ -152,8 +152,6 @@ def _backbone(model: PanopticFPN | Separate, state: State, report: Report) -> St
 
 def _detector(model: PanopticFPN | Separate, report: Report) -> MaskRCNN:
     """The part of the model that a detector's weights are for."""
-    if isinstance(model, PanopticFPN):
-        return model
     if model.instance is None:
         raise ValueError(
             f"{report.source} holds a detector, the model is the semantic part alone: set "
@@ -162,9 +160,12 @@ def _detector(model: PanopticFPN | Separate, report: Report) -> MaskRCNN:
     return model.instance
 
 
-def _placed(model: PanopticFPN | Separate, tensors: State) -> State:
-    prefix = "" if isinstance(model, PanopticFPN) else "instance."
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
+def _placed(tensors: State) -> State:
+    """With our models' names: all but the semantic branch belongs to the part `instance`."""
+    return {
+        name if name.startswith("sem_seg_head.") else f"instance.{name}": value
+        for name, value in tensors.items()
+    }
 
 
 def _load(model: PanopticFPN | Separate, tensors: State, report: Report) -> None:
@@ -177,9 +178,9 @@ def _load(model: PanopticFPN | Separate, tensors: State, report: Report) -> None
                 report.unused.append(name)
         elif own[name].shape == value.shape:
             fitting[name] = value
-        elif _bare(name).startswith(PREDICTORS) or name.startswith(CLASSIFIERS):
+        elif bare(name).startswith(PREDICTORS) or name.startswith(CLASSIFIERS):
             report.unused.append(name)
-            note = f"{_bare(name).rsplit('.', 1)[0]} has other classes and starts anew."
+            note = f"{bare(name).rsplit('.', 1)[0]} has other classes and starts anew."
             report.notes += [note] if note not in report.notes else []
         else:
             raise ValueError(
@@ -198,7 +199,3 @@ def _load(model: PanopticFPN | Separate, tensors: State, report: Report) -> None
     report.kept = [n for n in own if n not in fitting and not n.endswith("num_batches_tracked")]
     report.loaded = len(fitting)
     model.load_state_dict(fitting, strict=False)
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("instance.")

@@ -163,7 +163,7 @@ def test_the_auxiliary_loss_weighs_0_4_and_the_semantic_loss_of_panoptic_fpn_0_5
     image, target = scene(0, "stuff")
     network = small("panoptic_fpn")
     logits = network.semantic_logits(
-        network.backbone(batched([image], 16, torch.device("cpu")).tensors)
+        network.instance.backbone(batched([image], 16, torch.device("cpu")).tensors)
     )
     loss = network([image], [target])["semantic"]
     torch.testing.assert_close(loss, 0.5 * semantic_loss(logits, [target]))
@@ -199,8 +199,8 @@ def test_gradients_reach_the_backbone_from_both_branches():
         network.zero_grad()
         losses = network([image], [target])
         sum(losses[name] for name in branch).backward()
-        assert network.backbone.body.conv1.weight.grad.abs().sum() > 0
-        assert network.backbone.fpn.layer_blocks[0][0].weight.grad.abs().sum() > 0
+        assert network.instance.backbone.body.conv1.weight.grad.abs().sum() > 0
+        assert network.instance.backbone.fpn.layer_blocks[0][0].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["panoptic_fpn", "separate"])
@@ -233,7 +233,7 @@ def test_pictures_of_different_sizes_train_together():
 def test_frozen_norms_and_stages_stay_as_they_are():
     options = {"thing_classes": 3, "stuff_classes": 2, "sizes": TINY}
     network = PanopticFPN(**options, norm="frozen", freeze_at=2)
-    trained = {name.split(".")[2] for name, p in network.named_parameters() if p.requires_grad}
+    trained = {name.split(".")[3] for name, p in network.named_parameters() if p.requires_grad}
     assert trained & {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"} == {
         "layer2",
         "layer3",
@@ -304,7 +304,7 @@ def test_a_prediction_does_not_depend_on_the_batch(name):
 
 def test_a_network_that_finds_nothing_gives_empty_masks():
     network = PanopticFPN(**MINI).eval()
-    network.roi_heads.score_thresh = 1.0
+    network.instance.roi_heads.score_thresh = 1.0
     with torch.no_grad():
         (one,) = network([scene(0, "stuff")[0]], sizes=[(20, 30)])
     assert one["masks"].shape == (0, 20, 30)

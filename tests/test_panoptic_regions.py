@@ -91,7 +91,7 @@ def test_pooling_no_region_gives_none():
 
 
 def heads(aligned: bool) -> RegionHeads:
-    return PanopticFPN(**MINI, aligned=aligned).roi_heads
+    return PanopticFPN(**MINI, aligned=aligned).instance.roi_heads
 
 
 def test_under_autocast_boxes_and_losses_stay_in_float32():

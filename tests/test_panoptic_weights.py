@@ -30,7 +30,7 @@ def network(seed: int = 0, **options: object) -> PanopticFPN:
     torch.manual_seed(seed)
     settings = {"thing_classes": THINGS, "stuff_classes": STUFF, "sizes": SIZES}
     model = PanopticFPN(**{**settings, "stride_in_1x1": True, **options}).eval()
-    stir(model)
+    stir(model.instance)
     return model
 
 
@@ -52,7 +52,7 @@ def stir(model: nn.Module) -> None:
 
 def their_state(model: PanopticFPN) -> dict[str, Tensor]:
     """The network as detectron2 would have saved it, written out layer by layer."""
-    body, heads = model.backbone.body, model.roi_heads
+    body, heads = model.instance.backbone.body, model.instance.roi_heads
     state: dict[str, Tensor] = {}
 
     def norm(name: str, module: FrozenBatchNorm2d) -> None:
@@ -77,11 +77,11 @@ def their_state(model: PanopticFPN) -> dict[str, Tensor]:
                 state[f"{name}.shortcut.weight"] = block.downsample[0].weight
                 norm(f"{name}.shortcut", block.downsample[1])
     for i in range(4):
-        layer(f"backbone.fpn_lateral{i + 2}", model.backbone.fpn.inner_blocks[i][0])
-        layer(f"backbone.fpn_output{i + 2}", model.backbone.fpn.layer_blocks[i][0])
-    layer("proposal_generator.rpn_head.conv", model.rpn.head.conv[0][0])
-    layer("proposal_generator.rpn_head.objectness_logits", model.rpn.head.cls_logits)
-    layer("proposal_generator.rpn_head.anchor_deltas", model.rpn.head.bbox_pred)
+        layer(f"backbone.fpn_lateral{i + 2}", model.instance.backbone.fpn.inner_blocks[i][0])
+        layer(f"backbone.fpn_output{i + 2}", model.instance.backbone.fpn.layer_blocks[i][0])
+    layer("proposal_generator.rpn_head.conv", model.instance.rpn.head.conv[0][0])
+    layer("proposal_generator.rpn_head.objectness_logits", model.instance.rpn.head.cls_logits)
+    layer("proposal_generator.rpn_head.anchor_deltas", model.instance.rpn.head.bbox_pred)
     layer("roi_heads.box_head.fc1", heads.box_head.fc6)
     layer("roi_heads.box_head.fc2", heads.box_head.fc7)
     for i in range(4):
@@ -117,7 +117,7 @@ def zoo(source, tmp_path_factory) -> Path:
 
 def test_the_map_of_names_is_total_in_both_directions(source):
     names = detectron2_names(source)
-    assert set(names) == set(source.state_dict())
+    assert set(names) == {name.removeprefix("instance.") for name in source.state_dict()}
     assert sorted(names.values()) == sorted(their_state(source))
 
 
@@ -127,13 +127,13 @@ def test_a_panoptic_fpn_of_detectron2_gives_the_identical_network(source, zoo):
     report = weights.initialise(model, zoo)
     assert (report.kept, report.unused, report.notes) == ([], [], [])
     assert report.loaded == len(source.state_dict())
-    heads, background = "roi_heads.", {"box_predictor.bbox_pred": 4, "mask_fcn_logits": 1}
+    heads, background = "instance.roi_heads.", {"box_predictor.bbox_pred": 4, "mask_fcn_logits": 1}
     for name, value in model.state_dict().items():
         expected = source.state_dict()[name].clone()
         for layer, rows in background.items():  # of which detectron2 has none
             if name.startswith(heads) and layer in name:
                 expected[:rows] = 0
-        tolerance = 1e-6 if name == "backbone.body.conv1.weight" else 0
+        tolerance = 1e-6 if name == "instance.backbone.body.conv1.weight" else 0
         torch.testing.assert_close(value, expected, rtol=tolerance, atol=0)
     (ours,), (theirs,) = model([IMAGE]), source([IMAGE])
     for key in ("boxes", "labels", "scores", "semantic"):
@@ -160,7 +160,9 @@ def test_pieces_whose_order_changes_agree_with_detectron2s_own_arithmetic(source
     expected = torch.conv2d(pixels, stem, stride=2, padding=3)
     mean, std = (torch.tensor(x).double().view(3, 1, 1) for x in ((0.485, 0.456, 0.406), STD_RGB))
     ours = ((IMAGE / 255.0).double() - mean) / std
-    found = torch.conv2d(ours[None], model.backbone.body.conv1.weight.double(), stride=2, padding=3)
+    found = torch.conv2d(
+        ours[None], model.instance.backbone.body.conv1.weight.double(), stride=2, padding=3
+    )
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
 
     # The background is last there, first here; deltas of class k are rows 4 k to 4 k + 3
@@ -168,7 +170,7 @@ def test_pieces_whose_order_changes_agree_with_detectron2s_own_arithmetic(source
     box = "roi_heads.box_predictor"
     scores = features @ theirs[f"{box}.cls_score.weight"].T + theirs[f"{box}.cls_score.bias"]
     deltas = features @ theirs[f"{box}.bbox_pred.weight"].T + theirs[f"{box}.bbox_pred.bias"]
-    logits, offsets = model.roi_heads.box_predictor(features)
+    logits, offsets = model.instance.roi_heads.box_predictor(features)
     things = logits.softmax(1)[:, 1:], scores.softmax(1)[:, :-1]
     torch.testing.assert_close(*things, rtol=1e-6, atol=1e-6)
     offsets = offsets.view(5, THINGS + 1, 4)
@@ -189,7 +191,10 @@ def test_weights_for_other_pixels_are_turned_too(source, zoo, tmp_path):
     model = network(9, stride_in_1x1=False)
     weights.initialise(model, write_pickle(tmp_path / "rgb.pkl", state))
     torch.testing.assert_close(
-        model.backbone.body.conv1.weight, source.backbone.body.conv1.weight, rtol=1e-5, atol=0
+        model.instance.backbone.body.conv1.weight,
+        source.instance.backbone.body.conv1.weight,
+        rtol=1e-5,
+        atol=0,
     )
 
 
@@ -209,7 +214,7 @@ def test_the_pairs_mask_rcnn_takes_a_panoptic_fpn_without_its_branch(zoo, source
     report = weights.initialise(pair, zoo)
     assert all(name.startswith("sem_seg_head.") for name in report.unused)
     weight = pair.instance.roi_heads.box_head.fc6.weight
-    assert torch.equal(weight, source.roi_heads.box_head.fc6.weight)
+    assert torch.equal(weight, source.instance.roi_heads.box_head.fc6.weight)
     with pytest.raises(ValueError, match="the model is the semantic part alone"):
         weights.initialise(Separate(**options, part="semantic"), zoo)
 
@@ -269,14 +274,14 @@ def test_torchvisions_first_file_has_old_names_and_norms_without_eps(torchvision
     report = weights.initialise(pair, tmp_path / "old.pth", category_ids=COCO_IDS)
     assert report.kept == []
     model = pair.instance
-    norm, prefix = model.backbone.body.layer2[1].bn2, "backbone.body.layer2.1.bn2"
+    norm, prefix = model.instance.backbone.body.layer2[1].bn2, "backbone.body.layer2.1.bn2"
     x = torch.randn(1, 128, 4, 4)
     parts = ("running_mean", "running_var", "weight", "bias")
     mean, var, weight, bias = (state[f"{prefix}.{part}"].view(1, -1, 1, 1) for part in parts)
     torch.testing.assert_close(norm(x), (x - mean) / var.sqrt() * weight + bias)
     # Category 90 is the 80th class, of 91 rows with the background
     box = "roi_heads.box_predictor"
-    predictor = model.roi_heads.box_predictor
+    predictor = model.instance.roi_heads.box_predictor
     assert torch.equal(predictor.cls_score.weight[80], state[f"{box}.cls_score.weight"][90])
     assert torch.equal(predictor.bbox_pred.bias[-4:], state[f"{box}.bbox_pred.bias"][-4:])
     assert torch.equal(predictor.cls_score.bias[0], state[f"{box}.cls_score.bias"][0])
@@ -314,7 +319,10 @@ def test_two_own_checkpoints_of_the_parts_make_the_pair(tmp_path):
     [
         ({"stride_in_1x1": False}, "set model.stride_in_1x1=True"),
         ({"norm": "bn"}, "set model.norm=frozen"),
-        ({"backbone": "resnet101"}, r"lacks .*layer3\.6.*: name its network as model.backbone"),
+        (
+            {"backbone": "resnet101"},
+            r"lacks .*layer3\.6.*: name its network as model.backbone",
+        ),
         ({"sizes": Sizes(channels=32)}, r"does not fit: .* is \(.*\) there and \(.*\) in the"),
     ],
 )
