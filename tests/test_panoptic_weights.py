@@ -274,14 +274,14 @@ def test_torchvisions_first_file_has_old_names_and_norms_without_eps(torchvision
     report = weights.initialise(pair, tmp_path / "old.pth", category_ids=COCO_IDS)
     assert report.kept == []
     model = pair.instance
-    norm, prefix = model.instance.backbone.body.layer2[1].bn2, "backbone.body.layer2.1.bn2"
+    norm, prefix = model.backbone.body.layer2[1].bn2, "backbone.body.layer2.1.bn2"
     x = torch.randn(1, 128, 4, 4)
     parts = ("running_mean", "running_var", "weight", "bias")
     mean, var, weight, bias = (state[f"{prefix}.{part}"].view(1, -1, 1, 1) for part in parts)
     torch.testing.assert_close(norm(x), (x - mean) / var.sqrt() * weight + bias)
     # Category 90 is the 80th class, of 91 rows with the background
     box = "roi_heads.box_predictor"
-    predictor = model.instance.roi_heads.box_predictor
+    predictor = model.roi_heads.box_predictor
     assert torch.equal(predictor.cls_score.weight[80], state[f"{box}.cls_score.weight"][90])
     assert torch.equal(predictor.bbox_pred.bias[-4:], state[f"{box}.bbox_pred.bias"][-4:])
     assert torch.equal(predictor.cls_score.bias[0], state[f"{box}.cls_score.bias"][0])
