@@ -16,7 +16,9 @@ if Path(common.__file__).resolve().parent.parent != REPOSITORY:
         f"{Path(common.__file__).resolve().parent.parent}: run `pip install -e .` in {REPOSITORY}."
     )
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Under pytest-xdist the cores are taken by the other workers: one thread for each of them.
+THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", THREADS)))
 
 
 @pytest.fixture(scope="session")
