@@ -12,16 +12,18 @@ import torch
 from common import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PROJECTS = ["focal_loss", "large_minibatch", "panoptic"]
+PROJECTS = ["focal_loss", "large_minibatch", "panoptic", "program_execution"]
 PICTURES = {
     "focal_loss": "detections.png",
     "large_minibatch": "predictions.png",
     "panoptic": "predictions.png",
+    "program_execution": "programs.png",
 }
 METRICS = {
     "focal_loss": {"AP", "AP50", "AP75"},
     "large_minibatch": {"error", "val_error", "train_error"},
     "panoptic": {"PQ", "SQ_th", "RQ_st", "separate_PQ_th", "components_PQ"},
+    "program_execution": {"accuracy", "exist", "count", "query_color", "compare_attribute"},
 }
 TYPOS = {  # on the command line, and what the sentence has to name
     "focal_loss": [
@@ -49,11 +51,19 @@ TYPOS = {  # on the command line, and what the sentence has to name
         ("merge.confidence=2", "merge.confidence"),
         ("data.scenes.together=9", "together"),
     ],
+    "program_execution": [
+        ("model.hiden=1", "model.hidden"),
+        ("stage=jiont", "joint"),
+        ("data.subset=frist", "first"),
+        ("data.train=train:shrot", "train:short"),
+        ("model.name=lstm", "stage=baseline"),
+    ],
 }
 MISSING = {  # data sets that want a root
     "focal_loss": ["data=coco"],
     "large_minibatch": ["data=imagenet"],
     "panoptic": ["data=coco"],
+    "program_execution": ["data=clevr"],
 }
 
 

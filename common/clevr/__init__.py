@@ -1,0 +1,1 @@
+"""The CLEVR world: functions, scenes, questions, programs, their execution and generation."""

@@ -1,0 +1,293 @@
+"""A program in its four forms - list, tree, prefix, postfix - and the check of a program list.
+
+- list: `Node`s that name their inputs by position, sorted so that inputs come first; the last one
+  is the root. This is how CLEVR's files store a program.
+- tree: `Tree`s of tokens.
+- prefix: tokens, a node before its children, which follow from left to right. This is what
+  sequence models read and write.
+- postfix: tokens, the children from left to right before their node.
+
+A list can share a node between two parents and can hold nodes that the root never reaches; a tree
+repeats the former and loses the latter, as in the public code. Two programs are therefore the same
+where their trees are: their lists may differ in order, and some of CLEVR's do.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
+
+from .functions import END, FUNCTIONS, NULL, START, parse_token, signature, token
+
+# A list that shares nodes stands for a tree that can be exponentially larger, so lists are
+# measured before they are spelt out. CLEVR's longest program has 25 functions.
+MOST_FUNCTIONS: Final = 100
+
+Reason = Literal["underflow", "trailing", "unknown", "arity", "cycle", "deep", "empty"]
+
+
+class ProgramError(ValueError):
+    """A program that cannot be read; `reason` says in one word what is wrong with it.
+
+    underflow: an input is missing; trailing: something follows the complete program; unknown: no
+    such function or value; arity: a wrong number of inputs or values; cycle: a node depends on
+    itself or on a later one; deep: too many functions; empty: none.
+    """
+
+    def __init__(self, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ProgramError"], tuple[str, Reason]]:
+        """Keep the reason when the error travels between processes."""
+        return type(self), (str(self), self.reason)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a program list: a function, the positions of its inputs, and its values."""
+
+    function: str
+    inputs: tuple[int, ...] = ()
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A program as a tree of tokens; children in the order of the function's inputs."""
+
+    token: str
+    children: tuple["Tree", ...] = ()
+
+
+def check_nodes(nodes: Sequence[Node], where: str, *, max_length: int = MOST_FUNCTIONS) -> None:
+    """Raise ProgramError, its sentence starting with `where`, unless `nodes` is a CLEVR program.
+
+    Checked are the functions and their values, the number of inputs, that each input comes before
+    its node, and that the tree of the root has at most `max_length` functions. Whether the kinds of
+    inputs fit is the type grammar's question (`grammar.check`).
+    """
+    for position, node in enumerate(nodes):
+        name = f"{where}: node {position} ({node.function})"
+        function = FUNCTIONS.get(node.function)
+        if function is None:
+            raise ProgramError(f"{name} is no function of CLEVR", "unknown")
+        if len(node.values) != bool(function.values):
+            raise ProgramError(
+                f"{name} has {_several(len(node.values), 'value')}, but this function takes "
+                f"{_several(int(bool(function.values)), 'value')}",
+                "arity",
+            )
+        if node.values and node.values[0] not in function.values:
+            raise ProgramError(
+                f"{name} has the value {node.values[0]!r}, which is none of "
+                f"{', '.join(function.values)}",
+                "unknown",
+            )
+        if len(node.inputs) != len(function.inputs):
+            raise ProgramError(
+                f"{name} has {_several(len(node.inputs), 'input')}, but this function takes "
+                f"{_several(len(function.inputs), 'input')}",
+                "arity",
+            )
+    _check_shape(nodes, f"{where}: ", max_length)
+
+
+def to_tree(nodes: Sequence[Node], *, max_length: int = MOST_FUNCTIONS) -> Tree:
+    """Return the tree under the last node.
+
+    Any set of functions will do: only the inputs are looked at. Raises ProgramError for an empty
+    list, an input outside the list or not before its node, and a tree of more than `max_length`
+    functions.
+    """
+    _check_shape(nodes, "", max_length)
+    trees: list[Tree] = []
+    for node in nodes:
+        children = tuple(trees[source] for source in node.inputs)
+        trees.append(Tree(token(node.function, node.values), children))
+    return trees[-1]
+
+
+def _check_shape(nodes: Sequence[Node], where: str, max_length: int) -> None:
+    if not nodes:
+        raise ProgramError(f"{where}the program has no functions", "empty")
+    sizes: list[int] = []  # functions in the tree of each node, up to max_length + 1
+    for position, node in enumerate(nodes):
+        name = f"{where}node {position} ({node.function})"
+        size = 1
+        for source in node.inputs:
+            if not 0 <= source < len(nodes):
+                raise ProgramError(
+                    f"{name} takes node {source} as its input, but the nodes are 0 to "
+                    f"{len(nodes) - 1}",
+                    "underflow",
+                )
+            if source >= position:
+                raise ProgramError(
+                    f"{name} takes node {source} as its input, which does not come before it: the "
+                    "program has a cycle or is out of order",
+                    "cycle",
+                )
+            size += sizes[source]
+        sizes.append(min(size, max_length + 1))
+    if sizes[-1] > max_length:
+        raise ProgramError(
+            f"{where}the program has more than {max_length} functions when it is written out as a "
+            "tree",
+            "deep",
+        )
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
+def to_list(tree: Tree) -> list[Node]:
+    """Return the nodes of a tree: left subtree, right subtree, root; the inverse of `to_tree`."""
+    nodes: list[Node] = []
+    open_inputs: list[int] = []  # nodes that wait for their parent
+    for part in _postorder(tree):
+        first = len(open_inputs) - len(part.children)
+        inputs = tuple(open_inputs[first:])
+        open_inputs[first:] = [len(nodes)]
+        function, values = parse_token(part.token)
+        nodes.append(Node(function, inputs, values))
+    return nodes
+
+
+def to_prefix(tree: Tree) -> list[str]:
+    """Return the tokens of a tree, each node before its children."""
+    tokens = []
+    stack = [tree]
+    while stack:
+        part = stack.pop()
+        tokens.append(part.token)
+        stack += reversed(part.children)
+    return tokens
+
+
+def to_postfix(tree: Tree) -> list[str]:
+    """Return the tokens of a tree, each node after its children."""
+    return [part.token for part in _postorder(tree)]
+
+
+def _postorder(tree: Tree) -> list[Tree]:
+    parts = []
+    stack = [tree]
+    while stack:
+        part = stack.pop()
+        parts.append(part)
+        stack += part.children
+    return parts[::-1]  # node, right, left backwards is left, right, node
+
+
+def strip_special(tokens: Iterable[str]) -> list[str]:
+    """Return the program proper: without START in front, up to the first END or NULL."""
+    program = []
+    for position, text in enumerate(tokens):
+        if text in (END, NULL):
+            break
+        if position or text != START:
+            program.append(text)
+    return program
+
+
+def from_prefix(tokens: Sequence[str], *, arities: Mapping[str, int] | None = None) -> Tree:
+    """Return the tree of a prefix sequence.
+
+    START in front is skipped; END or NULL end the sequence. `arities` gives the number of inputs
+    of every token for functions other than CLEVR's. Raises ProgramError: unknown, empty, underflow
+    (the sequence ends before the tree does) or trailing (tokens after the complete tree).
+    """
+    program = strip_special(tokens)
+    counts = [_inputs(program, position, arities) for position in range(len(program))]
+    if not program:
+        raise ProgramError("the program has no functions", "empty")
+    missing = 1  # subtrees still to come
+    for position, count in enumerate(counts):
+        if missing == 0:
+            _trailing(program, position)
+        missing += count - 1
+    if missing:
+        _underflow(f"{program[-1]}, its last token", missing)
+    stack: list[Tree] = []  # finished subtrees, the leftmost on top
+    for text, count in zip(reversed(program), reversed(counts), strict=True):
+        children = tuple(stack.pop() for _ in range(count))
+        stack.append(Tree(text, children))
+    return stack[0]
+
+
+def from_postfix(tokens: Sequence[str], *, arities: Mapping[str, int] | None = None) -> Tree:
+    """Return the tree of a postfix sequence; arguments and errors as in `from_prefix`.
+
+    Here underflow is a token with too few subtrees in front of it, and trailing a sequence that
+    leaves more than one tree.
+    """
+    program = strip_special(tokens)
+    if not program:
+        raise ProgramError("the program has no functions", "empty")
+    stack: list[Tree] = []  # finished subtrees, the rightmost on top
+    for position, text in enumerate(program):
+        count = _inputs(program, position, arities)
+        first = len(stack) - count
+        if first < 0:
+            _underflow(f"{text} (token {position})", -first)
+        stack[first:] = [Tree(text, tuple(stack[first:]))]
+    if len(stack) > 1:
+        _trailing(program, len(to_postfix(stack[0])))
+    return stack[0]
+
+
+def _inputs(program: Sequence[str], position: int, arities: Mapping[str, int] | None) -> int:
+    text = program[position]
+    if arities is not None:
+        if text not in arities:
+            raise ProgramError(f"token {position}, {text!r}, has no entry in arities", "unknown")
+        return arities[text]
+    try:
+        return len(signature(text).inputs)
+    except ValueError as error:
+        raise ProgramError(f"token {position}: {error}", "unknown") from None
+
+
+def _trailing(program: Sequence[str], position: int) -> NoReturn:
+    raise ProgramError(
+        f"the program is complete before token {position} ({program[position]}), but has "
+        f"{len(program)} tokens",
+        "trailing",
+    )
+
+
+def _underflow(name: str, missing: int) -> NoReturn:
+    raise ProgramError(
+        f"the program lacks {_several(missing, 'subtree')} at {name}",
+        "underflow",
+    )
+
+
+def is_chain(nodes: Sequence[Node]) -> bool:
+    """Whether the program is one line of functions from a leaf to the root, with none left over."""
+    walked = _walk(nodes)
+    return bool(walked) and not walked[-1].inputs and len(walked) == len(nodes)
+
+
+def chain(nodes: Sequence[Node]) -> list[str]:
+    """Return the tokens of a chain from its leaf to its root; ProgramError where it is none."""
+    if not nodes:
+        raise ProgramError("the program has no functions", "empty")
+    if not is_chain(nodes):
+        raise ProgramError(
+            "the program is no chain: from the root on, every function must have one input, but "
+            "for the first, and none may be left over",
+            "arity",
+        )
+    return [token(node.function, node.values) for node in reversed(_walk(nodes))]
+
+
+def _walk(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes from the root on, each the only input of the one before it."""
+    walked: list[Node] = []
+    position = len(nodes) - 1
+    while 0 <= position < len(nodes) - len(walked):  # inputs come before their node
+        walked.append(nodes[position])
+        position = nodes[position].inputs[0] if len(nodes[position].inputs) == 1 else -1
+    return walked

@@ -1,0 +1,339 @@
+"""Questions with their programs: CLEVR's files, the public generator's, CoGenT's and Humans'.
+
+The released files, those of the public generator and those with human questions differ in how
+they name functions, answers and families; here all become the same `Question`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .. import sealed
+from ..coco_files import whole, without_collector
+from .functions import RELATIONS, parse_token
+from .programs import Node, check_nodes, to_prefix, to_tree
+from .scene_graph import check_file_name
+from .templates import FILES, Values, program, templates
+
+EXPECTED = """expected one of
+  CLEVR, CoGenT  ROOT/questions/CLEVR_{train,val,test,trainA,valA,testA,valB,testB}_questions.json
+  Humans         ROOT/CLEVR-Humans-{train,val,test}.json or ROOT/CLEVR_humans_{train,val,test}.json,
+                 also in ROOT/questions, ROOT/CLEVR-Humans or ROOT/CLEVR_humans"""
+
+_SPACES = (" ", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one picture. Test questions have no answer, human ones no program.
+
+    `index` numbers the questions of a split. `family` is the released number of the template,
+    0..89; where a file comes from the public generator with templates unknown to this repository,
+    it is the number inside the file `template`.
+    """
+
+    text: str
+    image_index: int
+    image_filename: str
+    split: str
+    index: int
+    answer: str | None = None
+    program: tuple[Node, ...] | None = None  # nodes after their inputs, the root last
+    family: int | None = None
+    template: str | None = None  # file of templates, e.g. "one_hop"
+    template_index: int | None = None  # number inside that file
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """The questions of a file, in its order, whichever of the four kinds it is.
+
+    Raises ValueError naming the file and the question's index.
+    """
+    programs = _Programs()
+    questions = []
+    try:
+        with without_collector():
+            for i, row in enumerate(_rows(Path(path))):
+                questions.append(_question(row, i, str(path), programs))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON, or was cut off: {error.msg} at line {error.lineno}, "
+            f"column {error.colno}"
+        ) from error
+    return questions
+
+
+def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
+    """Write a questions file in the released form, which `read_questions` reads back unchanged."""
+    rows = [_row(question) for question in questions]
+    splits = sorted({row["split"] for row in rows})
+    info = {"split": splits[0] if len(splits) == 1 else "", "version": "1.0", "date": ""}
+    document = {"info": info | {"license": ""}, "questions": rows}
+    sealed.write(Path(path), lambda file: file.write(json.dumps(document).encode()))
+
+
+def find_questions(root: str | Path, split: str) -> Path:
+    """The questions file of a split below the folder of CLEVR, CoGenT or CLEVR-Humans.
+
+    Where a folder has both machine-made and human questions, the machine-made ones.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder; {EXPECTED}")
+    names = [f"CLEVR_{split}_questions.json"]
+    humans = [f"CLEVR-Humans-{split}.json", f"CLEVR_humans_{split}.json"]
+    candidates = [folder / name for folder in (root / "questions", root) for name in names]
+    for folder in (root, root / "questions", root / "CLEVR-Humans", root / "CLEVR_humans"):
+        candidates += [folder / name for name in humans]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise ValueError(f"no questions of {split!r}: {candidates[0]} does not exist; {EXPECTED}")
+
+
+def skeleton(nodes: Sequence[Node]) -> tuple[str, ...]:
+    """The program's functions in prefix order without its filters and without values.
+
+    Filters have one input each, so what is left is still a program; it tells the template's file.
+    """
+    names = (parse_token(token)[0] for token in to_prefix(to_tree(nodes)))
+    return tuple(name for name in names if not name.startswith("filter_"))
+
+
+def family_names(questions: Iterable[Question]) -> dict[int, str]:
+    """Family -> file of its template ("one_hop"), found by the skeletons of the programs.
+
+    The release does not say in which order its families count through the template files. Left
+    out are families without a program, and those whose skeleton no template has. Raises ValueError
+    where the questions of one family come from two files.
+    """
+    known = _files_by_skeleton()
+    programs: dict[int, set[tuple[Node, ...]]] = defaultdict(set)
+    for question in questions:
+        if question.family is not None and question.program is not None:
+            programs[question.family].add(question.program)
+    names = {}
+    for family in sorted(programs):
+        files = {known.get(skeleton(nodes)) for nodes in programs[family]} - {None}
+        if len(files) > 1:
+            raise ValueError(
+                f"the questions of family {family} have the skeletons of several template files, "
+                f"{', '.join(sorted(map(str, files)))}: they do not count their families alike"
+            )
+        if files:
+            names[family] = str(files.pop())
+    return names
+
+
+@cache
+def _files_by_skeleton() -> dict[tuple[str, ...], str]:
+    """Skeleton -> file of the templates that have it; no two files share one."""
+    relations = dict.fromkeys(range(1, 10), RELATIONS[0])
+    rows = templates("v1_0")
+    return {skeleton(program(row, Values(relations=relations))): row.file for row in rows}
+
+
+class _Reader:
+    """A walk through a JSON text; raises json.JSONDecodeError where it is none."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        self.decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while self.text[self.at : self.at + 1] in _SPACES:
+            self.at += 1
+        return self.text[self.at : self.at + 1]
+
+    def sign(self, *expected: str) -> str:
+        """The next character, which must be one of these."""
+        found = self.peek()
+        if found not in expected:
+            wanted = " or ".join(map(repr, expected))
+            raise json.JSONDecodeError(f"Expecting {wanted}", self.text, self.at)
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value."""
+        self.peek()
+        value, self.at = self.decode(self.text, self.at)
+        return value
+
+    def items(self, close: str) -> Iterator[None]:
+        """Stops before each item of a list or object up to its closing sign."""
+        if self.peek() == close:
+            self.at += 1
+            return
+        yield
+        while self.sign(",", close) != close:
+            yield
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    """The entries of the list `questions`, one at a time: all of CLEVR's at once take gigabytes."""
+    reader = _Reader(_text(path))
+    found = False
+    if reader.peek() == "{":
+        reader.sign("{")
+        for _ in reader.items("}"):
+            name = reader.value()
+            reader.sign(":")
+            if name == "questions" and reader.peek() == "[":
+                found = True
+                reader.sign("[")
+                for _ in reader.items("]"):
+                    yield reader.value()
+            else:
+                reader.value()
+        if reader.peek():
+            raise json.JSONDecodeError("Extra data", reader.text, reader.at)
+    if not found:
+        raise ValueError(f"{path} is not a questions file: expected an object with `questions`")
+
+
+def _text(path: Path) -> str:
+    """All of a text file."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}") from error
+
+
+def _question(row: Any, i: int, file: str, programs: "_Programs") -> Question:
+    """One entry of a questions file."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{file}: question {i} is not an object {{...}}")
+    index = row.get("question_index", i)
+    where = f"{file}: question {index}"
+    text: Any = row.get("question")
+    image: Any = row.get("image_index")
+    if not whole(index):
+        raise ValueError(f"{file}: entry {i}: question_index {index!r} is not a whole number")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where} has no text")
+    if not whole(image):
+        raise ValueError(f"{where} has no whole `image_index`: {image!r}")
+    family, template, template_index = _family(row, where)
+    return Question(
+        text=text,
+        image_index=image,
+        image_filename=check_file_name(row.get("image_filename"), where),
+        split=str(row.get("split", "")),
+        index=index,
+        answer=_answer(row.get("answer"), where),
+        program=programs.read(row["program"], where) if row.get("program") is not None else None,
+        family=family,
+        template=template,
+        template_index=template_index,
+    )
+
+
+def _answer(value: Any, where: str) -> str | None:
+    """The answer as a word; the public generator writes yes/no as bool and counts as int."""
+    if value is None:
+        return None
+    if isinstance(value, bool):  # before int, which it also is
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where}: answer {value!r} is neither a word nor a whole number")
+    return value
+
+
+def _family(row: dict, where: str) -> tuple[int | None, str | None, int | None]:
+    """Family, template file and number inside that file.
+
+    The public generator counts families inside `template_filename`; the release counts through
+    all files. `template` and `template_index` are what `write_questions` adds to its form.
+    """
+    family = row.get("question_family_index")
+    file = row.get("template_filename")
+    template, number = row.get("template"), row.get("template_index")
+    for name, value in (("question_family_index", family), ("template_index", number)):
+        if value is not None and not whole(value):
+            raise ValueError(f"{where}: {name} {value!r} is not a whole number")
+    for name, value in (("template_filename", file), ("template", template)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where}: {name} {value!r} is not a name")
+    if file is None:
+        return family, template, number
+    template, number = file.removesuffix(".json"), family
+    if family is not None and family < FILES.get(template, 0):
+        files = list(FILES)
+        family += sum(FILES[name] for name in files[: files.index(template)])
+    return family, template, number
+
+
+class _Programs:
+    """Reads programs; equal nodes and equal programs become one object, and are checked once."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple, Node] = {}
+        self.programs: dict[tuple[Node, ...], tuple[Node, ...]] = {}
+
+    def read(self, rows: Any, where: str) -> tuple[Node, ...]:
+        if not isinstance(rows, list):
+            raise ValueError(f"{where}: its program is not a list of functions")
+        program = tuple([self._node(row, f"{where}, function {k}") for k, row in enumerate(rows)])
+        known = self.programs.get(program)
+        if known is None:
+            check_nodes(program, where)
+            known = self.programs[program] = program
+        return known
+
+    def _node(self, row: Any, where: str) -> Node:
+        try:
+            name = row["function"] if "function" in row else row["type"]
+            key = (name, tuple(row["inputs"]), tuple(row.get("value_inputs", ())))
+            node = self.nodes.get(key)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where} is not an object with `function` (or `type`), `inputs` and "
+                f"`value_inputs`: {row!r}"
+            ) from error
+        if node is None:
+            name, inputs, values = key
+            texts = isinstance(name, str) and all(isinstance(value, str) for value in values)
+            if not texts or not all(whole(j) for j in inputs):
+                raise ValueError(
+                    f"{where}: {row!r} needs a name, whole numbers as inputs and words as values"
+                )
+            node = self.nodes[key] = Node(name, inputs, values)
+        return node
+
+
+def _row(question: Question) -> dict[str, Any]:
+    """The question as the released files have it; what it lacks is left out."""
+    row: dict[str, Any] = {
+        "split": question.split,
+        "image_index": question.image_index,
+        "image_filename": question.image_filename,
+        "question_index": question.index,
+        "question": question.text,
+    }
+    optional = {
+        "question_family_index": question.family,
+        "answer": question.answer,
+        "template": question.template,
+        "template_index": question.template_index,
+    }
+    row |= {name: value for name, value in optional.items() if value is not None}
+    if question.program is not None:
+        row["program"] = [
+            {
+                "function": node.function,
+                "inputs": list(node.inputs),
+                "value_inputs": list(node.values),
+            }
+            for node in question.program
+        ]
+    return row

@@ -1,0 +1,399 @@
+"""The 90 question templates of CLEVR: skeletons, constraints, and how they become programs.
+
+Skeletons and constraints are those of the public generator's nine template files (Johnson et al.,
+CVPR 2017, Sec. 3 and the supplementary material); the sentences (phrases.py) are our own.
+
+A template's *step* is a function of the catalogue, or several at once: `filter`, which keeps what
+a noun phrase describes, and `relate_filter`, which does so among what stands in some relation to
+an object; each may end in `unique`, `count` or `exist`. Noun phrases and relations have numbers:
+relation k starts at noun phrase k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import pairwise
+from typing import Final
+
+from . import phrases
+from .functions import ANSWERS, ATTRIBUTES, MOST_OBJECTS
+from .programs import Node
+
+FILES: Final = {  # templates in each file, in the order of the released family numbers
+    "compare_integer": 9,
+    "comparison": 16,
+    "three_hop": 6,
+    "single_and": 5,
+    "same_relate": 28,
+    "single_or": 8,
+    "one_hop": 6,
+    "two_hop": 6,
+    "zero_hop": 6,
+}
+PROFILES: Final = ("fixed", "v1_0")
+
+# A noun phrase's size, color, material and shape; None: not mentioned.
+Combo = tuple[str | None, str | None, str | None, str | None]
+NOTHING: Final[Combo] = (None, None, None, None)
+_ATTRIBUTES = tuple(ATTRIBUTES)
+ENDS: Final = ("_unique", "_count", "_exist")  # of a step that is several functions
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of a skeleton; `noun` and `relation` number its parameters, 0: it has none."""
+
+    function: str
+    inputs: tuple[int, ...] = ()
+    noun: int = 0
+    relation: int = 0
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a template's parameters became."""
+
+    nouns: dict[int, Combo] = field(default_factory=dict)
+    relations: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A skeleton of steps, root last, with the sentences that ask it."""
+
+    file: str
+    index: int  # inside its file
+    steps: tuple[Step, ...]
+    texts: tuple[str, ...]
+    empty: frozenset[tuple[int, str]]  # attributes that a noun phrase must not mention
+    differ: tuple[tuple[int, int], ...]  # steps whose outputs must not be equal
+    attributes: frozenset[str]  # those that it asks for, compares or shares
+
+    @cached_property
+    def family(self) -> int:
+        """Number 0..89 over all files, which is the released one as far as that is known."""
+        files = list(FILES)
+        return sum(FILES[name] for name in files[: files.index(self.file)]) + self.index
+
+    @cached_property
+    def name(self) -> str:
+        """Such as `one_hop/0`."""
+        return f"{self.file}/{self.index}"
+
+    @cached_property
+    def root(self) -> str:
+        """The function that gives the answer."""
+        function = self.steps[-1].function
+        return next((end[1:] for end in ENDS if function.endswith(end)), function)
+
+    @cached_property
+    def answers(self) -> tuple[str, ...]:
+        """All answers that there can be."""
+        if self.root == "count":
+            return tuple(str(number) for number in range(MOST_OBJECTS + 1))
+        if self.root.startswith("query_"):
+            return ATTRIBUTES[self.root.removeprefix("query_")]
+        return tuple(answer for answer in ANSWERS if answer in ("yes", "no"))
+
+    def banned(self, noun: int) -> frozenset[str]:
+        """Attributes that noun phrase `noun` must not mention."""
+        return self._banned.get(noun, frozenset())
+
+    @cached_property
+    def _banned(self) -> dict[int, frozenset[str]]:
+        nouns = {noun for noun, _ in self.empty}
+        return {noun: frozenset(a for n, a in self.empty if n == noun) for noun in nouns}
+
+
+class _Draft:
+    """A template in the making."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.empty: set[tuple[int, str]] = set()
+        self.differ: list[tuple[int, int]] = []
+        self.attributes: set[str] = set()
+
+    def add(self, function: str, *inputs: int, noun: int = 0, relation: int = 0) -> int:
+        """Append a step and return its position."""
+        self.steps.append(Step(function, inputs, noun, relation))
+        prefix, _, attribute = function.partition("_")
+        if prefix in ("query", "same", "equal", "filter") and attribute in ATTRIBUTES:
+            self.attributes.add(attribute)
+        return len(self.steps) - 1
+
+    def described(self, noun: int, end: str = "_unique") -> int:
+        """What noun phrase `noun` describes among all things."""
+        return self.add(f"filter{end}", self.add("scene"), noun=noun)
+
+    def chain(self, nouns: Sequence[int], end: str = "_unique") -> int:
+        """The last of `nouns`, each found by its relation to the one before."""
+        at = self.described(nouns[0], "_unique" if len(nouns) > 1 else end)
+        for i, (before, noun) in enumerate(pairwise(nouns)):
+            last = i == len(nouns) - 2
+            function = f"relate_filter{end if last else '_unique'}"
+            at = self.add(function, at, noun=noun, relation=before)
+        return at
+
+    def ask(self, attribute: str, at: int) -> int:
+        """Query an attribute, which the noun phrase of that object then must not mention."""
+        self.empty.add((self.steps[at].noun, attribute))
+        return self.add(f"query_{attribute}", at)
+
+    def done(self, file: str, index: int, texts: Sequence[str], **filled: str) -> Template:
+        """The template, with the names in `filled` put into its sentences."""
+        written = []
+        for text in texts:
+            for name, value in filled.items():
+                text = text.replace("{" + name.replace("_", " ") + "}", value)
+            written.append(text)
+        parts = tuple(self.steps), tuple(written), frozenset(self.empty), tuple(self.differ)
+        return Template(file, index, *parts, frozenset(self.attributes))
+
+
+def _where(nouns: Sequence[int]) -> str:
+    """In words: standing in relation to the last of `nouns`, itself so to the one before."""
+    text = f"{{r{nouns[0]}}} the {{{nouns[0]}}}"
+    for noun in nouns[1:]:
+        text = f"{{r{noun}}} the {{{noun}}} [that is] {text}"
+    return text
+
+
+def _thing(nouns: Sequence[int]) -> str:
+    """In words, without article: the last of `nouns`, in relation to the one before."""
+    *before, last = nouns
+    return f"{{{last}}} [that is] {_where(before)}" if before else f"{{{last}}}"
+
+
+def _things(nouns: Sequence[int]) -> str:
+    *before, last = nouns
+    return f"{{{last}s}} {_where(before)}" if before else f"{{{last}s}}"
+
+
+def _hops(file: str, hops: int, queried: Sequence[str]) -> list[Template]:
+    """zero_hop, one_hop, two_hop and three_hop: count, exist, then queries of the last object."""
+    nouns = range(1, hops + 2)
+    count: Sequence[str] = phrases.ZERO_HOP_COUNT
+    exist: Sequence[str] = phrases.ZERO_HOP_EXIST
+    filled = {}
+    if hops:
+        count, exist = phrases.HOP_COUNT, phrases.HOP_EXIST
+        where = _where(nouns[:-1])
+        filled = {"n": f"{{{hops + 1}}}", "n_s": f"{{{hops + 1}s}}", "where": where}
+    out = []
+    for index, (end, texts) in enumerate((("_count", count), ("_exist", exist))):
+        draft = _Draft()
+        draft.chain(nouns, end)
+        out.append(draft.done(file, index, texts, **filled))
+    for index, attribute in enumerate(queried, 2):
+        draft = _Draft()
+        draft.ask(attribute, draft.chain(nouns))
+        out.append(_query(draft, file, index, attribute, _thing(nouns)))
+    return out
+
+
+def _query(draft: _Draft, file: str, index: int, attribute: str, thing: str) -> Template:
+    filled = {"q": attribute, "A": f"the {thing}", "a_A": f"a {thing}"}
+    return draft.done(file, index, phrases.QUERY, **filled)
+
+
+def _compare_integer(profile: str) -> list[Template]:
+    """Two counts: 0-2 of things described, 3-5 the first by a relation, 6-8 both by one."""
+    out: list[Template] = []
+    for sides in (([1], [2]), ([1, 2], [3]), ([1, 2], [3, 4])):
+        for function in ("equal_integer", "less_than", "greater_than"):
+            draft = _Draft()
+            first, second = (draft.chain(nouns, "_count") for nouns in sides)
+            draft.add(function, first, second)
+            if len(sides[0]) == 1:
+                # The original's rule that the counts differ leaves "no" as the only answer of 0.
+                draft.differ.append((first, second))
+            if len(sides[1]) == 2:
+                anchors = [i for i, s in enumerate(draft.steps) if s.function == "filter_unique"]
+                draft.differ.append((anchors[0], anchors[1]))
+            filled = {"A": _things(sides[0]), "B": _things(sides[1])}
+            texts = phrases.COMPARE_INTEGER[function]
+            if profile == "fixed" and len(sides[0]) == 1:
+                draft = _sets_differ(function)
+            out.append(draft.done("compare_integer", len(out), texts, **filled))
+    return out
+
+
+def _sets_differ(function: str) -> _Draft:
+    """Compare_integer 0-2 with the sets, not the numbers, told apart: equal counts can occur."""
+    draft = _Draft()
+    sets = [draft.described(noun, "") for noun in (1, 2)]
+    draft.differ.append((sets[0], sets[1]))
+    draft.add(function, *(draft.add("count", at) for at in sets))
+    return draft
+
+
+def _comparison(profile: str) -> list[Template]:
+    """Same attribute or not: 0-3 of things described; then left, right or both by a relation."""
+    plain = [(attribute, ([1], [2])) for attribute in ATTRIBUTES]
+    sides = (([1, 2], [3]), ([1], [2, 3]), ([1, 2], [3, 4]))
+    out: list[Template] = []
+    for attribute, (left, right) in plain + [(a, pair) for a in ATTRIBUTES for pair in sides]:
+        draft = _Draft()
+        first, second = draft.chain(left), draft.chain(right)
+        draft.differ.append((first, second))
+        queries = draft.ask(attribute, first), draft.ask(attribute, second)
+        draft.add(f"equal_{attribute}", *queries)
+        if profile == "v1_0" and len(out) == 4:  # its rule names the first noun, not the third
+            draft.empty = {(2, "size"), (1, "size")}
+        filled = {"x": attribute, "A": f"the {_thing(left)}", "B": f"the {_thing(right)}"}
+        out.append(draft.done("comparison", len(out), phrases.COMPARISON, **filled))
+    return out
+
+
+def _same_relate() -> list[Template]:
+    """What shares an attribute with an object: any, how many, described ones, and one's query."""
+    texts = {
+        "exist": phrases.SAME_EXIST,
+        "count": phrases.SAME_COUNT,
+        "filter_exist": phrases.SAME_FILTER_EXIST,
+        "filter_count": phrases.SAME_FILTER_COUNT,
+    }
+    out: list[Template] = []
+    for end, sentences in texts.items():
+        for shared in ATTRIBUTES:
+            draft = _same(shared)
+            draft.add(end, len(draft.steps) - 1, noun=2 if end.startswith("filter") else 0)
+            out.append(draft.done("same_relate", len(out), sentences, x=shared))
+    for shared in ATTRIBUTES:
+        for attribute in ATTRIBUTES:
+            if attribute != shared:
+                draft = _same(shared)
+                at = draft.add("filter_unique", len(draft.steps) - 1, noun=2)
+                draft.ask(attribute, at)
+                filled = {"x": shared, "q": attribute}
+                out.append(draft.done("same_relate", len(out), phrases.SAME_QUERY, **filled))
+    return out
+
+
+def _same(shared: str) -> _Draft:
+    draft = _Draft()
+    draft.add(f"same_{shared}", draft.described(1))
+    draft.empty = {(1, shared), (2, shared)}
+    return draft
+
+
+def _single_and() -> list[Template]:
+    """What stands in one relation to one object and in another to a second."""
+    out = []
+    for attribute in (None, *ATTRIBUTES):
+        draft = _Draft()
+        sides = [draft.add("relate", draft.described(noun), relation=noun) for noun in (1, 2)]
+        both = draft.add("intersect", *sides)
+        if attribute is None:
+            draft.add("filter_count", both, noun=3)
+            out.append(draft.done("single_and", 0, phrases.SINGLE_AND_COUNT))
+            continue
+        draft.differ.append((sides[0], sides[1]))
+        draft.ask(attribute, draft.add("filter_unique", both, noun=3))
+        out.append(draft.done("single_and", len(out), phrases.SINGLE_AND_QUERY, q=attribute))
+    return out
+
+
+def _single_or() -> list[Template]:
+    """How many things are one or the other; 1, 2, 4, 5 name an attribute of both outside."""
+    outer = {1: "size", 2: "color", 4: "material", 5: "shape"}
+    related = {3: ([1, 2], [3, 4]), 6: ([1, 2], [3]), 7: ([1], [2, 3])}
+    out = []
+    for index in range(8):
+        draft = _Draft()
+        left, right = related.get(index, ([1], [2]))
+        sides = [draft.chain(left, ""), draft.chain(right, "")]
+        if index not in related:
+            draft.differ.append((sides[0], sides[1]))
+        at = draft.add("union", *sides)
+        texts: Sequence[str] = phrases.SINGLE_OR
+        if index in outer:
+            at = draft.add(f"filter_{outer[index]}", at, noun=3)
+            draft.empty = {(1, outer[index]), (2, outer[index])}
+            texts = phrases.SINGLE_OR_FILTER
+        draft.add("count", at)
+        out.append(draft.done("single_or", index, texts, A=_things(left), B=_things(right)))
+    return out
+
+
+@cache
+def templates(profile: str = "fixed") -> tuple[Template, ...]:
+    """All 90 templates, by family.
+
+    profile: "v1_0" keeps two slips of the released ones: compare_integer 0 can only be answered
+    by no (nor do 1 and 2 see equal numbers), and comparison 4 may tell one of the sizes compared.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")
+    hops = {
+        "zero_hop": (0, ("shape", "material", "color", "size")),
+        "one_hop": (1, ("size", "color", "material", "shape")),
+        "two_hop": (2, ("size", "color", "material", "shape")),
+        "three_hop": (3, ("size", "shape", "color", "material")),
+    }
+    files = {file: _hops(file, *about) for file, about in hops.items()}
+    files |= {"compare_integer": _compare_integer(profile), "comparison": _comparison(profile)}
+    files |= {"same_relate": _same_relate(), "single_and": _single_and()}
+    files |= {"single_or": _single_or()}
+    return tuple(template for file in FILES for template in files[file])
+
+
+def select(
+    families: Sequence[str | int] | None = None,
+    *,
+    attributes: Sequence[str] = _ATTRIBUTES,
+    profile: str = "fixed",
+) -> tuple[Template, ...]:
+    """The templates named by file ("one_hop"), by name ("one_hop/0") or by family number.
+
+    families: None takes all. attributes: those that are spoken of; templates that need another
+    one are left out. Raises ValueError for an unknown name, or where nothing is left.
+    """
+    unknown = [attribute for attribute in attributes if attribute not in ATTRIBUTES]
+    if unknown:
+        raise ValueError(f"attribute {unknown[0]!r} is not one of {', '.join(ATTRIBUTES)}")
+    chosen = list(templates(profile))
+    if families is not None:
+        for name in families:
+            if not any(name in (t.file, t.name, t.family) for t in chosen):
+                raise ValueError(
+                    f"family {name!r} is unknown: give a file ({', '.join(FILES)}), a template "
+                    "such as one_hop/0, or a number 0..89"
+                )
+        chosen = [t for t in chosen if {t.file, t.name, t.family} & set(families)]
+    chosen = [t for t in chosen if t.attributes <= set(attributes)]
+    if not chosen:
+        raise ValueError(
+            f"no template is left of families {list(families or FILES)} that speaks of "
+            f"{', '.join(attributes) or 'no attribute'} alone: name more of either"
+        )
+    return tuple(chosen)
+
+
+def program(template: Template, values: Values) -> tuple[Node, ...]:
+    """The template's program in functions of the catalogue, root last."""
+    nodes: list[Node] = []
+    last: list[int] = []  # of each step, the node that holds its output
+    for step in template.steps:
+        inputs = tuple(last[i] for i in step.inputs)
+        for function, value in functions(step, values):
+            nodes.append(Node(function, inputs, () if value is None else (value,)))
+            inputs = (len(nodes) - 1,)
+        # A filter that says nothing is no node: its output is its input.
+        last.append(inputs[0])
+    return tuple(nodes)
+
+
+def functions(step: Step, values: Values) -> list[tuple[str, str | None]]:
+    """The functions that a step stands for, first to last, each with its value."""
+    name = step.function
+    if not step.noun and not step.relation:
+        return [(name, None)]
+    out: list[tuple[str, str | None]] = []
+    if step.relation:
+        out.append(("relate", values.relations[step.relation]))
+    for attribute, value in zip(ATTRIBUTES, values.nouns.get(step.noun, NOTHING), strict=True):
+        if value is not None:
+            out.append((f"filter_{attribute}", value))
+    return out + [(end[1:], None) for end in ENDS if name.endswith(end)]

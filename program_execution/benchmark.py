@@ -1,0 +1,241 @@
+"""Ours beside the per-sample reference: every speed that the README claims.
+
+    python benchmark.py                                   # all; some minutes on two cores
+    python benchmark.py what=demo batch=256 threads=1
+    python benchmark.py what=paper device=cuda repeats=21 out=paper.json
+
+The contestants run by turns in one process, each round another one first; networks have equal
+weights, and their losses were seen to agree before. `theirs / ours` is the ratio of the medians:
+above 1, ours is faster. Where other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting
+threads from blocking them.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from common import timing
+from common.clevr import batch as symbolic_batch
+from common.clevr import builtin
+from common.clevr.execute import execute
+from common.clevr.functions import ANSWERS, SPECIAL, TOKENS
+from common.clevr.generate import generate
+from common.clevr.programs import to_prefix, to_tree
+from common.clevr.questions import Question
+from common.clevr.tiny import generate_tiny
+from common.config import require_choice, require_range, typed
+from common.config import run as run_command
+from common.timing import Calls, Row
+from program_execution.engine import ExecutionEngine
+
+PROGRAM_TOKENS = (*SPECIAL, *TOKENS)
+ANSWER_TOKENS = (*SPECIAL, *ANSWERS)
+
+
+@dataclass
+class Options:
+    """Words of the command line."""
+
+    what: str = "all"  # all | demo | paper | symbolic | questions
+    repeats: int = 9
+    threads: int = 2  # of the CPU
+    device: str = "cpu"  # cpu | cuda
+    batch: int = 64  # questions of `demo` and `paper`
+    per_image: int = 10  # questions of an image; 1: nothing but `scene` is shared
+    channels: int = 24  # of the modules of `demo`
+    out: str = ""  # a JSON file for the results
+
+    def __post_init__(self) -> None:
+        require_choice("what", self.what, ["all", *BENCHMARKS])
+        require_choice("device", self.device, ("cpu", "cuda"))
+        require_range("repeats", self.repeats, 2)
+        for name in ("threads", "batch", "per_image", "channels"):
+            require_range(name, getattr(self, name), 1)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
+
+
+def demo(options: Options) -> Calls:
+    """Training step at the default run's size: 8 x 8 maps, questions of profile tiny."""
+    data = _built_in(options, "tiny")
+    engine = ExecutionEngine(
+        tokens=PROGRAM_TOKENS,
+        feature_size=data.features.shape[1:],
+        stem_layers=1,
+        module_dim=options.channels,
+        classifier_proj=48,
+        classifier_fc=128,
+    )
+    return _training(engine, data.questions, torch.from_numpy(data.features), options)
+
+
+def paper(options: Options) -> Calls:
+    """Training step of the paper's engine: 1024 x 14 x 14 features, questions of 90 templates."""
+    data = _built_in(options, "full")
+    features = torch.randn(len(data.features), 1024, 14, 14)
+    engine = ExecutionEngine(tokens=PROGRAM_TOKENS)
+    return _training(engine, data.questions, features, options)
+
+
+def _built_in(options: Options, profile: str) -> builtin.BuiltIn:
+    images = -(-options.batch // options.per_image)
+    # The full profile may find too few questions about a scene: more scenes than needed.
+    return builtin.build(
+        split="train", images=2 * images, per_image=options.per_image, profile=profile
+    )
+
+
+def _training(
+    engine: ExecutionEngine, questions: Sequence[Question], features: Tensor, options: Options
+) -> Calls:
+    """A training step of each execution, returning its loss.
+
+    The reference gets the features of an image once for every question about it, as the public code
+    does.
+    """
+    chosen = questions[: options.batch]
+    images = torch.tensor([question.image_index for question in chosen])
+    features = features[: int(images.max()) + 1].to(options.device)
+    programs = torch.from_numpy(encoded(chosen)).to(options.device)
+    answers = torch.tensor([ANSWER_TOKENS.index(str(q.answer)) for q in chosen])
+    answers, images = answers.to(options.device), images.to(options.device)
+    repeated = features[images]
+
+    def step(execution: str, share: bool) -> Callable[[], Tensor]:
+        model = copy.deepcopy(engine).to(options.device)
+        model.execution, model.share = execution, share
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-9, fused=True)
+
+        def train() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            if execution == "reference":
+                logits = model(repeated, programs)
+            else:
+                logits = model(features, programs, image_of=images)
+            loss = F.cross_entropy(logits, answers)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return train
+
+    return {
+        "ours, grouped": step("grouped", True),
+        "per-sample reference": step("reference", True),
+        "ours, nothing shared": step("grouped", False),
+        "ours, bmm": step("bmm", True),
+    }
+
+
+def encoded(questions: Sequence[Question]) -> np.ndarray:
+    """Prefix programs as token ids, START first and END last: int64 (questions, longest)."""
+    ids = {token: i for i, token in enumerate(PROGRAM_TOKENS)}
+    rows = []
+    for question in questions:
+        assert question.program is not None
+        prefix = to_prefix(to_tree(question.program))
+        rows.append([ids["<START>"], *(ids[token] for token in prefix), ids["<END>"]])
+    programs = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, tokens in zip(programs, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return programs
+
+
+def symbolic(options: Options) -> Calls:
+    """4096 programs of 90 templates on their scene graphs, all at once and one after the other."""
+    data = builtin.build(split="train", images=460, per_image=10, profile="full")
+    questions = data.questions[:4096]
+    programs, scenes = encoded(questions), symbolic_batch.pack(data.scenes)
+    scene_of = np.array([question.image_index for question in questions])
+    executor = symbolic_batch.BatchExecutor(PROGRAM_TOKENS, ANSWER_TOKENS)
+    words = [[PROGRAM_TOKENS[i] for i in row[1:]] for row in programs]  # without START
+
+    def at_once() -> list[str | None]:
+        answers, _ = executor(programs, scenes, scene_of)
+        return [ANSWER_TOKENS[i] for i in answers.tolist()]
+
+    def one_by_one() -> list[str | None]:
+        pairs = zip(words, scene_of.tolist(), strict=True)
+        return [execute(tokens, data.scenes[scene]).answer for tokens, scene in pairs]
+
+    return {"batched executor": at_once, "scalar executor": one_by_one}
+
+
+def questions(options: Options) -> Calls:
+    """400 questions about 40 scenes: profile tiny, and the 90 templates with the public rules."""
+    scenes = builtin.build(split="train", images=40, per_image=1).scenes
+    return {
+        "profile tiny": lambda: len(generate_tiny(scenes)),
+        "profile full": lambda: len(generate(scenes)),
+    }
+
+
+BENCHMARKS = {"demo": demo, "paper": paper, "symbolic": symbolic, "questions": questions}
+
+
+def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
+    """Rows of one benchmark, ours first, after a look at the results; notes on its rates."""
+    torch.manual_seed(0)
+    calls = BENCHMARKS[what](options)
+    results = {name: call() for name, call in calls.items()}
+    first = next(iter(results.values()))
+    if isinstance(first, Tensor):
+        for loss in results.values():
+            torch.testing.assert_close(loss, first, rtol=1e-4, atol=1e-5)
+    elif what == "symbolic":
+        assert all(answers == first for answers in results.values())
+    device = options.device if what in ("demo", "paper") else "cpu"
+    seconds = timing.by_turns(calls, options.repeats, device)
+    rows = [Row(what, name, times) for name, times in seconds.items()]
+    notes = []
+    for row in rows:
+        if what == "symbolic":
+            amount, unit = _nodes(), "nodes"
+        else:
+            made = results[row.name]
+            amount, unit = made if isinstance(made, int) else options.batch, "questions"
+        notes.append(f"- {what}, {row.name}: {amount / row.quartiles[1]:,.0f} {unit} a second")
+    return rows, notes
+
+
+def _nodes() -> int:
+    """Functions in the programs of `symbolic`."""
+    data = builtin.build(split="train", images=460, per_image=10, profile="full")
+    return int((encoded(data.questions[:4096]) >= len(SPECIAL)).sum())
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure, print, and write what `out` names."""
+    cfg = OmegaConf.structured(Options)
+    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
+    options: Options = typed(cfg)
+    torch.set_num_threads(options.threads)
+    facts = timing.conditions(options.device)
+    print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
+    names = list(BENCHMARKS) if options.what == "all" else [options.what]
+    rows, notes = [], []
+    for name in names:
+        more, told = measure(name, options)
+        rows += more
+        notes += told
+    print(f"\n{timing.table(rows)}\n")
+    for name in names:
+        print(f"- {name}: {' '.join((BENCHMARKS[name].__doc__ or '').split())}")
+    print(*notes, sep="\n")
+    if options.out:
+        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
+        content = {"conditions": facts, "options": asdict(options), "results": results}
+        Path(options.out).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

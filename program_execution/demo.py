@@ -1,0 +1,188 @@
+"""One question about one picture: its program, the answer, and where each module looks.
+
+    python demo.py run=outputs/demo/TIME/programs/ee index=3        # a validation question
+    python demo.py run=RUN index=3 question="How many red cubes are there?"
+    python demo.py run=RUN image=FILE.png question="..."            # a run on CLEVR's features
+    python demo.py init=[program_generator_18k.pt,execution_engine_18k.pt] image=FILE.png
+        question="Does the small sphere have the same color as the cube left of the gray cube?"
+
+`run` is the folder of one stage; weights of the public code go by `init`. Writes program.png, or
+what out= names: the maps are those of `engine.module_maps`. Features of a picture file come from
+torchvision's ResNet-101, whose weights are downloaded, or weights=FILE.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from common.clevr import arrays
+from common.clevr.features import Extractor, read_picture
+from common.clevr.vocabulary import Vocabulary
+from common.config import require_range, typed
+from common.config import run as run_command
+from common.images import read_image
+from program_execution import batches, data, draw, explain, weights
+from program_execution.config import Config, Evaluate
+from program_execution.initial import initialise, weights_file
+from program_execution.model import Network
+from program_execution.train import build
+
+
+@dataclass
+class Options:
+    """Words of the command line."""
+
+    run: str = ""  # folder of a finished stage
+    init: list[str] = field(default_factory=list)  # or files of the public code, or of convert.py
+    index: int = 0  # number of a question of the run's validation split
+    split: str = ""  # another split of the run's data
+    question: str = ""  # to ask about that question's picture, or about `image`
+    image: str = ""  # a picture file
+    weights: str = "IMAGENET1K_V1"  # of the ResNet-101 that sees it: a name, a file, or none
+    beam: int = 1  # width of the search for a program; 1: greedy
+    grammar: bool = False  # write only programs that can run
+    out: str = "program.png"
+
+    def __post_init__(self) -> None:
+        require_range("index", self.index, 0)
+        require_range("beam", self.beam, 1, 64)
+        if bool(self.run) == bool(self.init):
+            raise ValueError("give run=FOLDER of a run, or init=[FILE,FILE] of the public code.")
+        if (self.image or self.init) and not (self.image and self.question):
+            raise ValueError("give image=FILE and question=TEXT with it.")
+
+
+def answer(options: Options) -> draw.Drawing:
+    """Answer, print and draw one question. Raises ValueError for what does not fit together."""
+    asked, network, image = released(options) if options.init else of_run(options)
+    chosen = Evaluate(beam=options.beam, grammar=options.grammar)
+    place = 0 if options.question else options.index
+    if place >= len(asked):
+        raise ValueError(
+            f"index={options.index}: the split {asked.split!r} has {len(asked)} questions."
+        )
+    network.eval()
+    drawing = explain.of_question(network, asked, place, chosen, image=image)
+    print(options.question or drawing.question)
+    if drawing.tokens:
+        print(nested(drawing))
+    truth = "" if drawing.truth is None else f" (the answer is {drawing.truth})"
+    print(f"→ {drawing.answer or 'no engine, no answer'}{truth}")
+    if options.question:
+        drawing = replace(drawing, question=options.question)
+    draw.programs(options.out, [drawing])
+    print(f"drawn in {options.out}")
+    return drawing
+
+
+def of_run(options: Options) -> tuple[batches.Questions, Network, Tensor | None]:
+    """The question, the network of a run, and the picture where one was given."""
+    cfg = settings(Path(options.run))
+    words = Vocabulary.load(Path(options.run, "vocab.json"))
+    asked = data.build(cfg.data, options.split or cfg.data.val, words)
+    network = build(cfg, asked)
+    print(initialise(network, options.run, words))
+    if options.image:
+        asked, image = of_picture(options, words)
+        return asked, network, image
+    if options.question:
+        row = min(options.index, len(asked) - 1)
+        asked = one_question(asked, int(asked.rows.image_idxs[row]), options.question)
+    return asked, network, None
+
+
+def settings(folder: Path) -> Config:
+    """The configuration of a run, which Hydra left in its folder or in the one above."""
+    if not folder.is_dir():
+        raise ValueError(f"run={folder}: there is no such folder.")
+    places = [place / ".hydra" / "config.yaml" for place in (folder, folder.resolve().parent)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(f"run={folder} has no .hydra/config.yaml: it is no folder of train.py.")
+    content = OmegaConf.structured(Config)
+    content.merge_with(OmegaConf.load(file))
+    content.output_dir = str(folder)
+    cfg: Config = typed(content)
+    if cfg.stage == "all":
+        if not (folder / "vocab.json").is_file():
+            raise ValueError(f"run={folder} has several stages: name the folder of one, as joint.")
+        cfg = replace(cfg, stage=folder.resolve().name)
+    return replace(cfg, init=[str(folder)])
+
+
+def released(options: Options) -> tuple[batches.Questions, Network, Tensor]:
+    """The question and picture given, and the networks of files of the public code."""
+    network, words = Network(), None
+    for source in options.init:
+        path = weights_file(source)
+        models = weights.load(path)
+        network.generator = models.generator or network.generator
+        network.engine = models.engine or network.engine
+        network.baseline = models.baseline or network.baseline
+        own = Vocabulary.of(models.vocabulary, str(path))
+        if words is not None and (own.tokens, own.words) != (words.tokens, words.words):
+            raise ValueError(f"{path} has another vocabulary than {options.init[0]}.")
+        words = own
+    assert words is not None
+    asked, image = of_picture(options, words)
+    return asked, network, image
+
+
+def of_picture(options: Options, words: Vocabulary) -> tuple[batches.Questions, Tensor]:
+    """The question about a picture file, with its features, and the picture."""
+    weights_ = None if options.weights == "none" else options.weights
+    extractor = Extractor(weights=weights_)
+    with torch.inference_mode():
+        maps = extractor(read_picture(options.image)[None]).numpy()
+    empty = arrays.QuestionArrays(
+        *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    )
+    known = batches.Questions("picture", empty, words, arrays.Features(maps))
+    return one_question(known, 0, options.question), read_image(options.image)
+
+
+def one_question(dataset: batches.Questions, image: int, text: str) -> batches.Questions:
+    """A split of this question alone, about a picture of `dataset`; its program is not known.
+
+    Raises ValueError for a word that the vocabulary does not have.
+    """
+    words = dataset.words.encode_question(text, unknown="error")
+    rows = arrays.QuestionArrays(
+        *(np.array([words], np.int16), None, None, np.array([image]), np.zeros(1, np.int64))
+    )
+    return batches.Questions(
+        *(dataset.split, rows, dataset.words, dataset.features),
+        kind=dataset.kind,
+        scenes=dataset.scenes,
+    )
+
+
+def nested(drawing: draw.Drawing) -> str:
+    """The program as one expression, `count(filter_color[red](scene))`."""
+
+    def text(place: int) -> str:
+        inputs = ", ".join(text(child) for child in drawing.children[place])
+        return f"{drawing.tokens[place]}({inputs})" if inputs else drawing.tokens[place]
+
+    return text(len(drawing.tokens) - 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    options = OmegaConf.structured(Options)
+    options.merge_with_dotlist(given)
+    answer(typed(options))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,294 @@
+"""The execution engine: a program assembles a network of modules that answers (Sec. 3.3, Fig. 3).
+
+    engine = ExecutionEngine(tokens=vocabulary, feature_size=(1024, 14, 14))
+    logits = engine(features, programs, image_of=image_of)      # (I, 1024, 14, 14), (B, L), (B,)
+
+I images, B questions, L tokens of a program, D module channels, A answers.
+
+Every program token has a module of its own, and all have one generic form: a residual block of two
+3 x 3 convolutions; tokens of two inputs join them by a 1 x 1 convolution first. `scene`, the leaf
+of all programs, runs on the stem's map of the image. The root's output goes to the classifier.
+Parameters have the public code's names (`filter_color[red].conv1.weight`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .executors import Step, batched, by_module, per_sample
+from .schedule import Language, parse, schedule, well_formed
+
+INITIALISATIONS = ("default", "he")
+EXECUTIONS = ("grouped", "bmm", "reference")
+MALFORMED = ("complete", "invalid")
+
+
+class ResidualBlock(nn.Module):
+    """A module of one input: ReLU(x + conv(ReLU(conv(x))))."""
+
+    def __init__(self, dim: int, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(dim) if batch_norm else nn.Identity()
+        self.bn2 = nn.BatchNorm2d(dim) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, D, H, W) -> (n, D, H, W)."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(h)))
+
+
+class BinaryBlock(nn.Module):
+    """A module of two inputs: a 1 x 1 convolution of both, ReLU, and a residual block."""
+
+    def __init__(self, dim: int, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(2 * dim, dim, 1)
+        self.res_block = ResidualBlock(dim, batch_norm=batch_norm)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Two of (n, D, H, W), the left operand first -> (n, D, H, W)."""
+        return self.res_block(F.relu(self.proj(torch.cat([x, y], 1))))
+
+
+def build_stem(channels: int, dim: int, layers: int, batch_norm: bool) -> nn.Sequential:
+    """3 x 3 convolutions with ReLU: image features (I, channels, H, W) -> (I, dim, H, W)."""
+    parts: list[nn.Module] = []
+    for layer in range(layers):
+        parts.append(nn.Conv2d(channels if layer == 0 else dim, dim, 3, padding=1))
+        parts += [nn.BatchNorm2d(dim)] if batch_norm else []
+        parts.append(nn.ReLU())
+    return nn.Sequential(*parts)
+
+
+def build_classifier(
+    size: tuple[int, int, int], answers: int, proj: int, hidden: Sequence[int], batch_norm: bool
+) -> nn.Sequential:
+    """1 x 1 convolution, 2 x 2 max pooling, linear layers: (B, *size) -> (B, answers)."""
+    channels, height, width = size
+    parts: list[nn.Module] = []
+    if proj:
+        parts.append(nn.Conv2d(channels, proj, 1))
+        parts += [nn.BatchNorm2d(proj)] if batch_norm else []
+        parts.append(nn.ReLU())
+    parts += [nn.MaxPool2d(2), nn.Flatten()]
+    inputs = (proj or channels) * (height // 2) * (width // 2)
+    for outputs in hidden:
+        parts.append(nn.Linear(inputs, outputs))
+        parts += [nn.BatchNorm1d(outputs)] if batch_norm else []
+        parts.append(nn.ReLU())
+        inputs = outputs
+    return nn.Sequential(*parts, nn.Linear(inputs, answers))
+
+
+class ExecutionEngine(nn.Module):
+    """Stem, a module for each program token, classifier.
+
+    tokens: the program vocabulary in its order, `<NULL>` first. arities: the number of inputs (0, 1
+        or 2) of each, for functions of one's own; None: by the public code's rule.
+    classifier_proj: channels of its 1 x 1 convolution, 0: none. classifier_fc: hidden sizes.
+    batch_norm: in stem, modules and classifier. In training its statistics are those of the maps
+        that run together, so executions differ; in eval mode they agree.
+    malformed: "complete": every sequence runs, completed with `scene` leaves, and what follows the
+        first tree is ignored (the public code); "invalid": programs that are not well formed do not
+        run, their logits are constant zeros: no gradient, and the answer <NULL>, never right.
+    execution: "grouped": a call for all nodes of a token whose inputs are there; "bmm": a call for
+        every level, a weight for each node, fewer and larger launches for a GPU; "reference": a
+        module and a map at a time. Results are the same.
+    share: equal sub-programs on one image run once; results are the same.
+    initialisation: "default": PyTorch's, as in the public code; "he": N(0, 2 / fan in) and no
+        biases, a module's second convolution 0.3 of that, so that long programs neither fade nor
+        explode: small engines leave the plateau of the first hundreds of steps much sooner.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: Sequence[str],
+        arities: Sequence[int] | None = None,
+        answers: int = 32,
+        feature_size: tuple[int, int, int] = (1024, 14, 14),
+        stem_layers: int = 2,
+        module_dim: int = 128,
+        classifier_proj: int = 512,
+        classifier_fc: int | Sequence[int] = 1024,
+        batch_norm: bool = False,
+        malformed: str = "complete",
+        execution: str = "grouped",
+        share: bool = True,
+        initialisation: str = "default",
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("initialisation", initialisation, INITIALISATIONS),
+            ("malformed", malformed, MALFORMED),
+            ("execution", execution, EXECUTIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
+        if batch_norm and execution == "bmm":
+            raise ValueError('batch_norm needs execution "grouped" or "reference", not "bmm".')
+        if stem_layers == 0 and feature_size[0] != module_dim:
+            raise ValueError(
+                f"without a stem the features' {feature_size[0]} channels go to the modules: set "
+                f"module_dim={feature_size[0]}, not {module_dim}."
+            )
+        self.language = Language(tokens, arities)
+        self.feature_size = tuple(feature_size)
+        self.batch_norm, self.malformed = batch_norm, malformed
+        self.execution, self.share = execution, share
+        self.stem = build_stem(feature_size[0], module_dim, stem_layers, batch_norm)
+        hidden = (classifier_fc,) if isinstance(classifier_fc, int) else tuple(classifier_fc)
+        size = (module_dim, *feature_size[1:])
+        self.classifier = build_classifier(size, answers, classifier_proj, hidden, batch_norm)
+        for token, inputs in zip(self.language.tokens, self.language.arities, strict=True):
+            if "." in token or not token or hasattr(self, token):
+                raise ValueError(
+                    f"program token {token!r} cannot name a module: it is empty, has a dot, or is "
+                    "an attribute of PyTorch's modules; choose another name."
+                )
+            block = BinaryBlock if inputs == 2 else ResidualBlock
+            self.add_module(token, block(module_dim, batch_norm=batch_norm))
+        if initialisation == "he":
+            self._start_wide()
+
+    def forward(
+        self,
+        features: Tensor,
+        programs: Tensor,
+        *,
+        image_of: Tensor | None = None,
+        return_intermediates: bool = False,
+    ) -> Any:
+        """Logits (B, A); with `return_intermediates` also a list of `Step` for each question.
+
+        features: (I, *feature_size). programs: token ids (B, L) in prefix order, <NULL> behind.
+        image_of: the image of each question, int (B,), so that features are given, and the stem is
+            run, once an image; None: I = B, one question for each.
+        return_intermediates: run as the reference does, whose outputs know their gradients.
+
+        ValueError names the question whose program or image does not exist.
+        """
+        rows = self.language.rows(programs)
+        images = self._images(features, len(rows), image_of)
+        maps = self.stem(features)
+        if return_intermediates or self.execution == "reference":
+            valid = [b for b in range(len(rows)) if self._runs(rows[b])]
+            outputs, ran = per_sample(
+                self.by_token,
+                self.language,
+                maps,
+                [rows[b] for b in valid],
+                [images[b] for b in valid],
+            )
+            executed = torch.tensor(valid, dtype=torch.int64, device=maps.device)
+            steps: list[list[Step]] = [[] for _ in rows]
+            for b, each in zip(valid, ran, strict=True):
+                steps[b] = each
+            logits = self._classify(outputs, executed, len(rows))
+            return (logits, steps) if return_intermediates else logits
+        nodes = parse(rows, self.language, images, share=self.share, malformed=self.malformed)
+        plan = schedule(nodes, "levels" if self.execution == "bmm" else "agenda", maps.device)
+        run = by_module if self.batch_norm else batched
+        outputs = run(self.by_token, self.language, maps, plan)
+        return self._classify(outputs, plan.executed, len(rows))
+
+    @property
+    def by_token(self) -> Mapping[str, Any]:
+        """The module of each token."""
+        return self._modules
+
+    def well_formed(self, programs: Tensor) -> Tensor:
+        """Which programs (B, L) are one complete tree, bool (B,); "invalid" runs only those."""
+        rows = self.language.rows(programs)
+        flags = [well_formed(row, self.language) for row in rows]
+        return torch.tensor(flags, dtype=torch.bool, device=programs.device)
+
+    def expand_answers(self, count: int) -> None:
+        """Add classes for `count` more answers behind the others; the old rows stay as they are.
+
+        Their weights are small (std 0.01) and their biases -50, as in the public code: until
+        training says otherwise they are never the answer.
+        """
+        last: Any = self.classifier[-1]
+        weight = torch.cat(
+            [last.weight, 0.01 * torch.randn_like(last.weight[:1].expand(count, -1))]
+        )
+        bias = torch.cat([last.bias, torch.full_like(last.bias[:1].expand(count), -50.0)])
+        last.weight, last.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        last.out_features += count
+
+    @torch.no_grad()
+    def _start_wide(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                module.weight.mul_(0.3 if name.endswith("conv2") else 1.0)
+
+    def _runs(self, row: list[int]) -> bool:
+        return self.malformed == "complete" or well_formed(row, self.language)
+
+    def _images(self, features: Tensor, questions: int, image_of: Tensor | None) -> list[int]:
+        """The image of each question; ValueError where features or images do not fit."""
+        if features.dim() != 4 or tuple(features.shape[1:]) != self.feature_size:
+            raise ValueError(
+                f"features are {tuple(features.shape)}, the engine takes (images, "
+                f"{', '.join(map(str, self.feature_size))}): set feature_size to theirs."
+            )
+        images = len(features)
+        if image_of is None:
+            if images != questions:
+                raise ValueError(
+                    f"{questions} programs came with {images} images: give image_of, the image of "
+                    "each program."
+                )
+            return list(range(images))
+        chosen: list[int] = image_of.tolist()
+        if len(chosen) != questions:
+            raise ValueError(f"image_of has {len(chosen)} entries for {questions} programs.")
+        for question, image in enumerate(chosen):
+            if not 0 <= image < images:
+                raise ValueError(
+                    f"question {question} of the batch is about image {image}, but there are "
+                    f"features of {images} images."
+                )
+        return chosen
+
+    def _classify(self, outputs: Tensor, executed: Tensor, questions: int) -> Tensor:
+        """Logits (B, A) from the roots' outputs of the executed programs; zeros for the others."""
+        logits = self.classifier(outputs)
+        if len(executed) == questions:
+            return logits
+        return logits.new_zeros(questions, logits.shape[1]).index_copy(0, executed, logits)
+
+
+class ModuleMap(NamedTuple):
+    """Where a module mattered: its position in the program (-1: completed), token, map (H, W)."""
+
+    position: int
+    token: str
+    map: Tensor
+
+
+def module_maps(engine: ExecutionEngine, features: Tensor, program: Tensor) -> list[ModuleMap]:
+    """For each module of one program the pixels its answer depends on, first run first.
+
+    features: (1, *feature_size). program: token ids (L,). A map is the norm over channels of the
+    gradient of the summed logits with respect to the module's output (Fig. 4), 0 or more.
+    """
+    with torch.enable_grad():
+        given = features.detach().requires_grad_()
+        logits, steps = engine(given, program[None], return_intermediates=True)
+        outputs = [step.output for step in steps[0]]
+        if not outputs:
+            return []
+        gradients = torch.autograd.grad(logits.sum(), outputs)
+    return [
+        ModuleMap(step.position, step.token, gradient[0].norm(dim=0))
+        for step, gradient in zip(steps[0], gradients, strict=True)
+    ]

@@ -1,0 +1,146 @@
+"""What a run is judged by: answers by question type, and how good the programs are."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import dist
+from common.clevr.accuracy import GROUPS, TypeAccuracy, exact_match
+from common.clevr.functions import SPECIAL
+from common.metrics import Average
+from program_execution import batches, data, draw, explain, stages
+from program_execution.config import Config
+from program_execution.model import Network
+from program_execution.symbolic import SymbolicEngine
+
+ANSWERS = ("accuracy", *GROUPS)  # figures of a run that answers, in percent
+PROGRAMS = ("program_match", "malformed")  # and of one that only writes programs
+
+
+@torch.no_grad()
+def evaluate(network: Network, cfg: Config, dataset: batches.Questions) -> dict[str, float]:
+    """Figures in percent, the same on every process; each question counts once.
+
+    accuracy of the answers, and of those of each of the 13 types and 5 groups; program_match: the
+    generator's program is the true one token by token; executed: on the scene graph it gives the
+    right answer; malformed: it is no well-typed tree. A figure that the data or the stage do not
+    allow is left out; that of a type of which there is no question is nan.
+    """
+    device, words = dist.device(), dataset.words
+    answering = cfg.stage != "pg"
+    if answering and dataset.rows.answers is None:
+        raise ValueError(f"the split {dataset.split!r} has no answers to compare with.")
+    writing = network.generator is not None and wants_programs(cfg)
+    symbolic = SymbolicEngine(words)
+    types, sums = TypeAccuracy(), {name: Average() for name in (*PROGRAMS, "executed")}
+    training = network.training
+    network.eval()
+    pieces = batches.in_order(
+        dataset if answering and cfg.model.engine == "neural" else dataset.without_pictures(),
+        cfg.evaluate.batch_size,
+        cfg.data.workers,
+    )
+    quiet = None if dist.is_main() else True
+    for batch in tqdm(pieces, "evaluate", leave=False, disable=quiet):
+        batch = batch.to(device)
+        programs = batch.programs
+        if writing:
+            options = cfg.evaluate
+            programs = stages.decoded(
+                network, batch.questions, words, beam=options.beam, grammar=options.grammar
+            )
+            _judge(programs, batch, dataset, symbolic, sums)
+        if answering:
+            answers = answered(network, cfg, dataset, batch, programs, symbolic)
+            types.update(answers == batch.answers, batch.types)
+    network.train(training)
+    figures = {name: total.compute() for name, total in sums.items()} if writing else {}
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    if answering:
+        found = types.compute()
+        figures = {"accuracy": found.pop("overall")} | found | figures
+    return figures
+
+
+def wants_programs(cfg: Config) -> bool:
+    """Whether the evaluation is of programs that the generator writes."""
+    return cfg.stage == "pg" or cfg.evaluate.programs == "predicted"
+
+
+def answered(
+    network: Network,
+    cfg: Config,
+    dataset: batches.Questions,
+    batch: batches.Batch,
+    programs: Tensor | None,
+    symbolic: SymbolicEngine,
+) -> Tensor:
+    """Answers (B,) in vocabulary indices, never a special token but where a program fails."""
+    with torch.autocast(batch.questions.device.type, torch.bfloat16, enabled=cfg.amp):
+        if network.baseline is not None:
+            logits = network.guess(batch)
+        elif programs is None:
+            raise ValueError(
+                f"the split {dataset.split!r} has no programs, so evaluate.programs=ground_truth "
+                "does not apply: take evaluate.programs=predicted."
+            )
+        elif network.engine is None:
+            return symbolic(programs, dataset.graphs(), dataset.rows.image_idxs[batch.rows])
+        else:
+            logits = network.run(programs, batch.features, batch.image_of)
+    logits = logits.float()
+    logits[:, : len(SPECIAL)] = -torch.inf
+    return logits.argmax(1)
+
+
+def _judge(
+    programs: Tensor,
+    batch: batches.Batch,
+    dataset: batches.Questions,
+    symbolic: SymbolicEngine,
+    sums: dict[str, Average],
+) -> None:
+    """Count how many of these programs (B, T) match, are malformed, give the right answer."""
+    count = len(programs)
+    if batch.programs is not None:
+        sums["program_match"].add(percent(exact_match(programs, batch.programs)), count)
+    sums["malformed"].add(percent(symbolic.malformed(programs)), count)
+    if dataset.packed is not None and dataset.rows.answers is not None:
+        found = symbolic(programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
+        sums["executed"].add(percent(found == batch.answers), count)
+
+
+def percent(flags: Tensor) -> Tensor:
+    """Share of the true ones in percent."""
+    return 100 * flags.float().mean()
+
+
+def figures(network: Network, cfg: Config, sets: dict[str, batches.Questions]) -> dict[str, float]:
+    """Figures of several splits, all but the first's behind the name of their split."""
+    found: dict[str, float] = {}
+    for number, (split, dataset) in enumerate(sets.items()):
+        prefix = f"{data.label(split)}_" if number else ""
+        found |= {prefix + name: v for name, v in evaluate(network, cfg, dataset).items()}
+    return found
+
+
+def brief(found: dict[str, float]) -> dict[str, float]:
+    """The figures that are shown while a run learns; result.json has those of every type."""
+    return {name: found[name] for name in (*ANSWERS, *PROGRAMS, "executed") if name in found}
+
+
+def columns(cfg: Config) -> tuple[str, ...]:
+    """The figures that a run of this stage is summed up by."""
+    return PROGRAMS if cfg.stage == "pg" else ANSWERS
+
+
+def pictures(network: Network, cfg: Config, dataset: batches.Questions) -> None:
+    """Write `programs.png`: the first questions of each type, their programs and module maps."""
+    if not dist.is_main() or not cfg.evaluate.pictures:
+        return
+    drawings = explain.drawings(network, cfg, dataset, cfg.evaluate.pictures)
+    if drawings:
+        draw.programs(Path(cfg.output_dir, "programs.png"), drawings)

@@ -1,0 +1,212 @@
+"""The networks of a run: program generator and execution engine (Fig. 2), or a baseline.
+
+    question --generator--> program --engine, on the picture's features--> answer
+
+I pictures, B questions, L words or program tokens, A answers. The parts that a stage has no use for
+are None; in the state dict a part's name stands in front, `engine.stem.0.weight`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode
+from .engine import ExecutionEngine
+from .seq2seq import ProgramGenerator
+
+PARTS = ("generator", "engine", "baseline", "pixels")
+
+
+class Asked(Protocol):
+    """What a baseline is told: (B, L), (B,), (I, C, H, W), picture of each question (B,)."""
+
+    questions: Tensor
+    types: Tensor
+    features: Tensor | None
+    image_of: Tensor
+
+
+class Pixels(nn.Module):
+    """Built-in pictures (I, 3, H, W), 0..1, to features (I, dim, H / 8, W / 8), learned.
+
+    # Differs: the paper's features are those of a network that was trained on ImageNet, Sec. 3.3.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, dim, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features of pictures."""
+        return self.convolutions(2 * pictures - 1)
+
+
+class Modes(nn.Module):
+    """`QTypeMode` as a part: the answer of each type of question, in the state dict."""
+
+    modes: Tensor
+
+    def __init__(self, mode: QTypeMode, types: int, answers: int) -> None:
+        super().__init__()
+        self.answers = answers
+        self.register_buffer("modes", mode(torch.arange(-1, types)))  # (types + 1,), unknown first
+
+    def forward(self, types: Tensor) -> Tensor:
+        """Types (B,) -> 1 for the answer, 0 for the others, (B, A)."""
+        return F.one_hot(self.modes[types + 1], self.answers).float()
+
+
+class Network(nn.Module):
+    """The parts that a stage has a use for, and how they work together."""
+
+    def __init__(
+        self,
+        *,
+        generator: ProgramGenerator | None = None,
+        engine: ExecutionEngine | None = None,
+        baseline: nn.Module | None = None,
+        pixels: Pixels | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator, self.engine = generator, engine
+        self.baseline, self.pixels = baseline, pixels
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that are there, by name."""
+        return {name: part for name, part in self.named_children() if name in PARTS}
+
+    def side(self, name: str) -> list[nn.Module]:
+        """What "pg" or "ee" trains: the generator, or the engine with what it sees by."""
+        chosen = (self.generator,) if name == "pg" else (self.engine, self.pixels)
+        return [part for part in chosen if part is not None]
+
+    def question_part(self) -> list[nn.Module]:
+        """What a baseline reads the question with, all that people's questions change."""
+        return [self.baseline.rnn] if isinstance(self.baseline, Lstm | CnnLstm | CnnLstmSA) else []
+
+    def see(self, features: Tensor) -> Tensor:
+        """Features as the engine or the baseline takes them."""
+        return features if self.pixels is None else self.pixels(features)
+
+    def run(self, programs: Tensor, features: Tensor | None, image_of: Tensor) -> Tensor:
+        """Logits (B, A) of the engine for programs (B, L) on their pictures."""
+        assert self.engine is not None
+        assert features is not None
+        return self.engine(self.see(features), programs, image_of=image_of).float()
+
+    def guess(self, asked: Asked) -> Tensor:
+        """Logits (B, A) of the baseline."""
+        match self.baseline:
+            case Modes():
+                return self.baseline(asked.types)
+            case Lstm():
+                return self.baseline(asked.questions).float()
+        assert self.baseline is not None
+        assert asked.features is not None
+        seen = self.see(asked.features)
+        return self.baseline(asked.questions, seen, asked.image_of).float()
+
+
+def build(
+    *,
+    name: str,
+    engine: str,
+    embedding: int,
+    hidden: int,
+    layers: int,
+    attention: str,
+    dropout: float,
+    stem_layers: int,
+    module_dim: int,
+    classifier_proj: int,
+    classifier_fc: Sequence[int],
+    batch_norm: bool,
+    malformed: str,
+    execution: str,
+    share: bool,
+    initialisation: str,
+    cnn_dim: int,
+    attention_dim: int,
+    baseline_fc: Sequence[int],
+    pixel_dim: int,
+    words: int,
+    tokens: Sequence[str],
+    answers: int,
+    feature_size: tuple[int, int, int],
+    writes: bool,
+    runs: bool,
+    pixels: bool = False,
+    mode: QTypeMode | None = None,
+) -> Network:
+    """The network of a stage; the options are those of config.Model, then:
+
+    words: size of the question vocabulary, tokens: the program vocabulary in its order, answers:
+    size of that of answers. feature_size: (C, H, W) of the data. writes, runs: whether there is a
+    program generator and an execution engine. pixels: the features are pictures. mode: the
+    counted answers, for name="qtype_mode".
+    """
+    sizes: dict[str, Any] = {
+        "embedding": embedding,
+        "hidden": hidden,
+        "layers": layers,
+        "dropout": dropout,
+    }
+    seeing = name in ("cnn_lstm", "cnn_lstm_sa", "cnn_lstm_sa_mlp") or (runs and engine == "neural")
+    front = Pixels(pixel_dim) if pixels and seeing else None
+    if front is not None:
+        with torch.no_grad():
+            seen = front(torch.zeros(1, *feature_size)).shape
+        feature_size = (seen[1], seen[2], seen[3])
+    if name != "iep":
+        known: dict[str, Any] = {"question_words": words, "answers": answers}
+        baseline: nn.Module
+        match name:
+            case "qtype_mode":
+                assert mode is not None
+                baseline = Modes(mode, TYPES, answers)
+            case "lstm":
+                baseline = Lstm(**known, **sizes, fc=baseline_fc)
+            case "cnn_lstm":
+                baseline = CnnLstm(
+                    **known, **sizes, feature_size=feature_size, cnn_proj=cnn_dim, fc=baseline_fc
+                )
+            case _:
+                head = baseline_fc if name == "cnn_lstm_sa_mlp" else ()
+                baseline = CnnLstmSA(
+                    **known, **sizes, feature_size=feature_size, attention=attention_dim, fc=head
+                )
+        return Network(baseline=baseline, pixels=front)
+    generator = runner = None
+    if writes:
+        generator = ProgramGenerator(
+            question_words=words, program_tokens=len(tokens), attention=attention, **sizes
+        )
+    if runs and engine == "neural":
+        runner = ExecutionEngine(
+            tokens=tokens,
+            answers=answers,
+            feature_size=feature_size,
+            stem_layers=stem_layers,
+            module_dim=module_dim,
+            classifier_proj=classifier_proj,
+            classifier_fc=classifier_fc,
+            batch_norm=batch_norm,
+            malformed=malformed,
+            execution=execution,
+            share=share,
+            initialisation=initialisation,
+        )
+    return Network(generator=generator, engine=runner, pixels=front)
+
+
+TYPES = 13  # kinds of questions, by the function at a program's root

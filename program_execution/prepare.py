@@ -1,0 +1,268 @@
+"""Get CLEVR, or questions of your own in its form, ready for training.
+
+    python prepare.py clevr /data/CLEVR_v1.0 /data/clevr           # all of the following, in order
+    python prepare.py humans /data/CLEVR-Humans /data/clevr        # people's questions beside it
+    python prepare.py questions FILE.json /data/clevr/train_questions --build
+    python prepare.py features /data/CLEVR_v1.0/images/val /data/clevr/val_features.npy
+    python prepare.py generate /data/made --images 1000            # built-in data as CLEVR's files
+
+The folder that they write, data.root of train.py, holds vocab.json, <split>_questions (a folder, or
+.h5 as the public code has it) and <split>_features (.npy or .h5). What is there already is left
+alone, so that an interrupted command may be repeated; --again makes it anew. Exit code 0: good, 2:
+bad data.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import draw
+from common.clevr import arrays, builtin, features, questions, scene_graph, vocabulary
+from common.clevr.vocabulary import Vocabulary
+
+WORDS = 10  # times that a word of people must occur, as in the public code
+
+
+def encode(
+    source: str | Path,
+    out: str | Path,
+    *,
+    words: str | Path | None = None,
+    build: bool = False,
+    expand: bool = False,
+    released: bool = False,
+    min_count: int = 1,
+    again: bool = False,
+) -> int:
+    """Number the questions of a JSON file; returns how many there are.
+
+    words: vocab.json, by default beside `out`. build: make it from these questions, which should
+    be the training split's; released: take that of the published models; expand: write
+    humans_vocab.json beside `out`, with the words that these questions have `min_count` times or
+    more. Raises ValueError naming file and question where something does not fit.
+    """
+    out = Path(out)
+    words = out.parent / "vocab.json" if words is None else Path(words)
+    whole = out / "arrays.json" if out.suffix not in arrays.H5_SUFFIXES else out
+    if whole.exists() and not again:
+        print(f"{out} is there already")
+        return 0
+    asked = questions.read_questions(source)
+    if released:
+        known = vocabulary.released()
+    elif build:
+        known = vocabulary.build(asked, min_count=min_count)
+    else:
+        known = Vocabulary.load(words)
+    if build or released:
+        known.save(words)
+    if expand:
+        known = vocabulary.expand(known, asked, min_count)
+        known.save(out.parent / "humans_vocab.json")
+    rows = arrays.encode(asked, known)
+    if out.suffix in arrays.H5_SUFFIXES:
+        arrays.write_h5(out, rows, known)
+    else:
+        arrays.save(out, rows, known)
+    programs = "without programs" if rows.programs is None else f"{rows.programs.shape[1]} tokens"
+    print(f"{out}: {len(rows)} questions of {rows.questions.shape[1]} words at most, {programs}")
+    return len(rows)
+
+
+def extract(
+    pictures: str | Path,
+    out: str | Path,
+    *,
+    weights: str = "IMAGENET1K_V1",
+    half: bool = True,
+    std: str = "iep",
+    batch_size: int = 64,
+    workers: int = 4,
+    again: bool = False,
+) -> None:
+    """Write the features of a folder of pictures, float16 unless `half` is false, on a GPU if any.
+
+    weights: a name of torchvision's ResNet-101 weights, which are downloaded, or a file; "none"
+    leaves them random, for tests.
+    """
+    if Path(out).exists() and not again:
+        print(f"{out} is there already")
+        return
+    extractor = features.Extractor(weights=None if weights == "none" else weights, std=std)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = features.extract(
+        *(pictures, out, extractor),
+        batch_size=batch_size,
+        half=half,
+        device=device,
+        workers=workers,
+        progress=True,
+    )
+    print(f"{out}: {' x '.join(map(str, shape))}")
+
+
+def clevr(
+    root: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    released: bool = False,
+    weights: str = "IMAGENET1K_V1",
+    half: bool = True,
+    workers: int = 4,
+    again: bool = False,
+) -> None:
+    """Questions and features of a download of CLEVR or CoGenT; the first split makes vocab.json."""
+    root, out = Path(root), Path(out)
+    files = {split: questions.find_questions(root, split) for split in splits}
+    for split in splits:
+        if not (root / "images" / split).is_dir():
+            raise ValueError(
+                f"{root / 'images' / split} is not there: expected images/{split}/CLEVR_{split}"
+                "_000000.png and so on, as in the download."
+            )
+    for number, (split, file) in enumerate(files.items()):
+        first = number == 0 and (again or not (out / "vocab.json").exists())
+        build, given = first and not released, first and released
+        target = out / f"{split}_questions"
+        encode(file, target, build=build, released=given, again=again)
+    for split in splits:
+        extract(
+            *(root / "images" / split, out / f"{split}_features.npy"),
+            weights=weights,
+            half=half,
+            workers=workers,
+            again=again,
+        )
+
+
+def humans(
+    root: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    min_count: int = WORDS,
+    again: bool = False,
+) -> None:
+    """CLEVR-Humans' questions beside CLEVR's; the first split's words extend the vocabulary."""
+    out = Path(out)
+    further = out / "humans_vocab.json"
+    for number, split in enumerate(splits):
+        file = questions.find_questions(root, split)
+        expand = number == 0 and (again or not further.exists())
+        encode(
+            *(file, out / f"humans_{split}_questions"),
+            words=None if expand else further,
+            expand=expand,
+            min_count=min_count,
+            again=again,
+        )
+
+
+def generate(
+    out: str | Path,
+    *,
+    images: int = 100,
+    per_image: int = 10,
+    profile: str = "full",
+    split: str = "train",
+    objects: tuple[int, int] = (3, 10),
+    size: tuple[int, int] = (480, 320),
+    seed: int = 0,
+) -> None:
+    """Built-in pictures, scene graphs and questions, in the layout of a download of CLEVR.
+
+    size: width and height of the pictures in pixels.
+    """
+    out = Path(out)
+    made = builtin.build(
+        split=split,
+        images=images,
+        per_image=per_image,
+        seed=seed,
+        profile=profile,
+        features="pixels",
+        objects=objects,
+        width=size[0],
+        height=size[1],
+    )
+    folder = out / "images" / split
+    for scene, picture in zip(made.scenes, made.features, strict=True):
+        draw.save_png(torch.from_numpy(picture), folder / scene.image_filename)
+    scene_graph.write_scenes(out / "scenes" / f"CLEVR_{split}_scenes.json", made.scenes)
+    questions.write_questions(out / "questions" / f"CLEVR_{split}_questions.json", made.questions)
+    print(f"{out}: {images} pictures, {len(made.questions)} questions of {split}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python prepare.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    c = commands.add_parser("clevr", help="all of a download of CLEVR or CoGenT")
+    c.add_argument("root", type=Path)
+    c.add_argument("out", type=Path)
+    c.add_argument("--splits", nargs="+", default=["train", "val"])
+    c.add_argument("--released", action="store_true", help="the published models' vocabulary")
+    _for_features(c)
+    c = commands.add_parser("humans", help="CLEVR-Humans' questions beside CLEVR's")
+    c.add_argument("root", type=Path)
+    c.add_argument("out", type=Path)
+    c.add_argument("--splits", nargs="+", default=["train", "val"])
+    c.add_argument("--min-count", type=int, default=WORDS, help="times that a new word must occur")
+    c = commands.add_parser("questions", help="one questions file")
+    c.add_argument("source", type=Path)
+    c.add_argument("out", type=Path, help="a folder, or a file .h5")
+    c.add_argument("--words", type=Path, help="vocab.json; by default beside OUT")
+    c.add_argument("--build", action="store_true", help="make vocab.json from these questions")
+    c.add_argument("--released", action="store_true", help="the published models' vocabulary")
+    c.add_argument("--expand", action="store_true", help="write humans_vocab.json with more words")
+    c.add_argument("--min-count", type=int, default=1, help="times that a word must occur")
+    c = commands.add_parser("features", help="features of one folder of pictures")
+    c.add_argument("pictures", type=Path)
+    c.add_argument("out", type=Path, help="a file .npy or .h5")
+    c.add_argument("--std", choices=tuple(features.STD), default="iep")
+    c.add_argument("--batch-size", type=int, default=64)
+    _for_features(c)
+    c = commands.add_parser("generate", help="built-in data in CLEVR's layout")
+    c.add_argument("out", type=Path)
+    c.add_argument("--images", type=int, default=100)
+    c.add_argument("--per-image", type=int, default=10, help="questions of a picture")
+    c.add_argument("--profile", choices=("full", "tiny"), default="full")
+    c.add_argument("--split", choices=builtin.SPLITS, default="train")
+    c.add_argument("--objects", type=int, nargs=2, default=(3, 10))
+    c.add_argument("--size", type=int, nargs=2, default=(480, 320), help="width and height")
+    c.add_argument("--seed", type=int, default=0)
+    for name, command in commands.choices.items():
+        if name != "generate":
+            command.add_argument("--again", action="store_true", help="also what is there already")
+    options = vars(parser.parse_args(arguments))
+    try:
+        _COMMANDS[options.pop("command")](**options)
+    except (ValueError, OSError) as error:
+        print(f"bad data: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _for_features(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--weights", default="IMAGENET1K_V1", help="a name, a file, or none")
+    command.add_argument("--float32", dest="half", action="store_false", help="not float16")
+    command.add_argument("--workers", type=int, default=4)
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "clevr": clevr,
+    "humans": humans,
+    "questions": encode,
+    "features": extract,
+    "generate": generate,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Train programs and their execution: `python train.py`, or see conf/experiment.
+
+The demo trains a program generator and an execution engine on built-in questions whose programs
+are known (Sec. 3.2, 3.3) beside an LSTM that is blind and stacked attention (Sec. 4), and prints
+how many answers of each kind are right.
+"""
+
+import json
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+
+from common import checkpoint, config, dist, log, result, runs, sealed, versus
+from common.data import seed_everything
+from program_execution import batches, data, evaluate, model
+from program_execution.baselines import QTypeMode
+from program_execution.config import BASELINES, Config, Stage
+from program_execution.initial import initialise
+from program_execution.stages import Objective, average_gradients, predicted
+
+
+def train(cfg: Config) -> dict[str, float]:
+    """One stage to its last step, resuming from `cfg.output_dir`; the final metrics in percent."""
+    started = time.time()
+    seed_everything(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    device, stage = dist.device(), cfg.of_stage()
+    # The faults of the validation splits show now, not after training.
+    training, validation, sets = datasets(cfg)
+    network = build(cfg, training)
+    for source in cfg.init:
+        loaded = initialise(network, source, training.words)
+        if dist.is_main():
+            print(loaded)
+    network.to(device)
+    objective = Objective(cfg, network, training)
+    trained = objective.trained()
+    optimizer = Adam([{"params": trained}], stage.lr, betas=(0.9, cfg.beta2))
+    schedule = scheduled(optimizer, stage)
+    parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
+    parts |= {"average": objective.average, "batch_size": stage.batch_size}
+    parts |= {"vocabulary": training.words.digest}
+    start = checkpoint.resume(cfg.output_dir, **parts)
+    if cfg.only_evaluate:
+        checkpoint.require_weights(cfg.output_dir, start, ", ".join(cfg.init))
+    if dist.is_main():
+        training.words.save(Path(cfg.output_dir, "vocab.json"))
+
+    stop = start if cfg.only_evaluate or not trained else stage.steps
+    if cfg.stage == "ee" and cfg.ee_programs == "predicted" and start < stop:
+        training.programs = predicted(network, training, cfg.output_dir)
+    pieces = batches.training_batches(
+        *(training, cfg.data), batch_size=stage.batch_size, seed=cfg.seed, start=start, stop=stop
+    )
+    record = log.Log(cfg.output_dir, stage.steps, every=cfg.log_every, start=start)
+    network.train()
+    for step, batch in enumerate(pieces, start + 1):
+        optimizer.zero_grad(set_to_none=True)  # Adam leaves alone modules that no program used
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
+            losses, seen = objective(batch.to(device), step)
+        log.require_finite(losses, step, batch.names)
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()
+        average_gradients(trained)
+        if cfg.clip:
+            torch.nn.utils.clip_grad_norm_(trained, cfg.clip)
+        optimizer.step()
+        lr = schedule.get_last_lr()[0]
+        schedule.step()
+        record(step, force=step == 1, loss=loss, **shown(losses), **seen, lr=lr)
+        stopping, last = dist.stop_requested(), step == stage.steps
+        scored: dict[str, float] = {}
+        if stage.evaluate_every and (step % stage.evaluate_every == 0 or last):
+            scored = evaluate.evaluate(network, cfg, validation)
+            record(step, force=True, **evaluate.brief(scored))
+        if stopping or scored or step % cfg.save_every == 0 or last:
+            best = {evaluate.columns(cfg)[0]: scored[evaluate.columns(cfg)[0]]} if scored else None
+            checkpoint.save(cfg.output_dir, step, best=best, **parts)
+        if stopping:
+            record.close()
+            dist.exit_preempted(step)
+
+    keep_best(network, cfg)
+    metrics = evaluate.figures(network, cfg, sets)
+    record(max(1, stop), force=True, **metrics)
+    record.close()
+    evaluate.pictures(network, cfg, next(iter(sets.values())))
+    columns, seconds = evaluate.columns(cfg), time.time() - started
+    result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=columns)
+    return metrics
+
+
+def train_all(cfg: Config) -> dict[str, float]:
+    """All stages that the model has, in turn, each in a folder of its own, from the one before.
+
+    The metrics are those of the last stage before fine-tuning; those of the others have their
+    stage in front, as `ee_accuracy`. lift: what joint training added; drop and recovery: what the
+    first of `data.also` loses against `data.val`, and what fine-tuning gives back to it.
+    """
+    started, done, before = time.time(), 0, list(cfg.init)
+    total = sum(part.of_stage().steps for part in stages_of(cfg))
+    record = log.Log(cfg.output_dir, total, every=cfg.log_every, start=0)
+    found: dict[str, dict[str, float]] = {}
+    lines: list[dict[str, Any]] = []
+    for part in stages_of(cfg):
+        steps, folder = part.of_stage().steps, Path(part.output_dir)
+        earlier = runs.read_result(folder)
+        if earlier is not None and earlier["steps"] == steps and not earlier["diverged"]:
+            found[part.stage] = earlier["metrics"]
+        else:
+            found[part.stage] = train(replace(part, init=before))
+        lines += [line | {"step": done + line["step"]} for line in log.read(folder)]
+        if dist.is_main():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            sealed.write(Path(cfg.output_dir, "metrics.jsonl"), partial(_put, text=text))
+        done, before = done + steps, [str(folder)]
+    metrics = summary(found, cfg)
+    record.close()
+    seconds, columns = time.time() - started, evaluate.columns(stages_of(cfg)[-1])
+    result.write(cfg.output_dir, metrics, steps=done, seconds=seconds, columns=columns)
+    return metrics
+
+
+def _put(file: BinaryIO, *, text: str) -> None:
+    file.write(text.encode())
+
+
+def stages_of(cfg: Config) -> list[Config]:
+    """The settings of each stage that `stage=all` runs, in order, without those of no steps."""
+    names: tuple[str, ...] = ("pg", "ee", "joint", "tune")
+    if cfg.model.name in BASELINES:
+        names = ("baseline", "tune")
+    if cfg.model.engine == "symbolic":  # which has nothing to learn
+        names = tuple(name for name in names if name != "ee")
+    counted = cfg.model.name == "qtype_mode"  # which takes no steps
+    parts = []
+    for name in names:
+        part = replace(cfg, stage=name, output_dir=str(Path(cfg.output_dir, name)), versus={})
+        if part.of_stage().steps or (counted and name == "baseline"):
+            parts.append(part)
+    if not parts:
+        raise ValueError("stage=all has no stage of one step or more: give pg.steps and ee.steps.")
+    return parts
+
+
+def summary(found: dict[str, dict[str, float]], cfg: Config) -> dict[str, float]:
+    """One set of metrics from those of every stage."""
+    last = [stage for stage in found if stage != "tune"][-1] if set(found) - {"tune"} else "tune"
+    metrics = dict(found[last])
+    kept = ("accuracy", *evaluate.PROGRAMS, "executed")
+    for stage, figures in found.items():
+        if stage != last:
+            metrics |= {f"{stage}_{k}": v for k, v in figures.items() if k.endswith(kept)}
+    if {"ee", "joint"} <= found.keys():
+        metrics["lift"] = found["joint"]["accuracy"] - found["ee"]["accuracy"]
+    if cfg.data.also:
+        other = f"{data.label(cfg.data.also[0])}_accuracy"
+        if other in metrics:
+            metrics["drop"] = metrics["accuracy"] - metrics[other]
+        if "tune" in found and other in metrics:
+            metrics["recovery"] = found["tune"][other] - metrics[other]
+    return metrics
+
+
+def datasets(
+    cfg: Config,
+) -> tuple[batches.Questions, batches.Questions, dict[str, batches.Questions]]:
+    """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
+    options, learn, choose = cfg.data, cfg.data.train, cfg.data.val
+    if cfg.stage == "tune":
+        learn, choose = cfg.tune.train or learn, cfg.tune.val or choose
+        options = replace(options, questions=cfg.tune.questions or options.questions)
+    words = data.vocabulary_of(options, options.train, learn)
+    training = data.build(options, learn, words, training=True)
+    if cfg.stage == "pg":
+        training = data.known(training, options.programs, options.subset, cfg.seed)
+    elif training.rows.answers is None:
+        raise ValueError(f"the split {learn!r} has no answers to learn from.")
+    elif cfg.stage == "ee" and cfg.ee_programs == "ground_truth" and training.programs is None:
+        raise ValueError(
+            f"the split {learn!r} has no programs for ee_programs=ground_truth: take predicted."
+        )
+    sets = {split: data.build(options, split, words) for split in (options.val, *options.also)}
+    chosen = sets[choose] if choose in sets else data.build(options, choose, words)
+    few = np.arange(min(len(chosen), cfg.evaluate.questions))
+    return training, chosen.subset(few), sets
+
+
+def build(cfg: Config, training: batches.Questions) -> model.Network:
+    """The networks that the stage has a use for, of the sizes of the data."""
+    words, rows, mode = training.words, training.rows, None
+    assert training.features is not None
+    if cfg.model.name == "qtype_mode":
+        if rows.types is None or rows.answers is None:
+            raise ValueError("model.name=qtype_mode needs the types of questions: their programs.")
+        mode = QTypeMode(torch.from_numpy(rows.types), torch.from_numpy(rows.answers))
+    channels, height, width = training.features.shape[1:]
+    return model.build(
+        **asdict(cfg.model),
+        words=len(words.words),
+        tokens=words.tokens,
+        answers=len(words.answers),
+        feature_size=(channels, height, width),
+        writes=writes(cfg),
+        runs=cfg.stage != "pg",
+        pixels=training.kind == "pixels",
+        mode=mode,
+    )
+
+
+def writes(cfg: Config) -> bool:
+    """Whether a stage has a use for the program generator."""
+    if cfg.model.name in BASELINES:
+        return False
+    used = cfg.stage != "ee" or "predicted" in (cfg.ee_programs, cfg.evaluate.programs)
+    begun = any(Path(cfg.output_dir).glob("checkpoint-*[0-9].pt"))
+    if used and cfg.stage == "ee" and not cfg.init and not begun:
+        raise ValueError(
+            "stage=ee takes programs from a generator: give init=FOLDER of a run of stage=pg, or "
+            "ee_programs=ground_truth with evaluate.programs=ground_truth."
+        )
+    return used
+
+
+def scheduled(optimizer: Adam, stage: Stage) -> LRScheduler:
+    """The rate of each step."""
+    if stage.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, max(1, stage.steps))
+    return LambdaLR(optimizer, constant)
+
+
+def constant(step: int) -> float:
+    """The factor on a rate that stays."""
+    return 1.0
+
+
+def shown(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts of a loss that has several."""
+    return losses if len(losses) > 1 else {}
+
+
+def keep_best(network: model.Network, cfg: Config) -> None:
+    """Go back to the weights of the best validation, as the public code stores them."""
+    path = Path(cfg.output_dir, "best.pt")
+    if cfg.keep_best and path.is_file():
+        network.load_state_dict(checkpoint.load(path)["parts"]["model"])
+
+
+def run(cfg: Config) -> dict[str, float]:
+    """`train` or `train_all`, leaving a result also where the loss diverges."""
+    how = train_all if cfg.stage == "all" else train
+    return result.recorded(how, cfg, columns=evaluate.ANSWERS)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one setting, or with `versus` several side by side."""
+    settings: Config = config.typed(cfg)
+    if settings.versus:
+        data.build_ahead(settings.data)  # once, instead of in every process
+        versus.run_all(run, cfg, columns=evaluate.ANSWERS, first="loss", curve="accuracy")
+    else:
+        dist.launch(run, settings, settings.processes)
+
+
+if __name__ == "__main__":
+    config.run(main)

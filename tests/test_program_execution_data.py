@@ -1,0 +1,231 @@
+"""Splits, subsets and batches of questions; files that prepare.py makes; the symbolic engine."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from common.clevr import builtin, questions
+from common.clevr.vocabulary import Vocabulary
+from program_execution import batches, data, prepare, symbolic
+from program_execution.config import BuiltIn, Data
+
+SMALL = BuiltIn(train_images=24, val_images=8, per_image=5, objects=[3, 5], materials=["rubber"])
+MADE = Data(name="builtin", root="", workers=0, builtin=SMALL)
+
+
+def split(name: str, cfg: Data = MADE, **options: bool) -> batches.Questions:
+    return data.build(cfg, name, data.vocabulary_of(cfg, "train", name), **options)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder as prepare.py makes it, from built-in questions, and those questions."""
+    root = tmp_path_factory.mktemp("prepared")
+    made = builtin.build(split="train", images=12, per_image=5, objects=(3, 5))
+    people = builtin.build(split="train", images=12, per_image=5, objects=(3, 5), paraphrase=True)
+    questions.write_questions(root / "CLEVR_train_questions.json", made.questions)
+    source = root / "CLEVR_train_questions.json"
+    prepare.encode(source, root / "train_questions", build=True)
+    prepare.encode(source, root / "val_questions.h5")
+    people_root = root / "people"
+    questions.write_questions(people_root / "CLEVR-Humans-train.json", people.questions)
+    prepare.humans(people_root, root, splits=["train"], min_count=2)
+    for name in ("train", "val"):
+        np.save(root / f"{name}_features.npy", made.features)
+    return root, made
+
+
+def test_the_training_and_validation_scenes_differ_and_the_vocabulary_is_the_training_s():
+    train, val = split("train"), split("val")
+    assert train.words == val.words
+    assert val.rows.questions.max() < len(train.words.words)
+    features = train.features[np.arange(24)].flatten(1), val.features[np.arange(8)].flatten(1)
+    assert torch.cdist(*features).min() > 0.1
+
+
+def test_cubes_and_cylinders_swap_their_colours_between_a_and_b():
+    def seen(name: str, shape: str) -> set[str]:
+        return {t.color for g in split(name).scenes for t in g.things if t.shape == shape}
+
+    assert not seen("trainA", "cube") & seen("valB", "cube")
+    assert not seen("trainA", "cylinder") & seen("trainB", "cylinder")
+    assert seen("trainA", "cube") <= {"gray", "blue", "brown", "yellow"}
+
+
+@pytest.mark.parametrize("name", ["test", "trainC", "validation"])
+def test_a_split_that_is_not_built_in_is_one_sentence(name):
+    with pytest.raises(ValueError, match=f"no split '{name}'"):
+        split(name)
+
+
+def test_a_batch_holds_every_picture_once_and_knows_whose_it_is():
+    dataset = split("train")
+    places = np.array([3, 40, 4, 3])
+    batch = dataset[places]
+    assert len(batch.features) == len(set(dataset.rows.image_idxs[places].tolist())) == 2
+    own = dataset.features[dataset.rows.image_idxs[places]]
+    assert torch.equal(batch.features[batch.image_of], own)
+    assert torch.equal(batch.questions[0], batch.questions[3])
+    assert (batch.questions[:, 0] == 1).all()
+    assert (batch.programs[:, -1] != 0).any()  # no column of padding alone
+    assert batch.names[1] == "train question 40"
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_the_batches_are_a_function_of_seed_and_step(by_image):
+    dataset, cfg = split("train"), replace(MADE, by_image=by_image)
+    options = {"batch_size": 10, "seed": 3}
+    whole = [b.rows for b in batches.training_batches(dataset, cfg, **options, start=0, stop=9)]
+    later = [b.rows for b in batches.training_batches(dataset, cfg, **options, start=5, stop=9)]
+    assert all(np.array_equal(a, b) for a, b in zip(whole[5:], later, strict=True))
+    other = batches.training_batches(dataset, cfg, batch_size=10, seed=4, start=0, stop=1)
+    assert not np.array_equal(whole[0], next(iter(other)).rows)
+    pictures = [len(np.unique(dataset.rows.image_idxs[rows])) for rows in whole]
+    assert (max(pictures) <= 4) == by_image
+
+
+def test_every_question_is_evaluated_once():
+    dataset = split("val")
+    rows = np.concatenate([batch.rows for batch in batches.in_order(dataset, 7)])
+    assert np.array_equal(np.sort(rows), np.arange(len(dataset)))
+
+
+def test_known_programs_are_counted_exactly_and_drawn_again_from_the_same_seed():
+    dataset = split("train")
+    assert len(data.known(dataset, 0, "first", 0)) == len(dataset)
+    first = data.known(dataset, 30, "first", 0)
+    assert np.array_equal(first.rows.orig_idxs, dataset.rows.orig_idxs[:30])
+    assert np.array_equal(first.programs, dataset.programs[:30])
+    a, b, c = (data.known(dataset, 30, "random", seed).rows.orig_idxs for seed in (0, 0, 1))
+    assert len(set(a.tolist())) == 30
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    each = data.known(dataset, 2, "per_family", 0)
+    families, counts = np.unique(each.rows.families, return_counts=True)
+    assert set(families) == set(dataset.rows.families)
+    there = [int((dataset.rows.families == family).sum()) for family in families]
+    assert counts.tolist() == [min(2, count) for count in there]
+
+
+def test_short_and_long_families_share_out_the_questions():
+    cfg = replace(MADE, short=8.0)
+    whole, short, long = (split(name, cfg) for name in ("val", "val:short", "val:long"))
+    assert len(short) + len(long) == len(whole)
+    listed = data.short_families(cfg, whole.words)
+    assert set(short.rows.families) <= set(listed)
+    assert not set(long.rows.families) & set(listed)
+    assert all(mean < 8 for mean in listed.values())
+    named = replace(MADE, short_families=[int(whole.rows.families[0])])
+    assert set(split("val:short", named).rows.families) == set(named.short_families)
+
+
+def test_a_split_is_cut_by_its_pictures():
+    first, after = split("val:first3"), split("val:after3")
+    assert first.rows.image_idxs.max() == 2
+    assert after.rows.image_idxs.min() == 3
+    assert len(first) + len(after) == len(split("val"))
+
+
+def test_people_s_words_come_last_and_are_unknown_to_a_model_without_them():
+    words, more = data.vocabulary_of(MADE, "train"), data.vocabulary_of(MADE, "humans_train")
+    assert more.words[: len(words.words)] == words.words
+    assert len(more.words) > len(words.words)
+    assert more == data.vocabulary_of(MADE, "train", "humans_train")
+    asked, known = data.build(MADE, "humans_val", words), data.build(MADE, "humans_val", more)
+    a, b = (next(iter(batches.in_order(each, 40))).questions for each in (asked, known))
+    assert (a == batches.UNK).sum() > (b == batches.UNK).sum()
+    assert a.max() < len(words.words)
+
+
+def test_prepared_files_are_read_as_the_built_in_questions_are(prepared):
+    root, made = prepared
+    cfg = Data(name="clevr", root=str(root), workers=0)
+    words = data.vocabulary_of(cfg, "train")
+    folder, h5 = data.build(cfg, "train", words), data.build(cfg, "val", words)
+    a, b = (next(iter(batches.in_order(each, 60))) for each in (folder, h5))
+    for name in ("questions", "programs", "answers", "types", "features", "image_of"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert words.decode_answer(int(a.answers[7])) == made.questions[7].answer
+    people = data.build(cfg, "humans_train", data.vocabulary_of(cfg, "humans_train"))
+    assert len(people) == len(folder)
+    before = data.build(cfg, "humans_train", words)[np.arange(20)].questions
+    assert before.max() < len(words.words)
+    assert (before == batches.UNK).any()
+
+
+def test_files_of_another_vocabulary_are_refused(prepared, tmp_path):
+    root, _ = prepared
+    cfg = Data(name="clevr", root=str(root), workers=0)
+    words = data.vocabulary_of(cfg, "train")
+    table = dict(words.answer) | {"no": words.answer["yes"], "yes": words.answer["no"]}
+    other = Vocabulary(words.question, words.program, table)
+    with pytest.raises(ValueError, match="another vocabulary"):
+        data.build(cfg, "train", other)
+
+
+def test_files_that_are_missing_are_named_with_what_is_expected(prepared, tmp_path):
+    root, _ = prepared
+    words = Vocabulary.load(root / "vocab.json")
+    cfg = Data(name="clevr", root=str(root), workers=0)
+    with pytest.raises(ValueError, match=r"test_questions does not exist \(data\.root\)"):
+        data.build(cfg, "test", words)
+    with pytest.raises(ValueError, match="is not a folder: give data"):
+        data.vocabulary_of(replace(cfg, root=str(tmp_path / "no")), "train")
+
+
+def test_questions_without_programs_cannot_teach_the_generator():
+    dataset = split("train")
+    bare = dataset.subset(np.arange(5))
+    bare.rows = replace(bare.rows, programs=None)
+    with pytest.raises(ValueError, match="has no programs, but stage=pg"):
+        data.known(bare, 0, "first", 0)
+
+
+def test_true_programs_on_true_scenes_give_all_answers():
+    dataset = split("val")
+    engine = symbolic.SymbolicEngine(dataset.words)
+    batch = dataset[np.arange(len(dataset))]
+    found = engine(batch.programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
+    assert torch.equal(found, batch.answers)
+    assert not engine.malformed(batch.programs).any()
+    broken = batch.programs.clone()
+    broken[:, 3] = dataset.words.program["equal_integer"]
+    assert engine.malformed(broken).all()
+
+
+def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
+    out = str(tmp_path)
+    assert prepare.main(["generate", out, "--images", "2", "--size", "96", "64"]) == 0
+    file = tmp_path / "questions" / "CLEVR_train_questions.json"
+    scenes = tmp_path / "scenes" / "CLEVR_train_scenes.json"
+    symbolic.main([f"questions={file}", f"scenes={scenes}"])
+    assert "100.00 % as their answers say" in capsys.readouterr().out
+    names = {row["image_filename"] for row in json.loads(file.read_text())["questions"]}
+    assert names <= {path.name for path in (tmp_path / "images" / "train").iterdir()}
+    words = ["clevr", out, f"{out}/ready", "--splits", "train", "--weights", "none"]
+    words += ["--float32", "--workers", "0"]  # random features may be too large for float16
+    assert prepare.main(words) == 0
+    cfg = Data(name="clevr", root=f"{out}/ready", workers=0)
+    ready = data.build(cfg, "train", data.vocabulary_of(cfg, "train"))
+    assert ready.features.shape == (2, 1024, 14, 14)
+    assert prepare.main(words) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_prepare_names_what_is_wrong(tmp_path, capsys):
+    assert prepare.main(["clevr", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "no questions of 'train'" in capsys.readouterr().err
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"questions": [{"question": "Is it?", "image_index": "x"}]}')
+    assert prepare.main(["questions", str(bad), str(tmp_path / "out"), "--build"]) == 2
+    assert "question 0" in capsys.readouterr().err
+
+
+def test_the_real_questions_are_answered_by_their_programs(shared_data):
+    root = shared_data / "clevr_small"
+    for name in ("train", "val", "test"):
+        file, scenes = questions.find_questions(root, name), root / "scenes" / name
+        assert symbolic.check(symbolic.Options(str(file), str(scenes)))["overall"] == 100
