@@ -145,11 +145,13 @@ def merging(options: Options) -> Calls:
 
 
 def torchmetrics(options: Options) -> Calls:
-    """PQ of a single pair of maps without void and crowds, where the rules are the same."""
+    """PQ of a single pair of maps without void and crowds, where the rules are the same.
+
+    All categories are things here, for theirs takes all segments of a stuff category as one.
+    """
     from torchmetrics.detection import PanopticQuality as Theirs
 
     made = _made_up(0, options, void=False)
-    things = {category for category, thing in THINGS.items() if thing}
 
     def coloured(drawn: np.ndarray, listed: list[dict]) -> torch.Tensor:
         category = np.zeros(drawn.shape, np.int64)
@@ -160,12 +162,12 @@ def torchmetrics(options: Options) -> Calls:
     pairs = coloured(*made[:2]), coloured(*made[2:])
 
     def ours() -> torch.Tensor:
-        metric = PanopticQuality(THINGS)
+        metric = PanopticQuality(dict.fromkeys(THINGS, True))
         metric.update(*made)
         return torch.tensor(metric.compute().all.pq)
 
     def theirs() -> torch.Tensor:
-        metric = Theirs(things, THINGS.keys() - things)
+        metric = Theirs(set(THINGS), set())
         metric.update(*pairs)
         return metric.compute().double()
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -214,7 +215,9 @@ def test_a_script_of_another_checkout_is_refused(
     for name in ("common/config.py", "focal_loss/train.py"):
         (other / name).parent.mkdir(parents=True)
         (other / name).write_text("")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(other / "focal_loss/train.py"))
+    script = ModuleType("__main__")
+    script.__file__ = str(other / "focal_loss/train.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
     with pytest.raises(UserError, match=f"run 'pip install -e .' in {other}"):
         typed(OmegaConf.structured(Config))
 
