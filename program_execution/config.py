@@ -176,6 +176,7 @@ class Reinforce:
     temperature: float = 1.0  # of the samples
     entropy: float = 0.0  # weight of an entropy bonus; the paper has none
     weight: float = 1.0  # of the generator's loss beside the engine's
+    lr: float = 0.0  # of the generator, by answers; 0: the stage's, as for the engine
     grammar: bool = False  # sample only programs that can run
     official: bool = False  # the public code's sum over batch and tail instead of mean and mask
     update: str = "both"  # both | pg: the engine stays, as for CLEVR-Humans | ee
@@ -187,6 +188,7 @@ class Reinforce:
         require_range("reinforce.temperature", self.temperature, 1e-3)
         require_range("reinforce.entropy", self.entropy, 0)
         require_range("reinforce.weight", self.weight, 0)
+        require_range("reinforce.lr", self.lr, 0)
         if self.official and self.grammar:
             raise ValueError(
                 "reinforce.official=true samples on after END, where no grammar holds: drop one of "

@@ -45,7 +45,7 @@ def train(cfg: Config) -> dict[str, float]:
     network.to(device)
     objective = Objective(cfg, network, training)
     trained = objective.trained()
-    optimizer = Adam([{"params": trained}], stage.lr, betas=(0.9, cfg.beta2))
+    optimizer = Adam(groups(network, trained, cfg), stage.lr, betas=(0.9, cfg.beta2))
     schedule = scheduled(optimizer, stage)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"average": objective.average, "batch_size": stage.batch_size}
@@ -230,6 +230,18 @@ def writes(cfg: Config) -> bool:
             "ee_programs=ground_truth with evaluate.programs=ground_truth."
         )
     return used
+
+
+def groups(
+    network: model.Network, trained: list[torch.nn.Parameter], cfg: Config
+) -> list[dict[str, Any]]:
+    """Parameters by rate: where answers teach the generator, it may have one of its own."""
+    stage = cfg.of_stage()
+    slower = cfg.reinforce.lr if cfg.stage in ("joint", "tune") else 0.0
+    writer = {id(p) for p in network.generator.parameters()} if network.generator else set()
+    sides = [[p for p in trained if (id(p) in writer) == side] for side in (False, True)]
+    rates = (stage.lr, slower or stage.lr)
+    return [{"params": side, "lr": lr} for side, lr in zip(sides, rates, strict=True) if side]
 
 
 def scheduled(optimizer: Adam, stage: Stage) -> LRScheduler:
