@@ -241,7 +241,7 @@ def groups(
     writer = {id(p) for p in network.generator.parameters()} if network.generator else set()
     sides = [[p for p in trained if (id(p) in writer) == side] for side in (False, True)]
     rates = (stage.lr, slower or stage.lr)
-    return [{"params": side, "lr": lr} for side, lr in zip(sides, rates, strict=True) if side]
+    return [{"params": side, "lr": lr} for side, lr in zip(sides, rates, strict=True)]
 
 
 def scheduled(optimizer: Adam, stage: Stage) -> LRScheduler:

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from common.claims import Gap
+from common.claims import Beside, Gap
 from common.config import typed
 from common.tables import Request, compose_rows, main, plan
 from program_execution.config import Config
@@ -79,6 +79,8 @@ def test_the_gaps_that_claims_quote_are_those_of_the_rows():
     for table in TABLES:
         rows = {row.name: row.paper for row in table.rows}
         for claim in table.claims:
+            if isinstance(claim, Beside):
+                continue  # of two columns in a row; the paper prints none of theirs
             names = [claim.better, *claim.than] if isinstance(claim, Gap) else [claim.row, claim.to]
             figures = [of(rows[name], claim.column) for name in names]
             if claim.paper is None:
