@@ -117,12 +117,7 @@ class Study:
 def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
     """Categories, number of images, and the images of the study."""
     if not options.a:
-        categories, made = (
-            annotators.CATEGORIES,
-            annotators.pairs(options.scenes, seed=options.seed),
-        )
-        if options.world == "solids":
-            categories, made = solids(options)
+        categories, made = solids(options) if options.world == "solids" else shapes(options)
         simulated = (Pair(i, (a, s), (b, t)) for i, (a, s, b, t) in enumerate(made))
         return categories, options.scenes, simulated
     folders = options.b_folder or None, options.a_folder or None
@@ -148,6 +143,11 @@ def solids(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
             yield annotators.both((ids.numpy(), segments), i, seed=options.seed, categories=things)
 
     return pictures.categories, drawn()
+
+
+def shapes(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
+    """The same of plain shapes."""
+    return annotators.CATEGORIES, annotators.pairs(options.scenes, seed=options.seed)
 
 
 def measure(options: Options) -> Study:
