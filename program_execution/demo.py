@@ -29,7 +29,7 @@ from common.config import run as run_command
 from common.images import read_image
 from program_execution import batches, data, draw, explain, weights
 from program_execution.config import Config, Evaluate
-from program_execution.initial import initialise, weights_file
+from program_execution.initial import weights_file
 from program_execution.model import Network
 from program_execution.train import build
 
@@ -87,7 +87,6 @@ def of_run(options: Options) -> tuple[batches.Questions, Network, Tensor | None]
     words = Vocabulary.load(Path(options.run, "vocab.json"))
     asked = data.build(cfg.data, options.split or cfg.data.val, words)
     network = build(cfg, asked)
-    print(initialise(network, options.run, words))
     if options.image:
         asked, image = of_picture(options, words)
         return asked, network, image
@@ -98,7 +97,7 @@ def of_run(options: Options) -> tuple[batches.Questions, Network, Tensor | None]
 
 
 def settings(folder: Path) -> Config:
-    """The configuration of a run, which Hydra left in its folder or in the one above."""
+    """A run's configuration, which Hydra left in its folder or the one above, to go on from it."""
     if not folder.is_dir():
         raise ValueError(f"run={folder}: there is no such folder.")
     places = [place / ".hydra" / "config.yaml" for place in (folder, folder.resolve().parent)]

@@ -37,12 +37,7 @@ def train(cfg: Config) -> dict[str, float]:
     device, stage = dist.device(), cfg.of_stage()
     # The faults of the validation splits show now, not after training.
     training, validation, sets = datasets(cfg)
-    network = build(cfg, training)
-    for source in cfg.init:
-        loaded = initialise(network, source, training.words)
-        if dist.is_main():
-            print(loaded)
-    network.to(device)
+    network = build(cfg, training).to(device)
     objective = Objective(cfg, network, training)
     trained = objective.trained()
     optimizer = Adam(groups(network, trained, cfg), stage.lr, betas=(0.9, cfg.beta2))
@@ -197,7 +192,7 @@ def datasets(
 
 
 def build(cfg: Config, training: batches.Questions) -> model.Network:
-    """The networks that the stage has a use for, of the sizes of the data."""
+    """The networks that the stage has a use for, of the sizes of the data, from `cfg.init`."""
     words, rows, mode = training.words, training.rows, None
     assert training.features is not None
     if cfg.model.name == "qtype_mode":
@@ -205,7 +200,7 @@ def build(cfg: Config, training: batches.Questions) -> model.Network:
             raise ValueError("model.name=qtype_mode needs the types of questions: their programs.")
         mode = QTypeMode(torch.from_numpy(rows.types), torch.from_numpy(rows.answers))
     channels, height, width = training.features.shape[1:]
-    return model.build(
+    network = model.build(
         **asdict(cfg.model),
         words=len(words.words),
         tokens=words.tokens,
@@ -216,6 +211,11 @@ def build(cfg: Config, training: batches.Questions) -> model.Network:
         pixels=training.kind == "pixels",
         mode=mode,
     )
+    for source in cfg.init:
+        loaded = initialise(network, source, words)
+        if dist.is_main():
+            print(loaded)
+    return network
 
 
 def writes(cfg: Config) -> bool:

@@ -242,7 +242,7 @@ def _as(kind: np.dtype, maps: np.ndarray, out: Path) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise ValueError(
             f"{out}: a feature of {np.abs(maps).max():.3g} does not fit {kind}: check the "
-            "extractor's weights, or use half=False"
+            "extractor's weights, or store float32 (half=False, prepare.py --float32)"
         )
     return stored
 
