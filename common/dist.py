@@ -82,6 +82,12 @@ def device() -> torch.device:
     return torch.device("cuda", _here.local_rank % torch.cuda.device_count())
 
 
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return affinity or 1
+
+
 def barrier() -> None:
     """Wait until all ranks are here."""
     total(torch.zeros(1))
@@ -220,8 +226,7 @@ def _join(number: int, world: int, local: int, local_world: int, store: Any = No
     if gpus:
         torch.cuda.set_device(device())
     elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, (cores or 1) // local_world))
+        torch.set_num_threads(max(1, cores() // local_world))
     seconds = float(os.environ.get("FAIR_VISION_TIMEOUT", 600 if gpus else 120))
     timeout = datetime.timedelta(seconds=seconds)
     if store is None:

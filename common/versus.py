@@ -5,7 +5,6 @@ overrides that make the setting, `{"focal loss": [], "cross entropy": ["loss.gam
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,13 +18,12 @@ from .config import typed
 
 def variants(cfg: DictConfig) -> dict[str, DictConfig]:
     """The settings of `cfg.versus`, each merged over `cfg`, with a folder of its own in its."""
-    cores = os.cpu_count() or 1
     settings = {}
     for name, overrides in cfg.versus.items():
         variant = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(variant, DictConfig)
         variant.output_dir = str(Path(cfg.output_dir) / str(name).replace(" ", "_"))
-        variant.threads = cfg.threads or max(1, cores // len(cfg.versus))
+        variant.threads = cfg.threads or max(1, dist.cores() // len(cfg.versus))
         variant.versus = {}
         record = Path(variant.output_dir, ".hydra", "config.yaml")
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +56,7 @@ def run_all(
     running: list[BaseProcess] = []
     try:
         while waiting or running:
-            while waiting and len(running) < (os.cpu_count() or 1):
+            while waiting and len(running) < dist.cores():
                 running.append(waiting.pop(0))
                 running[-1].start()
             running[0].join(timeout=0.2)

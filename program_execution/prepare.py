@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common import draw
+from common import dist, draw
 from common.clevr import arrays, builtin, features, questions, scene_graph, vocabulary
 from common.clevr.vocabulary import Vocabulary
 
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _for_features(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", default="IMAGENET1K_V1", help="a name, a file, or none")
     command.add_argument("--float32", dest="half", action="store_false", help="not float16")
-    command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--workers", type=int, default=min(4, dist.cores()))
 
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
