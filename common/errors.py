@@ -3,6 +3,7 @@
 import linecache
 import traceback
 from pathlib import Path
+from urllib.error import URLError
 
 PREEMPTED = 75  # exit code of a run that saved and left on request; sysexits.h: "try again later"
 
@@ -19,10 +20,16 @@ def sentence(error: BaseException) -> str | None:
     """Message of an error that this repository raised for its user; None for any other error.
 
     Such are `UserError` and each ValueError, OSError or FloatingPointError from a `raise` statement
-    in this repository. Everything else is a fault of the code and deserves its traceback.
+    in this repository; so is a download that fails, whose file and place torch.hub has printed.
+    Everything else is a fault of the code and deserves its traceback.
     """
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, URLError):
+        return (
+            f"The download named above failed ({error.reason}): fetch that file elsewhere and put "
+            "it where the line says, or give a file of weights of your own."
+        )
     frame = error.__traceback__
     if not isinstance(error, ValueError | OSError | FloatingPointError) or frame is None:
         return None

@@ -23,6 +23,7 @@ import torch
 from common import dist, draw
 from common.clevr import arrays, builtin, features, questions, scene_graph, vocabulary
 from common.clevr.vocabulary import Vocabulary
+from common.errors import sentence
 
 WORDS = 10  # times that a word of people must occur, as in the public code
 
@@ -244,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _COMMANDS[options.pop("command")](**options)
     except (ValueError, OSError) as error:
-        print(f"bad data: {error}", file=sys.stderr)
+        print(f"bad data: {sentence(error) or error}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -404,6 +405,9 @@ def test_an_error_that_we_raise_explains_itself_and_others_keep_their_traceback(
     assert status(foreign) == 1
     assert last_words(foreign, "rank 0").startswith("Traceback")
     assert last_words(foreign, "rank 0").splitlines()[-1].startswith("rank 0: ValueError: ")
+    offline = URLError("Name or service not known")
+    assert "Name or service not known" in str(sentence(offline))
+    assert status(offline) == 2
     loader = RuntimeError("Caught it.\nOriginal Traceback (most recent ...\nValueError: a.jpg")
     assert last_words(loader, "rank 0").endswith("rank 0: RuntimeError: ValueError: a.jpg")
 
