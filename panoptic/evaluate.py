@@ -17,7 +17,6 @@ trusts it, and each choice can be made:
 A group without a class that occurs is nan with N 0; the official tool divides by zero there.
 """
 
-import os
 import pickle
 import sys
 import time
@@ -32,6 +31,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
+from common import dist
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from panoptic.categories import kinds, require_equal
@@ -120,10 +120,7 @@ def measure(
     numbers = [image["id"] for image in truth.images]
     parts = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
     chunks = [(truth.only(part), prediction.only(part)) for part in parts]
-    if workers < 0:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        workers = allowed or os.cpu_count() or 1
-    workers = min(workers, len(chunks))
+    workers = min(workers if workers >= 0 else dist.cores(), len(chunks))
     with tqdm(total=len(numbers), desc="evaluating", unit="image", disable=not progress) as bar:
         for part in _parts(chunks, workers, dict(rules or {})):
             metric.merge(part)

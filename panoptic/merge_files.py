@@ -19,7 +19,6 @@ import csv
 import io
 import math
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ import torch
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
+from common import dist
 from common.config import require_range, typed
 from common.config import run as run_command
 from panoptic.categories import kinds, read_categories
@@ -208,7 +208,7 @@ def merged(results: Results, options: Options, thresholds: Mapping[str, float]) 
     """The panoptic map of each image, in the order of the images, with a progress bar."""
     numbers = list(results.images)
     bar = partial(tqdm, total=len(numbers), desc="merging", unit="image", disable=None)
-    workers = options.workers if options.workers >= 0 else (os.cpu_count() or 1)
+    workers = options.workers if options.workers >= 0 else dist.cores()
     workers = min(workers, len(numbers) // FEW)
     if workers < 2:
         yield from bar(merge_image(results, number, **thresholds) for number in numbers)

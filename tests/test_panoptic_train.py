@@ -139,8 +139,7 @@ def test_a_finished_run_started_again_only_evaluates(whole, capsys):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    # Not batch norm, whose running averages are those of the pictures that a process sees.
-    words = ("experiment=smoke", "steps=3", "predict.pictures=0", "model.semantic_norm=gn")
+    words = ("experiment=smoke", "steps=3", "predict.pictures=0")
     one = run("panoptic", *words, "accumulate=2", f"hydra.run.dir={tmp_path}/one")
     two = run(
         *("panoptic", *words, "processes=2", f"hydra.run.dir={tmp_path}/two"),
@@ -148,7 +147,11 @@ def test_two_processes_train_as_one(tmp_path):
     )
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     a, b = weights(tmp_path / "one", 3), weights(tmp_path / "two", 3)
-    for key in a:
+    # Batch norm's averages are those of the pictures that a process sees; all that learns is alike.
+    learnt = [key for key in a if "running_" not in key and "num_batches" not in key]
+    assert any("semantic" in key for key in learnt)
+    assert any("instance" in key for key in learnt)
+    for key in learnt:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
     figures = [
         json.loads((tmp_path / name / "result.json").read_text())["metrics"]
