@@ -20,7 +20,8 @@ BY_NAME = {table.name: table for table in TABLES}
 def settings(overrides: list[str]) -> Config:
     """What a row would train."""
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
-    given = [] if "experiment=mini" in overrides else ["data.root=x"]
+    small = {"experiment=mini", "experiment=semi"} & set(overrides)
+    given = [] if small else ["data.root=x"]
     given += ["data.scenes=x"] if "data.scenes=???" in overrides else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return typed(compose("config", [*overrides, *given, "output_dir=unused"]))
@@ -42,10 +43,10 @@ def test_every_row_of_every_table_composes_in_every_scale():
             assert cfg.data.also, label
 
 
-@pytest.mark.parametrize("name", ["demo", "mini", "smoke", "paper", "humans"])
+@pytest.mark.parametrize("name", ["demo", "mini", "semi", "smoke", "paper", "humans"])
 def test_every_experiment_composes(name):
     cfg = settings([f"experiment={name}", "data=builtin"])
-    assert (cfg.stage == "all") == (name in ("demo", "mini", "paper"))
+    assert (cfg.stage == "all") == (name in ("demo", "mini", "semi", "paper"))
 
 
 def test_the_paper_s_recipe_is_the_default():
@@ -116,10 +117,10 @@ def test_a_row_of_two_tables_is_trained_once():
 
     def folders(name: str) -> set[Path]:
         table = BY_NAME[name]
-        rows = plan(table, Request([table], "mini"), conf=CONF)
+        rows = plan(table, Request([table], "paper", extra=["data.root=x"]), conf=CONF)
         return {points[0].runs[0].folder for points in rows}
 
-    assert len(folders("table1") & folders("curve_mini")) == 2
+    assert len(folders("table1") & folders("curve")) == 2
 
 
 def test_the_list_and_the_figures_of_the_paper_are_printed(tmp_path, monkeypatch, capsys):
