@@ -1,7 +1,7 @@
 """Ours beside the per-sample reference: every speed that the README claims.
 
     python benchmark.py                                   # all; some minutes on two cores
-    python benchmark.py what=demo batch=256 threads=1
+    python benchmark.py what=demo batch=128 threads=1
     python benchmark.py what=paper device=cuda repeats=21 out=paper.json
 
 The contestants run by turns in one process, each round another one first; networks have equal
@@ -14,12 +14,14 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -35,7 +37,9 @@ from common.clevr.tiny import generate_tiny
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row
+from program_execution.config import Config
 from program_execution.engine import ExecutionEngine
+from program_execution.train import build, datasets
 
 PROGRAM_TOKENS = (*SPECIAL, *TOKENS)
 ANSWER_TOKENS = (*SPECIAL, *ANSWERS)
@@ -45,13 +49,14 @@ ANSWER_TOKENS = (*SPECIAL, *ANSWERS)
 class Options:
     """Words of the command line."""
 
-    what: str = "all"  # all | demo | paper | symbolic | questions
+    what: str = "all"  # all | demo | small | paper | symbolic | questions
     repeats: int = 9
     threads: int = 2  # of the CPU
     device: str = "cpu"  # cpu | cuda
-    batch: int = 64  # questions of `demo` and `paper`
-    per_image: int = 10  # questions of an image; 1: nothing but `scene` is shared
-    channels: int = 24  # of the modules of `demo`
+    batch: int = 64  # questions of `demo`, `small` and `paper`
+    per_image: int = 10  # questions of an image, not of `demo`; 1: nothing but `scene` is shared
+    channels: int = 24  # of the modules of `small`
+    settings: list[str] = field(default_factory=list)  # of `demo`: overrides of the default run
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
@@ -65,7 +70,22 @@ class Options:
 
 
 def demo(options: Options) -> Calls:
-    """Training step at the default run's size: 8 x 8 maps, questions of profile tiny."""
+    """Training step of the default run: its engine, maps and questions, drawn from all pictures."""
+    given = ["stage=ee", "evaluate.programs=ground_truth", "versus={}", "output_dir=unused"]
+    with initialize_config_dir(str(Path(__file__).with_name("conf")), version_base="1.3"):
+        cfg: Config = typed(compose("config", [*given, *options.settings]))
+    training, _, _ = datasets(cfg)
+    engine = build(cfg, training).engine
+    assert engine is not None
+    batch = training[np.random.default_rng(0).permutation(len(training))[: options.batch]]
+    assert batch.programs is not None
+    assert batch.features is not None
+    asked = Asked(batch.programs, batch.answers, batch.features, batch.image_of)
+    return _training(engine, asked, options)
+
+
+def small(options: Options) -> Calls:
+    """Training step on 8 x 8 maps: questions of profile tiny, several about a picture."""
     data = _built_in(options, "tiny")
     engine = ExecutionEngine(
         tokens=PROGRAM_TOKENS,
@@ -75,7 +95,7 @@ def demo(options: Options) -> Calls:
         classifier_proj=48,
         classifier_fc=128,
     )
-    return _training(engine, data.questions, torch.from_numpy(data.features), options)
+    return _training(engine, _asked(data, torch.from_numpy(data.features), options), options)
 
 
 def paper(options: Options) -> Calls:
@@ -83,7 +103,7 @@ def paper(options: Options) -> Calls:
     data = _built_in(options, "full")
     features = torch.randn(len(data.features), 1024, 14, 14)
     engine = ExecutionEngine(tokens=PROGRAM_TOKENS)
-    return _training(engine, data.questions, features, options)
+    return _training(engine, _asked(data, features, options), options)
 
 
 def _built_in(options: Options, profile: str) -> builtin.BuiltIn:
@@ -94,20 +114,31 @@ def _built_in(options: Options, profile: str) -> builtin.BuiltIn:
     )
 
 
-def _training(
-    engine: ExecutionEngine, questions: Sequence[Question], features: Tensor, options: Options
-) -> Calls:
+class Asked(NamedTuple):
+    """B questions about I pictures."""
+
+    programs: Tensor  # int64 (B, L)
+    answers: Tensor  # int64 (B,)
+    features: Tensor  # float32 (I, C, H, W)
+    image_of: Tensor  # int64 (B,)
+
+
+def _asked(data: builtin.BuiltIn, features: Tensor, options: Options) -> Asked:
+    """The first questions, and the features of their pictures."""
+    chosen = data.questions[: options.batch]
+    images = torch.tensor([question.image_index for question in chosen])
+    answers = torch.tensor([ANSWER_TOKENS.index(str(q.answer)) for q in chosen])
+    programs = torch.from_numpy(encoded(chosen))
+    return Asked(programs, answers, features[: int(images.max()) + 1], images)
+
+
+def _training(engine: ExecutionEngine, asked: Asked, options: Options) -> Calls:
     """A training step of each execution, returning its loss.
 
     The reference gets the features of an image once for every question about it, as the public code
     does.
     """
-    chosen = questions[: options.batch]
-    images = torch.tensor([question.image_index for question in chosen])
-    features = features[: int(images.max()) + 1].to(options.device)
-    programs = torch.from_numpy(encoded(chosen)).to(options.device)
-    answers = torch.tensor([ANSWER_TOKENS.index(str(q.answer)) for q in chosen])
-    answers, images = answers.to(options.device), images.to(options.device)
+    programs, answers, features, images = (value.to(options.device) for value in asked)
     repeated = features[images]
 
     def step(execution: str, share: bool) -> Callable[[], Tensor]:
@@ -179,7 +210,8 @@ def questions(options: Options) -> Calls:
     }
 
 
-BENCHMARKS = {"demo": demo, "paper": paper, "symbolic": symbolic, "questions": questions}
+TRAINING = {"demo": demo, "small": small, "paper": paper}
+BENCHMARKS = {**TRAINING, "symbolic": symbolic, "questions": questions}
 
 
 def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
@@ -193,7 +225,7 @@ def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
             torch.testing.assert_close(loss, first, rtol=1e-4, atol=1e-5)
     elif what == "symbolic":
         assert all(answers == first for answers in results.values())
-    device = options.device if what in ("demo", "paper") else "cpu"
+    device = options.device if what in TRAINING else "cpu"
     seconds = timing.by_turns(calls, options.repeats, device)
     rows = [Row(what, name, times) for name, times in seconds.items()]
     notes = []
