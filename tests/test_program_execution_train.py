@@ -264,6 +264,26 @@ def test_on_true_scenes_programs_alone_are_learned_and_judged(tmp_path):
     assert all(name.startswith("generator.") for name in names)
 
 
+def test_answers_alone_teach_the_generator_more_programs(tmp_path):
+    world = replace(
+        WORLD, train_images=200, val_images=40, per_image=6, families=["zero_hop"]
+    )  # questions without a relation
+    cfg = settings(
+        tmp_path,
+        model=replace(TINY, engine="symbolic", embedding=24, hidden=48),
+        data=Data(name="builtin", root="", workers=0, builtin=world, programs=100),
+        pg=Stage(150, 1e-2, 64),
+        joint=Stage(150, 2e-3, 64),
+        reinforce=Reinforce(grammar=True, baseline="per_type_ema"),
+        beta2=0.99,
+        clip=5.0,
+    )
+    metrics = finished(cfg)
+    assert metrics["pg_executed"] < 75  # percent: 100 programs are too few
+    assert metrics["executed"] > metrics["pg_executed"] + 8
+    assert metrics["program_match"] > metrics["pg_program_match"] + 5
+
+
 def test_pictures_are_seen_by_convolutions_that_learn_with_the_engine(tmp_path):
     world = replace(WORLD, train_images=4, val_images=2, features="pixels", height=32, width=32)
     cfg = settings(
