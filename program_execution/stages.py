@@ -23,6 +23,7 @@ from common.clevr.grammar import Grammar
 from common.clevr.vocabulary import Vocabulary
 from common.sealed import write
 from program_execution import batches, decode, reinforce
+from program_execution.beam import beam as search
 from program_execution.config import Config
 from program_execution.model import Network
 from program_execution.symbolic import SymbolicEngine
@@ -199,8 +200,6 @@ def decoded(
     network: Network, questions: Tensor, words: Vocabulary, *, beam: int = 1, grammar: bool = False
 ) -> Tensor:
     """The generator's programs (B, T) for questions (B, L), greedy or by beam search."""
-    from program_execution.beam import beam as search
-
     assert network.generator is not None
     allowed = Grammar(words.tokens) if grammar else None
     if beam > 1:
