@@ -1,7 +1,7 @@
 """Ours beside the per-sample reference: every speed that the README claims.
 
     python benchmark.py                                   # all; some minutes on two cores
-    python benchmark.py what=demo batch=128 threads=1
+    python benchmark.py what=demo batch=64 threads=1
     python benchmark.py what=paper device=cuda repeats=21 out=paper.json
 
 The contestants run by turns in one process, each round another one first; networks have equal
@@ -14,7 +14,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Options:
     repeats: int = 9
     threads: int = 2  # of the CPU
     device: str = "cpu"  # cpu | cuda
-    batch: int = 64  # questions of `demo`, `small` and `paper`
+    batch: int = 0  # questions of a training step; 0: the default run's for `demo`, 64 elsewhere
     per_image: int = 10  # questions of an image, not of `demo`; 1: nothing but `scene` is shared
     channels: int = 24  # of the modules of `small`
     settings: list[str] = field(default_factory=list)  # of `demo`: overrides of the default run
@@ -63,7 +63,8 @@ class Options:
         require_choice("what", self.what, ["all", *BENCHMARKS])
         require_choice("device", self.device, ("cpu", "cuda"))
         require_range("repeats", self.repeats, 2)
-        for name in ("threads", "batch", "per_image", "channels"):
+        require_range("batch", self.batch, 0)
+        for name in ("threads", "per_image", "channels"):
             require_range(name, getattr(self, name), 1)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
@@ -71,9 +72,7 @@ class Options:
 
 def demo(options: Options) -> Calls:
     """Training step of the default run: its engine, maps and questions, drawn from all pictures."""
-    given = ["stage=ee", "evaluate.programs=ground_truth", "versus={}", "output_dir=unused"]
-    with initialize_config_dir(str(Path(__file__).with_name("conf")), version_base="1.3"):
-        cfg: Config = typed(compose("config", [*given, *options.settings]))
+    cfg = _default_run(options)
     training, _, _ = datasets(cfg)
     engine = build(cfg, training).engine
     assert engine is not None
@@ -82,6 +81,14 @@ def demo(options: Options) -> Calls:
     assert batch.features is not None
     asked = Asked(batch.programs, batch.answers, batch.features, batch.image_of)
     return _training(engine, asked, options)
+
+
+def _default_run(options: Options) -> Config:
+    """The settings in which the default run trains its engine."""
+    given = ["stage=ee", "evaluate.programs=ground_truth", "versus={}", "output_dir=unused"]
+    with initialize_config_dir(str(Path(__file__).with_name("conf")), version_base="1.3"):
+        cfg: Config = typed(compose("config", [*given, *options.settings]))
+    return cfg
 
 
 def small(options: Options) -> Calls:
@@ -217,6 +224,9 @@ BENCHMARKS = {**TRAINING, "symbolic": symbolic, "questions": questions}
 def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
     """Rows of one benchmark, ours first, after a look at the results; notes on its rates."""
     torch.manual_seed(0)
+    if what in TRAINING and not options.batch:
+        size = _default_run(options).ee.batch_size if what == "demo" else 64
+        options = replace(options, batch=size)
     calls = BENCHMARKS[what](options)
     results = {name: call() for name, call in calls.items()}
     first = next(iter(results.values()))
@@ -231,11 +241,12 @@ def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
     notes = []
     for row in rows:
         if what == "symbolic":
-            amount, unit = _nodes(), "nodes"
+            amount, told = _nodes(), "nodes a second"
+        elif what in TRAINING:
+            amount, told = options.batch, f"questions a second, {options.batch} a step"
         else:
-            made = results[row.name]
-            amount, unit = made if isinstance(made, int) else options.batch, "questions"
-        notes.append(f"- {what}, {row.name}: {amount / row.quartiles[1]:,.0f} {unit} a second")
+            amount, told = results[row.name], "questions a second"
+        notes.append(f"- {what}, {row.name}: {amount / row.quartiles[1]:,.0f} {told}")
     return rows, notes
 
 

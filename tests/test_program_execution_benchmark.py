@@ -39,6 +39,13 @@ def test_executions_are_timed_and_printed(what, tmp_path, capsys):
         assert f"- {what}, {row['name']}: {12 / median:,.0f} questions a second" in printed
 
 
+def test_the_demo_takes_the_batch_of_the_default_run():
+    settings = ["data.builtin.train_images=20", "data.builtin.val_images=10", "ee.batch_size=7"]
+    _, notes = benchmark.measure("demo", Options(repeats=2, settings=settings))
+    assert len(notes) == len(CONTESTANTS)
+    assert all(note.endswith("questions a second, 7 a step") for note in notes)
+
+
 def test_a_contestant_that_computes_something_else_is_found(monkeypatch):
     def wrong(options: Options) -> benchmark.Calls:
         return {"ours": lambda: torch.tensor(1.0), "theirs": lambda: torch.tensor(2.0)}
