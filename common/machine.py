@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 
@@ -14,7 +15,7 @@ from . import dist
 
 
 def facts() -> dict[str, Any]:
-    """Command, versions, commit, host, processor, threads, device and number of processes."""
+    """Command, versions, commit, host, processor, its vectors, threads, device, processes."""
     here = dist.device()
     return {
         "command": [sys.executable, *sys.argv],
@@ -22,8 +23,10 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
         "host": platform.node(),
         "cpu": cpu(),
+        "vectors": vectors(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(here) if here.type == "cuda" else "cpu",
@@ -55,3 +58,8 @@ def cpu() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """Vector instructions that PyTorch's kernels use here, such as AVX2 or AVX512."""
+    return torch.backends.cpu.get_cpu_capability()

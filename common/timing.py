@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common import machine
@@ -129,10 +130,12 @@ def conditions(device: str) -> dict[str, Any]:
     """What the figures depend on; a load average above 0 before the start tells of company."""
     return {
         "cpu": machine.cpu(),
+        "vectors": machine.vectors(),  # NumPy and PyTorch are faster with AVX512
         "threads": torch.get_num_threads(),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load average": round(os.getloadavg()[0], 1),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": str(torch.__version__),
+        "numpy": np.__version__,
         "commit": machine.commit(),
     }

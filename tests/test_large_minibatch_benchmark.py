@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,9 @@ def test_contestants_are_timed_and_printed(what, tmp_path, capsys):
         low, median, high = row["quartiles"]
         assert 0 < min(row["seconds"]) <= low <= median <= high <= max(row["seconds"])
     printed = capsys.readouterr().out
+    vectors = torch.backends.cpu.get_cpu_capability()
+    assert f"vectors {vectors}, " in printed.splitlines()[0]
+    assert f"numpy {np.__version__}, " in printed.splitlines()[0]
     assert printed.count(f"\n| {what} | ") == len(content["results"])
     assert ("TFLOP/s" in printed) == (what == "step")
 
