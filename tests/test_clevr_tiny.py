@@ -130,6 +130,9 @@ def test_questions_come_back_from_the_cache_as_they_were(tmp_path, monkeypatch):
     ]
     assert again.questions == first.questions
     assert np.array_equal(again.features, first.features)
+    monkeypatch.setattr(builtin, "_VERSION", 0)  # those of another version are not read
+    with pytest.raises(TypeError):
+        build(split="val", images=10, cache=tmp_path)
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):

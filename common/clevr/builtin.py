@@ -40,7 +40,7 @@ from .tiny import generate_tiny
 
 SPLITS: Final = ("train", "val", "test")
 COMBOS: Final[dict[str, Combos]] = {"": (), "A": COGENT_A, "B": COGENT_B}
-_VERSION = 1  # of what `build` makes; part of the cache's key
+_VERSION = 2  # of what `build` makes, raised with every change of it; part of the cache's key
 _RADII = dict(World().sizes)
 
 

@@ -255,10 +255,12 @@ class _Search:
 
 
 def degenerate(template: Template, view: View, values: Values, answer: str) -> bool:
-    """Whether the answer stays without the relations that stand for themselves (single_and)."""
-    if all(step.function != "relate" for step in template.steps):
-        return False
-    return view.run(template, values, unrelated=True) == answer
+    """Whether any one relation could be left out, with `scene` in its place, and not be missed.
+
+    The public rule, which looks at relations that stand for themselves alone: those of single_and.
+    """
+    relations = (k for k, step in enumerate(template.steps) if step.function == "relate")
+    return any(view.run(template, values, without=k) == answer for k in relations)
 
 
 def make_question(

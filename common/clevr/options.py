@@ -146,14 +146,14 @@ class View:
             return self.kinds[int(value)][_NAMES.index(rest[0])]
         return finish(f"_{name}", int(value))
 
-    def run(self, template: Template, values: Values, *, unrelated: bool = False) -> str | None:
+    def run(self, template: Template, values: Values, *, without: int | None = None) -> str | None:
         """The template's answer, None where it has none.
 
-        unrelated: with `scene` in place of every step that is a relation and nothing more.
+        without: position of a step that `scene` takes the place of.
         """
         outputs: list[Output] = []
-        for step in template.steps:
-            if unrelated and step.function == "relate":
+        for position, step in enumerate(template.steps):
+            if position == without:
                 outputs.append(self.everything)
                 continue
             output = self.evaluate(step, [outputs[i] for i in step.inputs], values)
