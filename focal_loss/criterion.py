@@ -4,7 +4,8 @@ Shapes: N images, A anchors, K classes, M objects of an image; boxes float ``x1,
 pixels of the input image; labels int64 from 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,6 +24,31 @@ NORMALIZERS = ("image", "gpu", "gpu_plus_n", "ema", "world")
 MINING_BOXES = ("predicted", "anchors")
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What the anchors of a batch answer for, and what its losses are divided by.
+
+    labels, match: (N, A), see `assign`. boxes: (N, M, 4), padded. class_divisor, box_divisor: (N,).
+    images: of the whole batch, also in a piece of it.
+    """
+
+    labels: Tensor
+    match: Tensor
+    boxes: Tensor
+    class_divisor: Tensor
+    box_divisor: Tensor
+    images: int
+
+    def split(self, parts: int) -> Iterator["Assignment"]:
+        """`parts` pieces of as many images each, whose losses add up to those of the batch."""
+        if len(self.labels) % parts:
+            raise ValueError(f"{len(self.labels)} images cannot be split into {parts} equal parts.")
+        names = ("labels", "match", "boxes", "class_divisor", "box_divisor")
+        chunks = [getattr(self, name).chunk(parts) for name in names]
+        for piece in zip(*chunks, strict=True):
+            yield replace(self, **dict(zip(names, piece, strict=True)))
+
+
 class DetectionLoss(nn.Module):
     """Classification and box loss of a batch.
 
@@ -30,7 +56,7 @@ class DetectionLoss(nn.Module):
         kind: ``"focal"`` (Eq. 5; cross entropy with `gamma` = 0), ``"focal_star"`` (Eq. 11),
             ``"softmax_focal"`` (logits with a background channel in front), ``"hinge"`` or
             ``"ohem"`` (cross entropy of mined anchors, no alpha).
-        alpha: weight of the yes-questions; -1: no weights.
+        alpha: weight of the yes-questions; -1 or None: no weights.
         gamma: focusing strength.
         beta: shift of FL*.
         normalizer: what both losses are divided by; npos counts positive anchors.
@@ -64,7 +90,7 @@ class DetectionLoss(nn.Module):
         self,
         *,
         kind: str = "focal",
-        alpha: float = 0.25,
+        alpha: float | None = 0.25,
         gamma: float = 2.0,
         beta: float = 0.0,
         normalizer: str = "image",
@@ -88,6 +114,7 @@ class DetectionLoss(nn.Module):
         _require_choice("box", box, KINDS_OF_BOX_LOSS)
         _require_choice("low_quality", low_quality, LOW_QUALITY)
         _require_choice("mining_boxes", mining_boxes, MINING_BOXES)
+        alpha = -1 if alpha is None else alpha
         _require("alpha", alpha, alpha == -1 or 0 <= alpha <= 1, "0..1, or -1 for no weights")
         _require("gamma", gamma, gamma >= 0, "0 or more")
         _require("gamma", gamma, gamma > 0 or kind != "focal_star", "more than 0 for focal_star")
@@ -119,7 +146,7 @@ class DetectionLoss(nn.Module):
         logits: Tensor | Sequence[Tensor],
         offsets: Tensor,
         anchors: Tensor,
-        targets: Sequence[dict[str, Tensor]],
+        targets: Sequence[dict[str, Tensor]] | Assignment,
     ) -> dict[str, Tensor]:
         """``{"classification": scalar, "box": scalar}``, to be added up.
 
@@ -128,32 +155,52 @@ class DetectionLoss(nn.Module):
             offsets: (N, A, 4), or (N, A, 4 K) with one box per class.
             anchors: (A, 4).
             targets: per image ``boxes`` (M, 4) and ``labels`` (M,), and for `ignore_crowds`
-                ``ignore`` (C, 4).
+                ``ignore`` (C, 4); or, where gradients are accumulated, a piece of `assignment`.
 
         """
-        classes = (logits if isinstance(logits, Tensor) else logits[0]).shape[-1]
-        _require_valid(targets, classes - (self.kind == "softmax_focal"))
+        N, _, classes = (logits if isinstance(logits, Tensor) else logits[0]).shape
+        if not isinstance(targets, Assignment):
+            classes -= self.kind == "softmax_focal"
+            targets = self.assignment(anchors, targets, classes=classes)
+        if len(targets.labels) != N:
+            raise ValueError(f"{N} images come with {len(targets.labels)} targets: give one each.")
+        return {
+            "classification": self._classification(logits, offsets, anchors, targets),
+            "box": self.box_weight * self._box(offsets, anchors, targets),
+        }
+
+    def assignment(
+        self,
+        anchors: Tensor,
+        targets: Sequence[dict[str, Tensor]],
+        *,
+        classes: int | None = None,
+    ) -> Assignment:
+        """Assignment of a whole batch, for all pieces in which gradients are accumulated.
+
+        classes: number of classes K that the labels must lie below, where it is known. With the
+        normalizer ``"ema"`` each call in training is one step of the running mean.
+        """
+        _require_valid(targets, classes)
         boxes = [target["boxes"] for target in targets]
         crowds = [target["ignore"] for target in targets] if self.ignore_crowds else None
         labels, match = self.assign(
             anchors, boxes, [target["labels"] for target in targets], crowds=crowds
         )  # (N, A), (N, A)
         for_classes, for_boxes = self._normalizers((labels >= 0).sum(1))  # each (N,)
-        return {
-            "classification": self._classification(logits, offsets, anchors, labels, for_classes),
-            "box": self.box_weight
-            * self._box(offsets, anchors, labels, match, pad(boxes, anchors), for_boxes),
-        }
+        return Assignment(
+            labels, match, pad(boxes, anchors), for_classes, for_boxes, images=len(labels)
+        )
 
     def _classification(
         self,
         logits: Tensor | Sequence[Tensor],
         offsets: Tensor,
         anchors: Tensor,
-        labels: Tensor,
-        normalizer: Tensor,
+        targets: Assignment,
     ) -> Tensor:
         alpha, gamma = self.alpha, self.gamma
+        labels, normalizer = targets.labels, targets.class_divisor
         if self.kind in ("focal", "focal_star"):
             beta = self.beta if self.kind == "focal_star" else None
             return focal_loss(
@@ -164,29 +211,22 @@ class DetectionLoss(nn.Module):
         if self.kind == "ohem":
             boxes = self._mining_boxes(logits, offsets, anchors)
             images = zip(logits, labels, boxes, strict=True)
-            return torch.stack([self.mine(*image) for image in images]).mean()
+            return torch.stack([self.mine(*image) for image in images]).sum() / targets.images
         if self.kind == "hinge":
             losses = per_anchor(partial(hinge, alpha=alpha), logits, labels)
         else:
             losses = softmax_focal(logits, labels, alpha=alpha, gamma=gamma)
         return (losses.sum(1) / normalizer).sum()
 
-    def _box(
-        self,
-        offsets: Tensor,
-        anchors: Tensor,
-        labels: Tensor,
-        match: Tensor,
-        boxes: Tensor,
-        normalizer: Tensor,
-    ) -> Tensor:
+    def _box(self, offsets: Tensor, anchors: Tensor, targets: Assignment) -> Tensor:
+        labels, match, boxes = targets.labels, targets.match, targets.boxes
         image, anchor = torch.nonzero(labels >= 0, as_tuple=True)  # (P,), (P,)
         found = offsets[image, anchor]  # (P, 4) or (P, 4 K)
         if offsets.shape[-1] != 4:
             rows = torch.arange(len(found), device=found.device)
             found = found.unflatten(-1, (-1, 4))[rows, labels[image, anchor]]
         losses = self.box_loss(found, anchors[anchor], boxes[image, match[image, anchor]])
-        return (losses / normalizer[image]).sum()
+        return (losses / targets.box_divisor[image]).sum()
 
     @torch.no_grad()
     def _mining_boxes(self, logits: Tensor, offsets: Tensor, anchors: Tensor) -> Tensor:
@@ -232,8 +272,10 @@ def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
     _require(name, repr(value), value in choices, f"one of {', '.join(choices)}")
 
 
-def _require_valid(targets: Sequence[dict[str, Tensor]], classes: int) -> None:
-    """Stop at malformed targets; the labels are read only where that does not wait for a GPU."""
+def _require_valid(targets: Sequence[dict[str, Tensor]], classes: int | None) -> None:
+    """Stop at malformed targets; a GPU is waited for once."""
+    if not targets:
+        raise ValueError("There are no targets: give one per image, with boxes (0, 4) for none.")
     for i, target in enumerate(targets):
         boxes, labels = target["boxes"], target["labels"]
         if boxes.shape != (len(labels), 4):
@@ -241,12 +283,18 @@ def _require_valid(targets: Sequence[dict[str, Tensor]], classes: int) -> None:
                 f"Target {i} has boxes {tuple(boxes.shape)} for {len(labels)} labels; "
                 "give (M, 4) boxes and (M,) labels."
             )
-        if (
-            labels.device.type == "cpu"
-            and len(labels)
-            and not 0 <= labels.min() <= (labels.max()) < classes
-        ):
-            raise ValueError(
-                f"Target {i} has labels {int(labels.min())}..{int(labels.max())}, but the logits "
-                f"have {classes} classes: labels must lie in 0..{classes - 1}."
-            )
+    boxes = torch.cat([target["boxes"] for target in targets])  # (sum of M, 4)
+    labels = torch.cat([target["labels"] for target in targets])
+    wrong_box = ~boxes.isfinite().all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+    wrong_label = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if not torch.stack([wrong_box.any(), wrong_label.any()]).any():
+        return
+    row = int((wrong_box | wrong_label).nonzero()[0])
+    image = [i for i, target in enumerate(targets) for _ in target["labels"]][row]
+    if wrong_box[row]:
+        raise ValueError(
+            f"Target {image} has the box {boxes[row].tolist()}: give finite x1, y1, x2, y2 with "
+            "x1 <= x2 and y1 <= y2 (x, y, width, height are to be converted)."
+        )
+    valid = "from 0" if classes is None else f"in 0..{classes - 1}, as the logits have them"
+    raise ValueError(f"Target {image} has the label {int(labels[row])}: labels must lie {valid}.")

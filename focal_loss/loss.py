@@ -14,8 +14,9 @@ Shapes: N images, A anchors, K classes, ... any dimensions. The equations take `
 anchors take logits (..., K) and `labels` (...) integer, one per anchor: a class 0..K-1,
 `BACKGROUND`, or `IGNORED`, which costs nothing. No one-hot target is ever built.
 
-`alpha = -1` means no weights; alpha = 0.5 is *not* that, it halves the loss. Half-precision logits
-are computed in float32 whatever autocast says: at |x| = 6 an easy loss is already 0 in bfloat16.
+`alpha = -1` or None means no weights; alpha = 0.5 is *not* that, it halves the loss. Half-precision
+logits are computed in float32 whatever autocast says: at |x| = 6 an easy loss is already 0 in
+bfloat16.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +36,14 @@ def cross_entropy(logits: Tensor, targets: Tensor | float) -> Tensor:
 
 
 def balanced_cross_entropy(
-    logits: Tensor, targets: Tensor | float, *, alpha: float = 0.75
+    logits: Tensor, targets: Tensor | float, *, alpha: float | None = 0.75
 ) -> Tensor:
     """Eq. 3; 0.75 is the best alpha of Table 1a."""
     return _alpha_t(targets, alpha) * cross_entropy(logits, targets)
 
 
 def focal(
-    logits: Tensor, targets: Tensor | float, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor, targets: Tensor | float, *, alpha: float | None = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Eq. 5; Eq. 4 with `alpha` = -1.
 
@@ -59,7 +60,7 @@ def focal_star(
     logits: Tensor,
     targets: Tensor | float,
     *,
-    alpha: float = 0.25,
+    alpha: float | None = 0.25,
     gamma: float = 2.0,
     beta: float = 1.0,
 ) -> Tensor:
@@ -69,7 +70,7 @@ def focal_star(
 
 
 def hinge(
-    logits: Tensor, targets: Tensor | float, *, alpha: float = 0.25, margin: float = 0.5
+    logits: Tensor, targets: Tensor | float, *, alpha: float | None = 0.25, margin: float = 0.5
 ) -> Tensor:
     """Hinge loss on p_t: none where p_t reaches `margin`. The paper found it unstable (Sec. 5.1).
 
@@ -79,13 +80,14 @@ def hinge(
 
 
 def softmax_focal(
-    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor, labels: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Focal loss of a softmax, one value per anchor (...): Detectron's option.
 
     `logits` (..., K + 1): channel 0 is the background, channel k + 1 is class k; `labels` (...).
     """
     logits = _wide(logits)
+    _require_labels(labels, logits.shape[-1] - 1)
     own = (labels.long().clamp(min=BACKGROUND) + 1).unsqueeze(-1)  # (..., 1), the right channel
     total = logits.logsumexp(-1)
     log_p_t = logits.gather(-1, own).squeeze(-1) - total
@@ -100,6 +102,7 @@ def per_anchor(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> T
     All K questions of an anchor are first answered by "no"; then the one of its own class is put
     right. `logits` (..., K), `labels` (...).
     """
+    _require_labels(labels, logits.shape[-1])
     background = loss(logits, 0.0).sum(-1)
     own = logits.gather(-1, labels.long().clamp(min=0).unsqueeze(-1)).squeeze(-1)
     correction = torch.where(labels >= 0, loss(own, 1.0) - loss(own, 0.0), 0.0)
@@ -110,7 +113,7 @@ def focal_loss(
     logits: Tensor | Sequence[Tensor],
     labels: Tensor,
     *,
-    alpha: float = 0.25,
+    alpha: float | None = 0.25,
     gamma: float = 2.0,
     beta: float | None = None,
     normalizer: Tensor | float = 1.0,
@@ -123,17 +126,19 @@ def focal_loss(
     Args:
         logits: (..., K), any float type; or one (N, A_l, K) per pyramid level.
         labels: (...) integer, see the top of this file; for levels (N, sum of A_l).
-        alpha: weight of the yes-questions, 0..1; -1: no weights.
+        alpha: weight of the yes-questions, 0..1; -1 or None: no weights.
         gamma: focusing strength, 0 or more; 0 is (balanced) cross entropy.
         beta: None for the focal loss; a number for FL* with this beta.
         normalizer: a number, a scalar, or one value (N,) per entry of the first dimension.
 
     """
+    alpha = -1 if alpha is None else alpha
     if alpha != -1 and not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; choose a weight in 0..1, or -1 for no weights.")
     if gamma < 0 or (beta is not None and gamma == 0):
         raise ValueError(f"gamma is {gamma}; choose 0 or more for FL, and more than 0 for FL*.")
     levels, labels = _per_level(logits, labels)
+    _require_labels(labels, levels[0].shape[-1])
     dtype = torch.promote_types(levels[0].dtype, torch.float32)
     ones = torch.ones(len(labels), dtype=dtype, device=labels.device)
     scale = (ones / normalizer).to(dtype)  # (N,)
@@ -153,8 +158,9 @@ def _per_level(logits: Tensor | Sequence[Tensor], labels: Tensor) -> tuple[list[
             "labels must be integers, one per anchor; for one-hot targets see `focal`."
         )
     if isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape:
-        N = labels.shape[0] if labels.dim() > 1 else 1
-        return [logits.reshape(N, -1, logits.shape[-1])], labels.reshape(N, -1)
+        shape = labels.shape if labels.dim() > 1 else torch.Size([1, labels.numel()])
+        N, A = shape[0], shape[1:].numel()  # not -1, which says nothing where N is 0
+        return [logits.reshape(N, A, logits.shape[-1])], labels.reshape(N, A)
     anchors = sum(level.shape[1] for level in levels if level.dim() == 3)
     if any(level.shape[:1] != labels.shape[:1] for level in levels) or (
         labels.shape[1:] != (anchors,)
@@ -165,6 +171,18 @@ def _per_level(logits: Tensor | Sequence[Tensor], labels: Tensor) -> tuple[list[
             "(N, A) for logits (N, A, K)."
         )
     return levels, labels
+
+
+def _require_labels(labels: Tensor, classes: int) -> None:
+    """Stop where a label is no class, `BACKGROUND` or `IGNORED`, such as torch's -100."""
+    if not labels.numel():
+        return
+    low, high = torch.stack(labels.aminmax()).tolist()
+    if low < IGNORED or high >= classes:
+        raise ValueError(
+            f"labels hold {low if low < IGNORED else high}: give a class in 0..{classes - 1}, "
+            f"{BACKGROUND} for background or {IGNORED} for anchors to ignore."
+        )
 
 
 class _Fused(torch.autograd.Function):
@@ -319,8 +337,8 @@ def _x_t(logits: Tensor, targets: Tensor | float) -> Tensor:
     return (2 * targets - 1) * _wide(logits)
 
 
-def _alpha_t(targets: Tensor | float, alpha: float) -> Tensor | float:
-    """`alpha` for yes, 1 - `alpha` for no, 1 for `alpha` = -1; Eq. 3."""
-    if alpha == -1:
+def _alpha_t(targets: Tensor | float, alpha: float | None) -> Tensor | float:
+    """`alpha` for yes, 1 - `alpha` for no, 1 for `alpha` = -1 or None; Eq. 3."""
+    if alpha is None or alpha == -1:
         return 1.0
     return alpha * targets + (1 - alpha) * (1 - targets)

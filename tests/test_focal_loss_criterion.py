@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, nms
 from focal_loss.assign import assign
 from focal_loss.box_loss import KINDS as BOX_LOSSES
 from focal_loss.box_loss import box_loss
-from focal_loss.criterion import KINDS, DetectionLoss
+from focal_loss.criterion import KINDS, NORMALIZERS, DetectionLoss
 from focal_loss.loss import BACKGROUND, IGNORED, cross_entropy, focal_loss, per_anchor
 from focal_loss.mining import hardest, ohem
 
@@ -244,14 +244,62 @@ def test_a_wrong_option_is_named_with_the_valid_ones(options, message):
         DetectionLoss(**options)
 
 
-def test_targets_that_do_not_fit_are_named():
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"labels": [0, K]}, "Target 1 has the label 4: labels must lie in 0..3"),
+        ({"labels": [-100, 1]}, "Target 1 has the label -100: labels must lie in 0..3"),
+        ({"labels": [0]}, r"Target 1 has boxes \(2, 4\) for 1 labels"),
+        (
+            {"boxes": [[1, 2, 9, 9], [30, 30, 12, 40]]},
+            r"\[30.0, 30.0, 12.0, 40.0\]: .*x1 <=",
+        ),
+        ({"boxes": [[1, 2, 9, 9], [30, 40, 50, 12]]}, r"Target 1 has the box .*width, height"),
+        ({"boxes": [[1, 2, 9, NAN], [1, 2, 9, 9]]}, r"box \[1.0, 2.0, 9.0, nan\]: give finite"),
+        ({"boxes": [[1, 2, 9, 9], [1, 2, 9, float("inf")]]}, "give finite"),
+    ],
+)
+def test_targets_that_do_not_fit_are_named(target, message):
     logits, offsets, anchors, targets = batch(2, 2)
-    targets[1]["labels"] = torch.tensor([0, K])
-    with pytest.raises(ValueError, match=r"Target 1 has labels 0..4, .*must lie in 0..3"):
+    targets[1] |= {key: torch.tensor(value) for key, value in target.items()}
+    with pytest.raises(ValueError, match=message):
         DetectionLoss()(logits, offsets, anchors, targets)
-    targets[1]["labels"] = torch.tensor([0])
-    with pytest.raises(ValueError, match=r"Target 1 has boxes \(2, 4\) for 1 labels"):
-        DetectionLoss()(logits, offsets, anchors, targets)
+
+
+def test_a_target_for_each_image_is_asked_for():
+    logits, offsets, anchors, targets = batch(2, 2)
+    with pytest.raises(ValueError, match="2 images come with 1 targets"):
+        DetectionLoss()(logits, offsets, anchors, targets[:1])
+    with pytest.raises(ValueError, match=r"give one per image, with boxes \(0, 4\) for none"):
+        DetectionLoss()(logits[:0], offsets[:0], anchors, [])
+
+
+@pytest.mark.parametrize("kind", ["focal", "hinge", "ohem"])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(kind, normalizer):
+    logits, offsets, anchors, targets = batch(0, 0, 9, 30, 0, 1, 0, 0)  # uneven over the pieces
+    options: dict[str, Any] = {"kind": kind, "normalizer": normalizer, "mining_batch": 16}
+    whole, pieced = DetectionLoss(**options), DetectionLoss(**options)
+    expected = whole(logits, offsets, anchors, targets)
+    slopes = torch.autograd.grad(sum(expected.values()), (logits, offsets))
+    totals = dict.fromkeys(expected, torch.zeros(()))
+    for i, piece in enumerate(pieced.assignment(anchors, targets).split(4)):
+        part = slice(2 * i, 2 * i + 2)
+        losses = pieced(logits[part], offsets[part], anchors, piece)
+        totals = {name: totals[name] + loss for name, loss in losses.items()}
+    check(totals, **expected)
+    found = torch.autograd.grad(sum(totals.values()), (logits, offsets))
+    torch.testing.assert_close(found, slopes, rtol=1e-6, atol=1e-8)
+    assert whole.state_dict() == pieced.state_dict()  # one step of the running mean
+
+
+def test_a_batch_that_cannot_be_split_equally_is_refused():
+    _, _, anchors, targets = batch(2, 0, 5)
+    with pytest.raises(ValueError, match="3 images cannot be split into 2 equal parts"):
+        next(DetectionLoss().assignment(anchors, targets).split(2))
 
 
 def mining_case(seed: int, positives: int = 60) -> tuple[Tensor, Tensor, Tensor]:

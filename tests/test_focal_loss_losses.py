@@ -47,7 +47,9 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return (labels.unsqueeze(-1) == torch.arange(classes)).double()
 
 
-def plain(logits: Tensor, labels: Tensor, alpha: float, gamma: float, beta: float | None) -> Tensor:
+def plain(
+    logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, beta: float | None
+) -> Tensor:
     """Loss of every anchor by the elementwise equations."""
 
     def loss(x: Tensor, y: Tensor | float) -> Tensor:
@@ -179,6 +181,26 @@ def test_fused_gradient_is_the_derivative(alpha, gamma, beta):
         )
 
     assert torch.autograd.gradcheck(loss, x)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_alpha_none_means_no_weights_as_minus_one_does(gamma):
+    x, labels = some_logits(2, 9, 5).div(2).requires_grad_(), some_labels(2, 9, classes=5)
+    y = one_hot(labels, 5)
+    loss = focal_loss(x, labels, alpha=None, gamma=gamma)
+    p_t = torch.where(y > 0, x.sigmoid(), 1 - x.sigmoid())
+    expected = (-((1 - p_t) ** gamma) * p_t.log())[labels != IGNORED].sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(plain(x, labels, None, gamma, None).sum(), expected)
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, alpha=None, gamma=gamma), x)
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (2, 0), (0,), (0, 3, 2)])
+def test_an_empty_batch_costs_nothing_and_has_a_gradient_of_its_shape(shape):
+    x, labels = torch.zeros(*shape, 4, requires_grad=True), torch.zeros(shape).long()
+    for loss in (focal_loss(x, labels), per_anchor(focal, x, labels).sum()):
+        assert loss == 0
+        assert gradient(loss, x).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -388,6 +410,17 @@ def test_a_wrong_option_is_named(arguments, message):
 def test_arguments_that_do_not_fit_are_named(logits, labels, normalizer, message):
     with pytest.raises(ValueError, match=message):
         focal_loss(logits, labels, normalizer=normalizer)
+
+
+@pytest.mark.parametrize(("label", "valid"), [(-100, "-1 for background"), (3, r"0\.\.2")])
+def test_a_label_that_is_no_class_is_named_by_every_loss(label, valid):
+    labels = torch.tensor([0, label, BACKGROUND])
+    calls = [lambda: focal_loss(torch.zeros(3, 3), labels)]
+    calls += [lambda: per_anchor(hinge, torch.zeros(3, 3), labels)]
+    calls += [lambda: softmax_focal(torch.zeros(3, 4), labels)]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"labels hold {label}: .*{valid}"):
+            call()
 
 
 @pytest.mark.parametrize("shape", [(), (30,), (3, 10), (3, 2, 5)])
