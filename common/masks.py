@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+_NUMBERS = (int, float, np.number)
 _MOST_DIGITS = 6  # of a compressed run; six hold 2^29 pixels, and more overflow in pycocotools
 
 
@@ -27,7 +28,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str | None
         return "has no polygon and no run lengths"
     size = segmentation.get("size")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        return f"has run lengths of size {str(size):.40}, not of the image's {[height, width]}"
+        return f"has run lengths of size {size!s:.40}, not of the image's {[height, width]}"
     return check_rle(segmentation["counts"], height, width)
 
 
@@ -38,7 +39,7 @@ def check_polygon(points: Any, height: int, width: int) -> str | None:
     """
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         return "has a polygon that is no x1, y1, x2, y2, ... of three points or more"
-    if not set(map(type, points)) <= {int, float}:
+    if not all(issubclass(kind, _NUMBERS) for kind in set(map(type, points))):
         return "has a polygon that holds something else than numbers"
     reach = max(height, width)
     if not (min(points) >= -reach and max(points) <= 2 * reach and sum(points) == sum(points)):
@@ -77,7 +78,7 @@ def _decompress(text: str | bytes) -> np.ndarray | None:
     added to make it a letter. From the fourth run on they are differences to the run before last.
     """
     if isinstance(text, str):
-        text = text.encode()
+        text = text.encode("utf-8", "surrogatepass")
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     final = digits & 32 == 0
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or not final[-1]:
