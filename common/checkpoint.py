@@ -6,8 +6,8 @@
 
 A part is an object with `state_dict()` and `load_state_dict()`, or a plain value (tensor, str, int,
 float, bool, list, dict). A plain value states what a run is made of, such as its batch size or its
-class names: resuming with another one stops. All ranks call `save` and `resume`; rank 0 writes.
-`sealed.py` describes the file.
+class names: resuming with another one stops; so do other `Options`, but for those that may change.
+All ranks call `save` and `resume`; rank 0 writes. `sealed.py` describes the file.
 """
 
 import random
@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import dist
+from . import dist, log
 from . import lock as folder_lock
+from .options import Options
 from .sealed import CheckpointError, load, plain, seal, write
 
 __all__ = [
@@ -67,8 +68,9 @@ def resume(folder: str | Path, **parts: Any) -> int:
 
     Also takes the folder's `lock`, removes what a killed run left half-written, and restores the
     random states of torch, CUDA, Python and NumPy (of each rank, if there are as many as before).
-    A damaged file is named and the one before it taken. Another host or torch version is reported.
-    Raises CheckpointError where all are damaged, or a part or plain value does not fit.
+    A damaged file is named and the one before it taken. Another host or torch version is reported,
+    and options that have changed are noted in `run.json`. Raises CheckpointError where all files
+    are damaged, or a part, a plain value or an option does not fit.
     """
     lock(folder)
     path = _on_main(lambda: _newest_good(Path(folder)))
@@ -76,14 +78,7 @@ def resume(folder: str | Path, **parts: Any) -> int:
         return 0
     content = load(path)
     meta, stored = content["meta"], content["parts"]
-    for name, part in parts.items():
-        if name not in stored:
-            raise CheckpointError(f"{path} holds no {name!r}, only: {', '.join(stored)}.")
-        if not hasattr(part, "load_state_dict") and not _same(plain(part, name), stored[name]):
-            raise CheckpointError(
-                f"{path} was written with {name}={stored[name]}, this run has {name}={part}: give "
-                "the same, or another output folder."
-            )
+    changed = _require_same(parts, stored, path)
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             _fit(part, stored[name], path)
@@ -92,9 +87,11 @@ def resume(folder: str | Path, **parts: Any) -> int:
                 part.load_state_dict(stored[name])
             except (ValueError, LookupError, RuntimeError) as error:
                 raise CheckpointError(f"{path}: its {name} does not fit here: {error}") from error
-    for key, value in _origin().items():
-        if meta[key] != value and dist.is_main():
-            _warn(f"{path} was written with {key} {meta[key]}, this is {value}.")
+    if dist.is_main():
+        for key, value in _origin().items():
+            if meta[key] != value:
+                _warn(f"{path} was written with {key} {meta[key]}, this is {value}.")
+        log.note_changes(folder, meta["step"], changed)
     if meta["world_size"] == dist.world_size():
         _restore_random(content["random"][dist.rank()])
     dist.reached(meta["step"])
@@ -230,6 +227,32 @@ def _newest_good(folder: Path) -> Path | None:
             "afresh."
         )
     return None
+
+
+def _require_same(parts: dict[str, Any], stored: dict[str, Any], path: Path) -> dict[str, list]:
+    """Raise CheckpointError where a plain value or an option is another one than in the file.
+
+    Returns the options that have changed and may: [before, now] by name.
+    """
+    before: list[str] = []
+    now: list[str] = []
+    changed: dict[str, list] = {}
+    for name, part in parts.items():
+        if isinstance(part, Options):
+            fixed, changed = part.changes(stored.get(name, {}))  # older files have none
+            before += [f"{key}={values[0]}" for key, values in fixed.items()]
+            now += [f"{key}={values[1]}" for key, values in fixed.items()]
+        elif name not in stored:
+            raise CheckpointError(f"{path} holds no {name!r}, only: {', '.join(stored)}.")
+        elif not hasattr(part, "load_state_dict") and not _same(plain(part, name), stored[name]):
+            before.append(f"{name}={stored[name]}")
+            now.append(f"{name}={part}")
+    if before:
+        raise CheckpointError(
+            f"{path} was written with {', '.join(dict.fromkeys(before))}, this run has "
+            f"{', '.join(dict.fromkeys(now))}: give the same, or another output folder."
+        )
+    return changed
 
 
 def _fit(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

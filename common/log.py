@@ -15,7 +15,6 @@ catches it, counts, and goes on with the next one.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import dist, machine
+from . import dist, files, machine
 
 
 class Diverged(FloatingPointError):
@@ -143,7 +142,7 @@ class Log:
         path = self.folder / "metrics.jsonl"
         text = "".join(json.dumps(line) + "\n" for line in read(self.folder) if wanted(line))
         if path.is_file() and text != path.read_text():
-            self._guard(lambda: _replace(path, lambda new: new.write_text(text)))
+            self._guard(lambda: files.write_text(path, text))
 
     def _flush(self) -> None:
         """Record what has been collected."""
@@ -183,8 +182,10 @@ class Log:
     def _describe(self, seconds: float | None) -> None:
         """Write `run.json`; `seconds` are None as long as the run is under way."""
         start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.began))
-        text = json.dumps(machine.facts() | {"start": start, "seconds": seconds}, indent=2)
-        _replace(self.folder / "run.json", lambda new: new.write_text(text + "\n"))
+        facts = machine.facts() | {"start": start, "seconds": seconds}
+        changed = files.read_json(self.folder / "run.json").get("changed")
+        facts |= {"changed": changed} if changed else {}
+        files.write_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
     def _guard(self, write: Callable[[], Any]) -> None:
         """Write; where that fails, say so once, loudly, and let the training go on."""
@@ -202,18 +203,23 @@ class Log:
             self.warned = True
 
 
+def note_changes(folder: str | Path, step: int, changed: dict[str, list]) -> None:
+    """Add to `run.json` which options a run goes on with from `step`: [before, now] by name."""
+    path = Path(folder) / "run.json"
+    run = files.read_json(path)
+    notes = [note for note in run.get("changed", []) if note["step"] < step]
+    notes += [{"step": step, "options": changed}] if changed else []
+    if notes != run.get("changed", []):
+        files.write_text(path, json.dumps(run | {"changed": notes}, indent=2) + "\n")
+    for name, (before, now) in changed.items():
+        print(f"note: {name}={now} from step {step} on; it was {before}.", file=sys.stderr)
+
+
 def read(folder: str | Path) -> list[dict[str, Any]]:
     """Lines of `folder/metrics.jsonl`; one cut off by a full disk or a kill is left out."""
     path = Path(folder) / "metrics.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
+    lines = map(files.parse, path.read_bytes().splitlines() if path.is_file() else [])
+    return [line for line in lines if type(line.get("step")) is int and _sound(line)]
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
@@ -229,19 +235,17 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axis = figure.add_subplot(rows, 3, index, title=name, xlabel="step")
         axis.plot(*zip(*values, strict=True))
         axis.grid(alpha=0.3)
-    _replace(path, lambda new: figure.savefig(new, format="png", dpi=100))
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def _sound(line: dict[str, Any]) -> bool:
+    """Whether all values are numbers that a float can hold, or null for what was not finite."""
+    return all(
+        value is None or (isinstance(value, int | float) and abs(value) <= sys.float_info.max)
+        for value in line.values()
+    )
 
 
 def _number(value: Tensor | float) -> float:
     """A scalar, read from its device."""
     return value.detach().item() if isinstance(value, Tensor) else float(value)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill another file and rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -248,4 +248,12 @@ class Config:
                 )
 
 
+# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+MAY_CHANGE = (
+    *("steps", "processes", "threads", "log_every", "save_every", "evaluate_every"),
+    *("only_evaluate", "merge", "predict"),
+    *("data.root", "data.val", "data.val_limit", "data.test_short_side", "data.test_long_side"),
+    *("data.workers", "data.bad_images"),  # the run stops at a bad image, or goes on without it
+)
+
 ConfigStore.instance().store("schema", Config)

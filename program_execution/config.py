@@ -290,4 +290,13 @@ def require_split(option: str, split: str) -> None:
         )
 
 
+# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+# `init` too: it has been read, and under stage=all it follows from the folder's name.
+MAY_CHANGE = (
+    *(f"{stage}.{name}" for stage in STAGES for name in ("steps", "evaluate_every")),
+    *("processes", "threads", "log_every", "save_every", "init"),
+    *("only_evaluate", "keep_best", "evaluate", "model.execution", "model.share"),
+    *("data.root", "data.val", "data.also", "data.val_questions", "data.scenes", "data.workers"),
+)
+
 ConfigStore.instance().store("schema", Config)

@@ -21,9 +21,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from common import checkpoint, config, dist, log, result, runs, sealed, versus
 from common.data import seed_everything
+from common.options import Options
 from program_execution import batches, data, evaluate, model
 from program_execution.baselines import QTypeMode
-from program_execution.config import BASELINES, Config, Stage
+from program_execution.config import BASELINES, MAY_CHANGE, STAGES, Config, Stage
 from program_execution.initial import initialise
 from program_execution.stages import Objective, average_gradients, predicted
 
@@ -45,6 +46,8 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"average": objective.average, "batch_size": stage.batch_size}
     parts |= {"vocabulary": training.words.digest}
+    others = [name for name in STAGES if name != cfg.stage]  # whose options do nothing here
+    parts |= {"options": Options(cfg, (*MAY_CHANGE, *others))}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, ", ".join(cfg.init))

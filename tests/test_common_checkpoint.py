@@ -1,6 +1,7 @@
 """Checkpoints: damage, malice, full disks and kills are met by one sentence and the old file."""
 
 import copy
+import json
 import os
 import pickle
 import random
@@ -12,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from torchvision.models import resnet18
 
 from common import checkpoint
 from common.checkpoint import CheckpointError, load, load_backbone, load_matching, resume, save
+from common.log import Log
 from common.optim import parameter_groups, warmup_multistep
+from common.options import Options
 
 MIB = 1 << 20
 
@@ -284,6 +288,57 @@ def test_another_batch_size_stops_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"batch_size=16, this run has batch_size=8"):
         resume(tmp_path, **parts(), batch_size=8)
     assert resume(tmp_path, **parts(), batch_size=16) == 1
+
+
+@dataclass
+class Data:
+    root: str = "/a"
+    flip: float = 0.5
+
+
+@dataclass
+class Config:
+    lr: float = 0.1
+    steps: int = 2
+    drops: list[float] = field(default_factory=lambda: [0.5])
+    output_dir: str = ""
+    data: Data = field(default_factory=Data)
+
+
+def test_options_that_shape_the_result_stop_with_both_values_and_others_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def options(**changed: Any) -> Options:
+        return Options(Config(**changed), ("steps", "data.root", "test"))
+
+    torch.manual_seed(0)
+    state = {"model": nn.Linear(1, 1)}
+    save(tmp_path, 2, **state, options=options())
+    plain_torch = torch.load(tmp_path / "checkpoint-00000002.pt", weights_only=True)
+    assert plain_torch["parts"]["options"]["data.flip"] == 0.5
+    torch.nn.init.zeros_(state["model"].weight)
+    changed = {"lr": 0.2, "drops": [0.7], "data": Data("/b", 0.0)}
+    with pytest.raises(CheckpointError) as refusal:
+        resume(tmp_path, **state, options=options(**changed))
+    for words in ("lr=0.1", "lr=0.2", "drops=[0.5]", "drops=[0.7]", "data.flip=0.5", "flip=0.0"):
+        assert words in str(refusal.value)
+    assert "data.root" not in str(refusal.value)
+    assert state["model"].weight == 0  # nothing was loaded
+    assert not (tmp_path / "run.json").exists()
+
+    free = options(steps=4, data=Data("/b"), output_dir="elsewhere")
+    assert resume(tmp_path, **state, options=free) == 2
+    assert "steps=4 from step 2 on; it was 2" in capsys.readouterr().err
+    save(tmp_path, 3, **state, options=free)
+    assert resume(tmp_path, **state, options=free) == 3
+    Log(tmp_path, 4).close()
+    notes = json.loads((tmp_path / "run.json").read_text())["changed"]
+    assert notes == [{"step": 2, "options": {"steps": [2, 4], "data.root": ["/a", "/b"]}}]
+
+
+def test_a_checkpoint_from_before_options_were_kept_resumes(tmp_path: Path) -> None:
+    save(tmp_path, 1, weight=torch.ones(1))
+    assert resume(tmp_path, weight=torch.ones(1), options=Options(Config(), ())) == 1
 
 
 def test_another_category_map_stops(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Small files: written whole or not at all, and read without trust in what a kill left behind."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
+    """Let `fill` write a file beside `path`, then rename it there in one stroke."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with part.open("wb") as file:
+            fill(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8."""
+    write(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or what is there is damaged."""
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is; empty for anything else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of 5000 digits; deep nesting
+        return {}
+    return content if isinstance(content, dict) else {}
