@@ -150,6 +150,11 @@ def resized(logits: Tensor, image: Size, size: Size) -> Tensor:
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+def labelled(targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """How many pixels `semantic_loss` is the mean over: those that are not void."""
+    return torch.stack([(target["semantic"] != VOID).sum() for target in targets]).sum()
+
+
 def semantic_loss(logits: Tensor, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """Mean cross entropy of (N, C, H', W') logits over all pixels that are not void.
 

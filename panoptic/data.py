@@ -5,13 +5,14 @@ H x W pixels; a map is `ids` (H, W) int32, 0 void, with `segments`, dicts of COC
 it as a recipe wants it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from common import dist
 from common.data import BadImages, eval_loader, train_loader
 from panoptic.augment import Augment, fitting, resize
 from panoptic.categories import Category, require_equal
@@ -115,11 +116,13 @@ class Batch:
         """The pictures in page-locked memory; the loader calls it where there is a GPU."""
         return replace(self, images=[image.pin_memory() for image in self.images])
 
-    def split(self, parts: int) -> Iterator["Batch"]:
-        """The batch in `parts` pieces of nearly equal size, for gradient accumulation."""
-        size = -(-len(self.images) // parts)
-        for i in range(0, len(self.images), size):
-            yield Batch(self.images[i : i + size], self.targets[i : i + size])
+    def split(self, parts: int) -> list["Batch"]:
+        """The batch in `parts` equal pieces, for gradient accumulation; ValueError if none fit."""
+        size, rest = divmod(len(self.images), parts)
+        if rest or not size:
+            raise ValueError(f"{len(self.images)} images cannot be cut into {parts} equal pieces")
+        starts = range(0, len(self.images), size)
+        return [Batch(self.images[i : i + size], self.targets[i : i + size]) for i in starts]
 
 
 def collate(examples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
@@ -128,7 +131,17 @@ def collate(examples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
 
 
 def training_batches(dataset: Panoptic, cfg: Config, start: int, stop: int) -> Iterable[Batch]:
-    """The batches of this process in the steps after `start`, up to `stop`."""
+    """The batches of this process in the steps after `start`, up to `stop`.
+
+    Raises ValueError unless each batch can be cut into `accumulate` equal pieces a process.
+    """
+    world = dist.world_size()
+    if cfg.batch_size % (world * cfg.accumulate):
+        raise ValueError(
+            f"batch_size={cfg.batch_size} cannot be shared by processes={world} with "
+            f"accumulate={cfg.accumulate} equal pieces each: choose a multiple of "
+            f"{world * cfg.accumulate}."
+        )
     return train_loader(
         dataset,
         cfg.batch_size,

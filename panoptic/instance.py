@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from .backbone import Pyramid, body
 from .batch import Prediction, Size, Target, asked, batched, checked, same_size
-from .regions import Anchors, ProposalHead, RegionHeads, RoIAlign, paste
+from .regions import Anchors, ProposalHead, RegionHeads, RoIAlign, Sampler, paste
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled regions, FPN Sec. 5.2 and MRCNN Fig. 4
 PROPOSAL_LOSSES = {"loss_objectness": "objectness", "loss_rpn_box_reg": "proposal"}
@@ -141,6 +141,19 @@ class MaskRCNN(nn.Module):
         return out
 
     @property
+    def counts(self) -> dict[str, Tensor]:
+        """What each loss of the last batch is the mean over: anchors, regions, masks."""
+        anchors, regions = self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler
+        assert isinstance(anchors, Sampler)
+        assert isinstance(regions, Sampler)
+        counts = dict.fromkeys(("objectness", "proposal"), anchors.drawn)
+        return counts | {
+            "label": regions.drawn,
+            "box": regions.drawn,
+            "mask": regions.positive,
+        }
+
+    @property
     def divisible(self) -> int:
         """What both sides of a batch are padded to a multiple of: the body's largest stride."""
         return self.backbone.body.strides[-1]
@@ -181,7 +194,7 @@ def _proposals(sizes: Sizes, strides: Sequence[int], aligned: bool) -> RegionPro
     """The region proposal network; shared over the levels."""
     if len(sizes.anchors) != len(strides):
         raise ValueError(f"{len(sizes.anchors)} anchors for {len(strides)} levels: one for each.")
-    return RegionProposalNetwork(
+    network = RegionProposalNetwork(
         Anchors(sizes.anchors, sizes.ratios, strides, aligned=aligned),
         ProposalHead(sizes.channels, len(sizes.ratios)),
         fg_iou_thresh=sizes.anchor_iou,
@@ -192,6 +205,8 @@ def _proposals(sizes: Sizes, strides: Sequence[int], aligned: bool) -> RegionPro
         post_nms_top_n=dict(zip(("training", "testing"), sizes.proposals, strict=True)),
         nms_thresh=0.7,
     )
+    network.fg_bg_sampler = Sampler(sizes.anchor_samples, 0.5)
+    return network
 
 
 def _heads(
@@ -214,7 +229,7 @@ def _heads(
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     nn.init.zeros_(mask_predictor.conv5_mask.bias)
-    return RegionHeads(
+    heads = RegionHeads(
         RoIAlign(BOX_SIDE, strides, aligned=aligned, products=sizes.products),
         box_head,
         box_predictor,
@@ -230,3 +245,5 @@ def _heads(
         mask_head=mask_head,
         mask_predictor=mask_predictor,
     )
+    heads.fg_bg_sampler = Sampler(sizes.regions, sizes.positive)
+    return heads

@@ -12,6 +12,7 @@ those of `Separate` all T + S: `network.semantic_labels` names the kind. 255 is 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .batch import (
@@ -21,6 +22,7 @@ from .batch import (
     asked,
     batched,
     checked,
+    labelled,
     resized,
     same_size,
     semantic_loss,
@@ -71,6 +73,7 @@ class PanopticFPN(nn.Module):
             aligned=aligned,
             sizes=sizes,
         )
+        self.labelled = torch.tensor(0)  # pixels of the last batch that are not void
         widths = self.instance.sizes
         self.sem_seg_head = SemanticFPN(
             widths.channels,
@@ -102,6 +105,7 @@ class PanopticFPN(nn.Module):
                 things=self.thing_classes,
                 classes=self.semantic_classes,
             )
+            self.labelled = labelled(truth)
             batch = batched(images, network.divisible, network.device)
             features = network.backbone(batch.tensors)
             semantic = semantic_loss(self.semantic_logits(features), truth)
@@ -117,6 +121,11 @@ class PanopticFPN(nn.Module):
             for i, one, semantic, own in zip(group, found, logits, batch.image_sizes, strict=True):
                 out[i] = one | {"semantic": resized(semantic, own, wanted[i])}
         return out
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """What each loss of the last batch is the mean over."""
+        return self.instance.counts | {"semantic": self.labelled}
 
     def semantic_logits(self, features: dict[str, Tensor]) -> Tensor:
         """The pyramid's maps -> (N, 1 + S, H', W'), of the padded pictures."""
@@ -197,6 +206,12 @@ class Separate(nn.Module):
             {key: value for one in predictions for key, value in one.items()}
             for predictions in zip(*results, strict=True)
         ]
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """What each loss of the last batch is the mean over."""
+        networks = [network for network in (self.instance, self.semantic) if network is not None]
+        return {name: count for network in networks for name, count in network.counts.items()}
 
 
 def build(

@@ -18,6 +18,7 @@ from .batch import (
     asked,
     batched,
     checked,
+    labelled,
     resized,
     same_size,
     semantic_loss,
@@ -80,6 +81,7 @@ class PSPNet(nn.Module):
         self.pooling = PyramidPooling(c5, bins, layer)
         self.classifier = _classifier(self.pooling.channels, width, classes, layer, dropout)
         self.auxiliary = _classifier(c4, width // 2, classes, layer, dropout)
+        self.counts = dict.fromkeys(("semantic", "auxiliary"), torch.tensor(0))
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +105,8 @@ class PSPNet(nn.Module):
         images: N of (3, H, W), red, green, blue, uint8 or float in 0..1, of any sizes.
         targets: `semantic` (H, W) in 0..C-1, 255 for void. sizes: of the predictions.
         Losses: `semantic`, and `auxiliary` with its weight in it. Predictions: `semantic` logits
-        (C, *size). ValueError for what does not fit.
+        (C, *size). ValueError for what does not fit. `counts` then holds how many pixels each loss
+        is the mean over.
         """
         if self.training:
             checked_targets = checked(images, targets, self.device, classes=self.classes)
@@ -113,6 +116,7 @@ class PSPNet(nn.Module):
                     "1 x 1: train on 2 or more images at a time, or with norm gn"
                 )
             batch = batched(images, self.stride, self.device)
+            self.counts = dict.fromkeys(self.counts, labelled(checked_targets))
             logits, auxiliary = self.logits(batch.tensors)
             assert auxiliary is not None
             return {

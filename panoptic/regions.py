@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference
@@ -60,6 +61,23 @@ class Anchors(AnchorGenerator):
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         anchors = torch.cat(self.grid_anchors(grids, strides))  # type: ignore[arg-type]
         return [anchors for _ in image_list.image_sizes]
+
+
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's, which also remembers how many it drew: what the mean losses are means over.
+
+    drawn: of the last batch. positive: those of them on instances.
+    """
+
+    drawn = torch.tensor(0)
+    positive = torch.tensor(0)
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks of the positive and of the negative ones drawn, for each image."""
+        positive, negative = super().__call__(matched_idxs)
+        self.positive = torch.stack([mask.sum() for mask in positive]).sum()
+        self.drawn = self.positive + torch.stack([mask.sum() for mask in negative]).sum()
+        return positive, negative
 
 
 class ProposalHead(RPNHead):

@@ -13,6 +13,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,8 +21,9 @@ from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
+from common.options import Options
 from panoptic import data, model, weights
-from panoptic.config import Config
+from panoptic.config import MAY_CHANGE, Config
 from panoptic.predict import Network, evaluate
 
 COLUMNS = tuple(f"{name}{group}" for group in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
@@ -43,6 +45,7 @@ def train(cfg: Config) -> dict[str, float]:
     schedule = scheduled(optimizer, cfg)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
+    parts |= {"options": Options(cfg, MAY_CHANGE)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
@@ -54,15 +57,18 @@ def train(cfg: Config) -> dict[str, float]:
     for step, batch in enumerate(loader, start + 1):
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for number, piece in enumerate(batch.split(cfg.accumulate)):
+        pieces = batch.split(cfg.accumulate)
+        whole = batch_counts(network, pieces, cfg) if len(pieces) > 1 else None
+        for number, piece in enumerate(pieces):
             # Regions are drawn at random: alike whichever process computes this piece.
             seed_everything(seed_of(cfg.seed, step, dist.rank() * cfg.accumulate + number))
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
                 losses = wrapped(piece.images, piece.targets)
             require_finite(losses, step, piece.files)
-            (sum(losses.values()) / cfg.accumulate).backward()
+            losses = weigh(losses, network.counts, whole)
+            sum(losses.values(), torch.tensor(0.0)).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / cfg.accumulate
+                sums[name] = sums.get(name, 0) + value.detach()
         if cfg.clip:
             torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip)
         optimizer.step()
@@ -123,6 +129,36 @@ def scheduled(optimizer: Optimizer, cfg: Config) -> LambdaLR:
     return warmup_multistep(
         optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
     )
+
+
+@torch.no_grad()
+def batch_counts(network: Network, pieces: list[data.Batch], cfg: Config) -> Tensor:
+    """What each loss of the whole batch, all pieces on all processes, is the mean over: (K,).
+
+    It takes a forward pass of each piece, as the number of regions depends on the network. Running
+    statistics of batch norms are left alone.
+    """
+    counts = []
+    for piece in pieces:
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        with torch.autocast(dist.device().type, torch.bfloat16, enabled=cfg.amp):
+            functional_call(network, buffers, (piece.images, piece.targets))
+        counts.append(torch.stack([*network.counts.values()]))
+    return dist.total(torch.stack(counts).sum(0))
+
+
+def weigh(
+    losses: dict[str, Tensor], counts: dict[str, Tensor], whole: Tensor | None
+) -> dict[str, Tensor]:
+    """Losses of a piece by its share in the batch, so that the gradients add up to the batch's.
+
+    counts: what each of K losses is the mean over. whole: the same of the batch (K,), summed here
+    over the processes where each has one piece only. DDP averages over the processes.
+    """
+    own = torch.stack([*counts.values()])
+    every = dist.total(own) if whole is None else whole
+    shares = dist.world_size() * own.double() / every.clamp(min=1)
+    return {name: losses[name] * share for name, share in zip(counts, shares.float(), strict=True)}
 
 
 def poly(done: int, *, steps: int) -> float:
