@@ -168,10 +168,10 @@ def loader(options: Options) -> Calls:
         cfg.data, crop="torchvision", interpolation="bilinear", workers=options.workers
     )
     training = data.build(cfg.data, "train")
-    steps = len(training) // 64 * 1000
+    plan = data.plan_of(cfg, len(training))
 
     def our_batches() -> Iterator[Tensor]:
-        for pieces in data.training_batches(training, cfg, 0, steps):
+        for pieces in data.training_batches(training, cfg, plan, 0, 1000 * plan.steps_per_epoch):
             for piece in pieces:
                 yield data.normalise(piece.images, cfg.data)
 

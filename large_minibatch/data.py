@@ -188,40 +188,54 @@ def synthetic(cfg: DataConfig, *, training: bool) -> InMemory:
     return random_pictures(cfg.size, count=count, classes=names, training=training)
 
 
+def plan_of(cfg: Config, examples: int) -> recipe.Plan:
+    """How these processes compute a step; the loop divides by its number of pieces.
+
+    Made once a run and handed on. Only ghost norms tie images together in groups.
+    """
+    return recipe.plan(
+        examples=examples,
+        batch_size=cfg.batch_size,
+        processes=dist.world_size(),
+        group=cfg.norm.group if cfg.norm.kind == "ghost" else 1,
+        per_forward=cfg.per_forward,
+    )
+
+
 def _memory_pieces(
-    dataset: InMemory, cfg: Config, start: int, stop: int, size: int
+    dataset: InMemory, cfg: Config, plan: recipe.Plan, start: int, stop: int
 ) -> Iterator[Batch]:
-    """Pieces of `size` pictures of this process's share of steps start, ..., stop - 1."""
-    stream = SampleStream(len(dataset), cfg.batch_size, seed=cfg.seed)
+    """The pieces of this process's share of steps start, ..., stop - 1."""
+    stream = SampleStream(len(dataset), plan.batch_size, seed=cfg.seed)
     held = dataset.to(dist.device())
     for step in range(start, stop):
-        share = stream.share(step, dist.rank(), dist.world_size())
-        for i in range(0, len(share), size):
-            keys = share[i : i + size]
+        share = stream.share(step, dist.rank(), plan.processes)
+        for i in range(0, len(share), plan.per_forward):
+            keys = share[i : i + plan.per_forward]
             yield held.batch([index for _, index in keys], held.rows(keys, cfg.seed))
 
 
 def training_batches(
-    dataset: Pictures | InMemory, cfg: Config, start: int, stop: int
+    dataset: Pictures | InMemory, cfg: Config, plan: recipe.Plan, start: int, stop: int
 ) -> Iterator[Iterable[Batch]]:
     """The share of this process in the steps after `start`, up to `stop`, each as pieces.
 
-    A step's pieces are made while they are taken: `recipe.plan` says how many and how large, so
-    that a share of any size fits. Pieces that a loop leaves out are dropped.
+    A step's pieces are made while they are taken: `plan` says how many and how large, so that a
+    share of any size fits. Pieces that a loop leaves out are dropped. ValueError where the plan is
+    of another data set or number of processes.
     """
-    plan = recipe.plan(
-        examples=len(dataset),
-        batch_size=cfg.batch_size,
-        processes=dist.world_size(),
-        group=cfg.norm.group,
-        per_forward=cfg.per_forward,
-    )
+    steps_per_epoch, world = len(dataset) // plan.batch_size, dist.world_size()
+    if (plan.processes, plan.steps_per_epoch) != (world, steps_per_epoch):
+        raise ValueError(
+            f"The plan is for {plan.processes} processes and {plan.steps_per_epoch} steps an "
+            f"epoch, but there are {world} and {steps_per_epoch}: make it anew with recipe.plan."
+        )
     if isinstance(dataset, InMemory):
-        pieces = _memory_pieces(dataset, cfg, start, stop, plan.per_forward)
+        pieces = _memory_pieces(dataset, cfg, plan, start, stop)
         return _steps(pieces, stop - start, plan.accumulation)
     loader = train_loader(
         dataset,
-        cfg.batch_size,
+        plan.batch_size,
         start,
         stop,
         seed=cfg.seed,

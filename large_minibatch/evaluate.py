@@ -49,11 +49,11 @@ def among(logits: Tensor, columns: Tensor | None) -> Tensor:
     return logits.masked_fill(~columns.to(logits.device), float("-inf"))
 
 
-def settle_buffers(model: nn.Module, cfg: Config, dataset: Any) -> None:
+def settle_buffers(model: nn.Module, cfg: Config, plan: recipe.Plan, dataset: Any) -> None:
     """Give all processes of `model` the BN statistics that the evaluation uses, Sec. 2.3.
 
     rank0: those of the first worker, as DDP would broadcast them; mean: the average of all workers;
-    precise: of the weights as they stand, over `norm.precise_batches` batches of `dataset`.
+    precise: of the weights as they stand, over `norm.precise_batches` steps of `dataset`.
     """
     match cfg.norm.evaluate:
         case "rank0":
@@ -61,8 +61,8 @@ def settle_buffers(model: nn.Module, cfg: Config, dataset: Any) -> None:
         case "mean":
             buffers.average(model)
         case "precise":
-            stop = min(cfg.norm.precise_batches, len(dataset) // cfg.batch_size)
-            steps = data.training_batches(dataset, cfg, 0, stop)
+            stop = min(cfg.norm.precise_batches, plan.steps_per_epoch)
+            steps = data.training_batches(dataset, cfg, plan, 0, stop)
             device = dist.device()
             images = (
                 data.normalise(piece.to(device).images, cfg.data)

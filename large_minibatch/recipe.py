@@ -175,24 +175,20 @@ def plan(
         if value < 1:
             raise ValueError(f"{name}={value}: give 1 or more.")
     n = min(group, batch_size)
-    unit = processes * n
+    advice = _that_work(batch_size, processes, group, examples)
     if batch_size > examples:
-        fits = examples // unit * unit
-        remedy = f"the largest that works is {fits}" if fits else "use more data or fewer processes"
         raise ValueError(
-            f"batch_size={batch_size} is larger than the training set of {examples}: {remedy}."
+            f"batch_size={batch_size} is larger than the training set of {examples}: {advice}."
         )
     if batch_size % processes:
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared equally by {processes} processes: "
-            f"{_nearest(batch_size, processes * group, examples)}."
+            f"batch_size={batch_size} cannot be shared equally by {processes} processes: {advice}."
         )
     per_process = batch_size // processes
     if per_process % n:
         raise ValueError(
             f"group={n} does not divide the {per_process} images of a process "
-            f"(batch_size={batch_size} over {processes}): "
-            f"{_nearest(batch_size, processes * group, examples)}, or choose another group."
+            f"(batch_size={batch_size} over {processes}): {advice}, or choose another group."
         )
     if per_forward < n:
         raise ValueError(
@@ -243,10 +239,20 @@ def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f'{name}="{value}" is unknown: choose {", ".join(choices)}.')
 
 
-def _nearest(batch_size: int, unit: int, examples: int) -> str:
-    """Advice: the multiples of `unit` around `batch_size` that the data set can fill."""
-    below = batch_size // unit * unit
-    fits = [str(size) for size in (below, below + unit) if 0 < size <= examples]
-    if not fits:
-        return f"the smallest that works is {unit}, more than the {examples} examples"
-    return f"the nearest that works is {' or '.join(fits)}"
+def _that_work(batch_size: int, processes: int, group: int, examples: int) -> str:
+    """Advice: the batch sizes around `batch_size` that these processes and the data set allow."""
+    unit = processes * group
+    below = min(batch_size, examples) // unit * unit
+    sizes = [size for size in (below, below + unit) if 0 < size <= examples]
+    if batch_size > examples and sizes:
+        return f"the largest that works is {sizes[-1]}"
+    if sizes:
+        return f"the nearest that works is {' or '.join(map(str, sizes))}"
+    if processes == 1:  # fewer images than a group: they are one group
+        return f"the largest that works is {examples}"
+    fewer = max(1, examples // group)
+    fit = fewer * group if group <= examples else examples
+    return (
+        f"{processes} processes with groups of {group} need {unit} images or more; the largest "
+        f"that works is {fit} with processes={fewer}"
+    )

@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Log, require_finite
+from common.options import Options
 from large_minibatch import allocator, allreduce, data, ghost, recipe, sgd, weights
-from large_minibatch.config import Config
+from large_minibatch.config import MAY_CHANGE, Config
 from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
 from large_minibatch.mixup import mix
 from large_minibatch.model import resnet
@@ -57,12 +58,13 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "history": history}
     parts |= {"average": average} if average else {}
     parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
+    parts |= {"options": Options(cfg, MAY_CHANGE)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
     stop = start if cfg.only_evaluate else schedule.steps
-    steps = data.training_batches(training, cfg, start, stop)
+    steps = data.training_batches(training, cfg, plan, start, stop)
     log = Log(cfg.output_dir, schedule.steps, every=cfg.log_every, start=start)
     network = parallel(model, cfg)
     for step, pieces in enumerate(steps, start + 1):
@@ -91,9 +93,9 @@ def train(cfg: Config) -> dict[str, float]:
         ends = step % plan.steps_per_epoch == 0 or step == schedule.steps
         saves = stopping or ends or (cfg.save_every and step % cfg.save_every == 0)
         if saves:
-            settle_buffers(model, cfg, training)
+            settle_buffers(model, cfg, plan, training)
             if average:
-                settle_buffers(final, cfg, training)
+                settle_buffers(final, cfg, plan, training)
         if ends:
             epoch = step / plan.steps_per_epoch
             scored = evaluate(final, cfg, validation) if due(epoch, cfg) else {}
@@ -120,14 +122,13 @@ def train(cfg: Config) -> dict[str, float]:
 
 def planned(cfg: Config, examples: int) -> tuple[recipe.Plan, recipe.Schedule]:
     """How a step is computed, and the rate of each step, from the minibatch alone, Sec. 2."""
-    plan = recipe.plan(
-        examples=examples,
-        batch_size=cfg.batch_size,
-        processes=dist.world_size(),
-        group=cfg.norm.group if cfg.norm.kind == "ghost" else 1,
-        per_forward=cfg.per_forward,
-    )
-    rate = cfg.rate
+    plan, rate = data.plan_of(cfg, examples), cfg.rate
+    if cfg.norm.kind != "ghost" and plan.accumulation > 1 and dist.is_main():
+        print(
+            f"norm.kind={cfg.norm.kind}: batch norm takes its statistics over {plan.per_forward} "
+            f"images of a process at a time, as its {plan.per_process} are more than "
+            f"per_forward={cfg.per_forward}."
+        )
     schedule = recipe.Schedule(
         peak=recipe.reference_lr(
             cfg.batch_size, base=rate.base, base_batch=rate.base_batch, rule=rate.rule

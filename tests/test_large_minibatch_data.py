@@ -55,6 +55,11 @@ def settings(cfg: Data, batch_size=4, **changes) -> Config:
     return Config(batch_size=batch_size, data=cfg, output_dir="", **changes)
 
 
+def planned(dataset, cfg: Config, start: int, stop: int):
+    """The steps of this process as a run plans them."""
+    return data.training_batches(dataset, cfg, data.plan_of(cfg, len(dataset)), start, stop)
+
+
 def joined(steps) -> list[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """Images, labels and files of each step, its pieces put together."""
     out = []
@@ -97,7 +102,7 @@ def test_the_processes_share_one_permutation_of_the_whole_set(workers):
 
 def test_an_epoch_has_each_picture_once_and_the_next_another_order():
     dataset = numbered(24)
-    steps = joined(data.training_batches(dataset, settings(Data(root=""), 8), 0, 6))
+    steps = joined(planned(dataset, settings(Data(root=""), 8), 0, 6))
     labels = torch.cat([step[1] for step in steps]).view(2, 24)
     assert torch.equal(labels.sort(1).values, torch.arange(24).repeat(2, 1))
     assert not torch.equal(labels[0], labels[1])
@@ -105,7 +110,7 @@ def test_an_epoch_has_each_picture_once_and_the_next_another_order():
 
 
 def test_the_same_picture_is_augmented_anew_in_each_epoch_and_unlike_its_neighbours():
-    steps = joined(data.training_batches(numbered(24), settings(Data(root=""), 24), 0, 2))
+    steps = joined(planned(numbered(24), settings(Data(root=""), 24), 0, 2))
     assert len(steps[0][0].flatten(1).unique(dim=0)) > 15  # of 24 alike
     order = [step[1].argsort() for step in steps]
     assert not torch.equal(steps[0][0][order[0]], steps[1][0][order[1]])
@@ -115,18 +120,18 @@ def test_the_same_picture_is_augmented_anew_in_each_epoch_and_unlike_its_neighbo
 def test_pieces_put_together_are_the_step_whatever_their_size(crop):
     dataset = numbered(16, crop=crop)
     cfg = settings(Data(root=""), 8)
-    whole = joined(data.training_batches(dataset, cfg, 0, 4))
+    whole = joined(planned(dataset, cfg, 0, 4))
     for per_forward in (1, 2, 4):
-        steps = list(data.training_batches(dataset, replace(cfg, per_forward=per_forward), 0, 1))
+        steps = list(planned(dataset, replace(cfg, per_forward=per_forward), 0, 1))
         assert len(list(steps[0])) == 0  # taken from an iterator that has gone on
-        cut = data.training_batches(dataset, replace(cfg, per_forward=per_forward), 0, 4)
+        cut = planned(dataset, replace(cfg, per_forward=per_forward), 0, 4)
         assert same(joined(cut), whole)
 
 
 def test_pieces_a_loop_leaves_out_do_not_come_in_the_next_step():
     dataset, cfg = numbered(16), replace(settings(Data(root=""), 8), per_forward=2)
-    first = [next(iter(step)).labels for step in data.training_batches(dataset, cfg, 0, 2)]
-    whole = joined(data.training_batches(dataset, cfg, 0, 2))
+    first = [next(iter(step)).labels for step in planned(dataset, cfg, 0, 2)]
+    whole = joined(planned(dataset, cfg, 0, 2))
     assert [f.tolist() for f in first] == [w[1][:2].tolist() for w in whole]
 
 
@@ -134,19 +139,19 @@ def test_pieces_a_loop_leaves_out_do_not_come_in_the_next_step():
 def test_a_run_interrupted_in_mid_epoch_goes_on_with_the_same_pixels(tree, in_memory):
     cfg = settings(options(tree, in_memory=in_memory, crop="pad"))
     dataset = data.build(cfg.data, "train")
-    whole = joined(data.training_batches(dataset, cfg, 0, 7))
-    assert same(joined(data.training_batches(dataset, cfg, 0, 2)), whole[:2])
-    assert same(joined(data.training_batches(dataset, cfg, 2, 7)), whole[2:])
+    whole = joined(planned(dataset, cfg, 0, 7))
+    assert same(joined(planned(dataset, cfg, 0, 2)), whole[:2])
+    assert same(joined(planned(dataset, cfg, 2, 7)), whole[2:])
 
 
 def test_loader_processes_and_pieces_change_nothing_for_files(tree):
     cfg = settings(options(tree, color_jitter=0.4, lighting=0.1))
     dataset = data.build(cfg.data, "train")
-    alone = joined(data.training_batches(dataset, cfg, 1, 5))
+    alone = joined(planned(dataset, cfg, 1, 5))
     workers = settings(options(tree, workers=2, color_jitter=0.4, lighting=0.1))
-    assert same(joined(data.training_batches(dataset, workers, 1, 5)), alone)
+    assert same(joined(planned(dataset, workers, 1, 5)), alone)
     pieces = replace(cfg, per_forward=2)
-    assert same(joined(data.training_batches(dataset, pieces, 1, 5)), alone)
+    assert same(joined(planned(dataset, pieces, 1, 5)), alone)
 
 
 SCRIPT = """
@@ -163,7 +168,7 @@ def collect(root):
                    in_memory=in_memory)
         cfg = Config(batch_size=4, per_forward=2, data=cfg, norm=Norm(group=1), output_dir="")
         dataset = data.build(cfg.data, "train")
-        for step in data.training_batches(dataset, cfg, 0, 5):
+        for step in data.training_batches(dataset, cfg, data.plan_of(cfg, 12), 0, 5):
             for piece in step:
                 found += list(zip(piece.files, piece.images.tolist()))
         for piece in data.validation_batches(data.build(cfg.data, "val"), cfg, 2):
@@ -202,7 +207,7 @@ def test_every_validation_picture_comes_once(tree):
 def test_a_minibatch_that_cannot_be_shared_is_refused_before_anything_is_read(tree):
     dataset = data.build(options(tree), "train")
     with pytest.raises(ValueError, match="batch_size=64 is larger than the training set of 12"):
-        data.training_batches(dataset, settings(options(tree), 64), 0, 1)
+        planned(dataset, settings(options(tree), 64), 0, 1)
 
 
 # How pictures are read
@@ -305,7 +310,7 @@ def test_cifar_has_ten_classes_and_its_pixels(shared_data):
         assert torch.equal(pixels, torch.from_numpy(np.array(image.convert("RGB"))))
     kept = data.build(replace(cfg, in_memory=True, limit=20), "train")
     assert len(kept) == 200
-    (batch,) = next(iter(joined(data.training_batches(kept, settings(cfg, 64), 0, 1))), None)[:1]
+    (batch,) = next(iter(joined(planned(kept, settings(cfg, 64), 0, 1))), None)[:1]
     assert batch.shape == (64, 3, 32, 32)
 
 
@@ -451,7 +456,7 @@ def test_a_truncated_picture_stops_with_its_name(tree, left):
     path.write_bytes(path.read_bytes()[:left])
     cfg = settings(options(tree))
     with pytest.raises(BadExample, match=f"{path.name} cannot be read as a picture"):
-        joined(data.training_batches(data.build(cfg.data, "train"), cfg, 0, 3))
+        joined(planned(data.build(cfg.data, "train"), cfg, 0, 3))
     refused(options(tree, in_memory=True), "train", f"{path.name} cannot be read as a picture")
 
 
@@ -462,7 +467,7 @@ def test_an_unreadable_picture_may_be_replaced_by_the_next(tree, in_memory):
     path.write_bytes(b"not a picture")
     cfg = settings(options(tree, bad_images="skip", in_memory=in_memory))
     dataset = data.build(cfg.data, "train")
-    steps = joined(data.training_batches(dataset, cfg, 0, 3))
+    steps = joined(planned(dataset, cfg, 0, 3))
     files = [file for step in steps for file in step[2]]
     labels = torch.cat([step[1] for step in steps])
     assert len(files) == 12

@@ -1,6 +1,7 @@
 """Sec. 2.1, 2.2, 5.1: learning rates, the shares of a minibatch, the error of a run."""
 
 import math
+import re
 import statistics
 from itertools import pairwise
 
@@ -218,8 +219,10 @@ def test_the_number_of_processes_changes_neither_rate_nor_workers():
         ({"batch_size": 80}, "group=32 does not divide the 80 images .* 64 or 96"),
         ({"batch_size": 16, "processes": 2}, "group=16 does not divide the 8 images .* is 64,"),
         ({"batch_size": 2048}, "larger than the training set of 1000: the largest .* is 992"),
-        ({"batch_size": 1001, "processes": 40}, "use more data or fewer processes"),
-        ({"batch_size": 999, "processes": 40}, "smallest that works is 1280, more than the 1000"),
+        ({"batch_size": 1001, "processes": 40}, "need 1280 images .* is 992 with processes=31"),
+        ({"batch_size": 999, "processes": 40}, "need 1280 images .* is 992 with processes=31"),
+        ({"batch_size": 2048, "group": 1500}, "larger than .* 1000: the largest .* is 1000"),
+        ({"batch_size": 90, "processes": 2, "group": 1500}, "is 1000 with processes=1"),
         ({"batch_size": 256, "per_forward": 16}, "per_forward=16 is less than a group of 32"),
         ({"batch_size": 256, "processes": 0}, "processes=0: give 1 or more"),
     ],
@@ -229,14 +232,19 @@ def test_uneven_shares_are_refused_with_sizes_that_work(options, message):
         plan(examples=1000, **options)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("batch_size", [33, 100, 250, 999])
-def test_the_sizes_advised_do_work(batch_size, processes):
-    with pytest.raises(ValueError, match="works is") as error:
-        plan(examples=1000, batch_size=batch_size, processes=processes)
-    advised = str(error.value).split("works is ")[1].split(", or")[0].rstrip(".")
-    for size in advised.split(" or "):
-        plan(examples=1000, batch_size=int(size), processes=processes)
+@pytest.mark.parametrize("examples", [20, 100, 1000])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8, 40])
+@pytest.mark.parametrize("batch_size", [33, 100, 250, 999, 4096])
+def test_the_sizes_advised_do_work(batch_size, processes, examples):
+    said = ""
+    try:
+        plan(examples=examples, batch_size=batch_size, processes=processes)
+    except ValueError as error:
+        said = str(error)
+    advised = re.search(r"works is (\d+)(?: or (\d+))?(?: with processes=(\d+))?", said)
+    assert bool(advised) == bool(said), said
+    for size in filter(None, advised.groups()[:2] if advised else ()):
+        plan(examples=examples, batch_size=int(size), processes=int(advised[3] or processes))
 
 
 def test_the_error_of_a_run_is_the_median_of_its_last_five_epochs():

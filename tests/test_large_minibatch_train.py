@@ -42,7 +42,7 @@ SMALL = Config(
     ),
     rate=Rate(base=0.05, base_batch=32, start=0.05, milestones=[1]),
     norm=Norm(group=8),
-    model=Model(name="mini", width=4),
+    model=Model(name="mini", width=8),
 )
 
 
@@ -91,12 +91,14 @@ def test_two_processes_train_as_one_and_count_each_picture_once(whole, tmp_path)
     assert metrics(whole)["train_error"] == metrics(tmp_path)["train_error"]
 
 
+@pytest.mark.slow
 def test_our_own_allreduce_trains_as_ddp(whole, tmp_path):
     done = command(tmp_path, "processes=2", "allreduce=halving_doubling", "overlap=false")
     assert done.returncode == 0, done.stderr
     require_close(weights(whole), weights(tmp_path))
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_resumes_the_same_stream(whole, tmp_path):
     name = "checkpoint-00000003.pt"
     (tmp_path / name).write_bytes((whole / name).read_bytes())
