@@ -3,9 +3,12 @@
 L = L_St ∪ L_Th (Sec. 3.1): a class is stuff or a thing by decision of the data set, never both.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+LIMIT = 1 << 31  # category ids are below
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,17 @@ class Category:
     isthing: bool
     color: tuple[int, int, int] = (0, 0, 0)  # red, green, blue, 0..255
     supercategory: str = ""
+
+
+def whole(value: Any) -> int | None:
+    """`value` as an int where it is a whole number, 3.0 included; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        integral = getattr(value, "is_integer", None)
+        return int(value) if integral is not None and integral() else None
 
 
 def read_categories(entries: Any, where: str) -> dict[int, Category]:
@@ -37,9 +51,12 @@ def read_categories(entries: Any, where: str) -> dict[int, Category]:
 
 
 def _read(entry: dict[str, Any], where: str) -> Category:
-    number, name, isthing = entry.get("id"), entry.get("name"), entry.get("isthing")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError(f"{where}: a category has the id {number!r} instead of a whole number")
+    number, name, isthing = whole(entry.get("id")), entry.get("name"), entry.get("isthing")
+    if number is None or not 0 <= number < LIMIT:
+        raise ValueError(
+            f"{where}: a category has the id {entry.get('id')!r:.40}: give a whole number from 0 "
+            f"to {LIMIT - 1}"
+        )
     if not isinstance(name, str):
         raise ValueError(f"{where}: category {number} has no `name`")
     if isthing not in (0, 1):
@@ -50,9 +67,9 @@ def _read(entry: dict[str, Any], where: str) -> Category:
     color = entry.get("color", [0, 0, 0])
     if not isinstance(color, list | tuple) or len(color) != 3:
         raise ValueError(f"{where}: the color of category {number} ({name}) is not [r, g, b]")
-    if not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+    red, green, blue = (-1 if (level := whole(value)) is None else level for value in color)
+    if min(red, green, blue) < 0 or max(red, green, blue) > 255:
         raise ValueError(f"{where}: the color of category {number} ({name}) is not within 0..255")
-    red, green, blue = color
     supercategory = str(entry.get("supercategory", ""))
     return Category(number, name, bool(isthing), (red, green, blue), supercategory)
 

@@ -3,6 +3,7 @@
 K pairs of segments that overlap. All areas are whole numbers of pixels.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .categories import whole
 from .overlaps import LIMIT, Overlaps
 
 Segments = Sequence[Mapping[str, Any]]  # dicts with COCO's keys: id, category_id, iscrowd, area
@@ -56,9 +58,10 @@ class Rules:
         exact = threshold if isinstance(threshold, Fraction) else Fraction(str(threshold))
         object.__setattr__(self, "bound", exact)
 
-    def exceeds(self, part: int, whole: int) -> bool:
-        """Whether part / whole is above the threshold, exactly."""
-        return part * self.bound.denominator > whole * self.bound.numerator
+    def exceeds(self, part: int, union: int | float) -> bool:
+        """Whether part / union is above the threshold, exactly."""
+        exact = union if isinstance(union, int) else Fraction(union)
+        return part * self.bound.denominator > exact * self.bound.numerator
 
 
 PAPER: dict[str, Any] = {
@@ -73,10 +76,10 @@ class Outcome(NamedTuple):
     category: int
     truth: int  # id
     prediction: int  # id
-    truth_area: int
+    truth_area: int | float  # whole unless `Rules.areas` is "json"
     prediction_area: int
     intersection: int
-    union: int  # less the void pixels of the prediction; of a segment alone, its area
+    union: int | float  # less the void pixels of the prediction; of a segment alone, its area
 
     @property
     def iou(self) -> float:
@@ -99,7 +102,7 @@ class _Segment(NamedTuple):
 
     category: int
     crowd: bool
-    area: int
+    area: int | float
 
 
 def match(
@@ -154,7 +157,7 @@ def match(
 
 
 def _missed(
-    truths: Mapping[int, _Segment], areas: Mapping[int, int], found: Collection[int]
+    truths: Mapping[int, _Segment], areas: Mapping[int, int | float], found: Collection[int]
 ) -> list[Outcome]:
     """The true segments that are neither crowds nor `found`."""
     return [
@@ -228,12 +231,14 @@ class _Listing(NamedTuple):
         """Id -> segment, in the order of the list; `area`: the file's is needed."""
         found: dict[int, _Segment] = {}
         for number, entry in enumerate(segments):
-            try:
-                key, category = int(entry["id"]), int(entry["category_id"])
-            except KeyError as missing:
+            key, category = whole(entry.get("id")), whole(entry.get("category_id"))
+            if key is None or category is None:
+                wrong = "id" if key is None else "category_id"
+                given = f"{entry[wrong]!r:.40} as {wrong!r}" if wrong in entry else f"no {wrong!r}"
                 raise ValueError(
-                    f"{self.where}segment number {number} of the {side} has no {missing}."
-                ) from missing
+                    f"{self.where}segment number {number} of the {side} has {given}: give a whole "
+                    "number."
+                )
             name = f"{self.where}segment {key} of the {side}"
             if key == 0 and not self.official:
                 raise ValueError(f"{name} has the id of void: number segments from 1.")
@@ -246,11 +251,23 @@ class _Listing(NamedTuple):
                     f"{name} has category {category}, which is not one of the "
                     f"{len(self.categories)} categories: add it there, or correct the segment."
                 )
-            if area and "area" not in entry:
-                raise ValueError(f'{name} has no area: add it, or use areas="counted".')
-            size = int(entry["area"]) if area else 0
-            found[key] = _Segment(category, bool(entry.get("iscrowd", 0)), size)
+            crowd = entry.get("iscrowd", 0)
+            if crowd not in (0, 1):
+                raise ValueError(f"{name} has iscrowd {crowd!r:.40}: give 0 or 1.")
+            size = _area(entry.get("area"), name) if area else 0
+            found[key] = _Segment(category, bool(crowd), size)
         return found
+
+
+def _area(area: Any, name: str) -> int | float:
+    """The area that a file states, which may have a fraction."""
+    number = whole(area)
+    if number is None and isinstance(area, float) and math.isfinite(area):
+        return area
+    if number is None:
+        found = "no area" if area is None else f"area {area!r:.40}"
+        raise ValueError(f'{name} has {found}: give its pixels, or use areas="counted".')
+    return number
 
 
 Shared = dict[tuple[int, int], int]  # ids of truth and prediction -> pixels
@@ -262,7 +279,7 @@ def _reconcile(
     truths: dict[int, _Segment],
     rules: Rules,
     where: str,
-) -> tuple[Shared, dict[int, int], dict[int, int]]:
+) -> tuple[Shared, dict[int, int], dict[int, int | float]]:
     """Pixels by pair of ids, and areas of the prediction's and the truth's ids, by `unlisted`.
 
     Under "void", entries without pixels are taken out of `predictions` and `truths`.
@@ -272,7 +289,7 @@ def _reconcile(
         t_ids = [t if t in truths else 0 for t in t_ids]
         p_ids = [p if p in predictions else 0 for p in p_ids]
     shared: Shared = {}
-    truth_area: dict[int, int] = {}
+    truth_area: dict[int, int | float] = {}
     prediction_area: dict[int, int] = {}
     for t, p, n in zip(t_ids, p_ids, pixels, strict=True):
         shared[t, p] = shared.get((t, p), 0) + n

@@ -42,6 +42,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .categories import whole
 from .matching import PAPER, Matching, Outcome, Rules, Segments, match
 from .overlaps import IdMap, batch_overlaps, overlaps
 
@@ -137,7 +138,10 @@ def summarise(sums: Tensor, categories: Mapping[int, bool], *, alpha: float = 0.
 
 
 class Records(NamedTuple):
-    """All matches, FP and FN, one after another; each int64 (K,)."""
+    """All matches, FP and FN, one after another; each (K,).
+
+    int64; truth_area and union are float64 where `areas="json"` found fractions of pixels.
+    """
 
     image: np.ndarray  # 0, 1, 2, ...: place in `PanopticQuality.images`
     kind: np.ndarray  # 0 TP, 1 FP, 2 FN
@@ -153,6 +157,13 @@ class Records(NamedTuple):
     def iou(self) -> np.ndarray:
         """Float64 (K,), 0 of FP and FN."""
         return self.intersection / np.maximum(self.union, 1)
+
+
+def _id(category: Any) -> int:
+    number = whole(category)
+    if number is None:
+        raise ValueError(f"category {category!r:.40}: ids are whole numbers.")
+    return number
 
 
 class PanopticQuality:
@@ -190,7 +201,7 @@ class PanopticQuality:
         unlisted: str = "raise",
         keep_images: bool = False,
     ) -> None:
-        self.categories = {int(key): bool(thing) for key, thing in categories.items()}
+        self.categories = {_id(key): bool(thing) for key, thing in categories.items()}
         self.rules = Rules(threshold, void_crowd, crowds, areas, unlisted)
         self.keep_images = keep_images
         self._place = {category: i for i, category in enumerate(self.categories)}
@@ -272,7 +283,7 @@ class PanopticQuality:
                 for kind, outcomes in enumerate((matching.tp, matching.fp, matching.fn))
                 for outcome in outcomes
             ]
-            self._records.append(np.array(rows, np.int64).reshape(-1, len(Records._fields)))
+            self._records.append(np.array(rows).reshape(-1, len(Records._fields)))
             self.images.append(image)
         self.count += 1
 
@@ -286,8 +297,10 @@ class PanopticQuality:
         if not self.keep_images:
             raise ValueError("The outcomes were not kept: use PanopticQuality(keep_images=True).")
         none = np.zeros((0, len(Records._fields)), np.int64)
-        self._records = [np.concatenate([none, *self._records])]
-        return Records(*self._records[0].T)
+        self._records = [np.concatenate([none, *(part for part in self._records if len(part))])]
+        sizes = Records._fields.index("truth_area"), Records._fields.index("union")
+        columns = enumerate(self._records[0].T)
+        return Records(*(c if i in sizes else c.astype(np.int64, copy=False) for i, c in columns))
 
     def merge(self, other: "PanopticQuality") -> None:
         """Add the images of another metric, of another process say.
@@ -324,7 +337,7 @@ class PanopticQuality:
         """Tensors, and the names of the images if kept; `sums` and `count` add up over processes.
 
         categories int64 (C,), things bool (C,), sums float64 (C, 5), count int64 (); with
-        keep_images also records int64 (K, 9) and images, a list.
+        keep_images also records int64 or float64 (K, 9), see `Records`, and images, a list.
         """
         state: dict[str, Any] = {
             "categories": torch.tensor(list(self.categories), dtype=torch.int64),

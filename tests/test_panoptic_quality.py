@@ -157,6 +157,61 @@ def test_json_areas_are_trusted_only_where_asked():
         metric.update(row("5555"), predicted, row("1111"), listed("1:1"))
 
 
+def test_json_areas_keep_their_fractions():
+    truth, predicted = [{"id": 1, "category_id": 1, "area": 96.5}], listed("5:1")
+    ids = np.where(np.arange(99) < 90, 1, 0)[None]
+    metric = PanopticQuality(THINGS, areas="json", keep_images=True)
+    metric.update(np.full_like(ids, 5), predicted, ids, truth)
+    assert metric.sums[0, 0] == 90 / (99 + 96.5 - 90 - 9)  # 9 pixels of the prediction are void
+    assert metric.records.union.tolist() == [96.5]
+    assert metric.records.truth.dtype == np.int64
+    copy = PanopticQuality(THINGS, areas="json", keep_images=True)
+    copy.load_state_dict(metric.state_dict())
+    assert copy.records.truth_area.tolist() == [96.5]
+    for area, found in ((179.5, 1), (180.0, 0), (180.5, 0)):
+        metric = PanopticQuality(THINGS, areas="json")
+        metric.update(ids, listed("1:1"), ids, [truth[0] | {"area": area}])
+        assert sums(metric)[1][1] == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 5.5}, "segment number 0 of the prediction has 5.5 as 'id': give a whole number"),
+        ({"id": "5"}, "has '5' as 'id'"),
+        ({"id": True}, "has True as 'id'"),
+        ({"id": [5]}, r"has \[5\] as 'id'"),
+        ({"id": math.nan}, "has nan as 'id'"),
+        ({"category_id": 1.2}, "has 1.2 as 'category_id'"),
+        ({"category_id": {}}, "has {} as 'category_id'"),
+        ({"iscrowd": "0"}, "segment 5 of the prediction has iscrowd '0': give 0 or 1"),
+        ({"area": 10**400}, None),
+    ],
+)
+def test_ids_and_crowds_that_would_be_cut_are_refused_and_whole_floats_taken(change, message):
+    given = [{"id": 5, "category_id": 1} | change]
+    metric = PanopticQuality(THINGS)
+    if message is None:
+        metric.update(row("555"), given, row("111"), listed("1:1"))
+    else:
+        with pytest.raises(ValueError, match=message):
+            metric.update(row("555"), given, row("111"), listed("1:1"))
+    metric.update(
+        row("555"), [{"id": 5.0, "category_id": np.float32(1)}], row("111"), listed("1:1")
+    )
+    assert sums(metric)[1][1] == metric.count
+    with pytest.raises(ValueError, match=r"category 1\.5: ids are whole numbers"):
+        PanopticQuality({1.5: True})
+
+
+@pytest.mark.parametrize("area", ["9", None, math.inf, [9], True])
+def test_json_areas_that_are_no_numbers_are_named(area):
+    metric = PanopticQuality(THINGS, areas="json")
+    truth = [{"id": 1, "category_id": 1, "area": area}]
+    with pytest.raises(ValueError, match=r"segment 1 of the truth has (no )?area"):
+        metric.update(row("5555"), listed("5:1"), row("1111"), truth)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
