@@ -10,8 +10,9 @@ Shapes: N instances, H x W pixels. Two steps, each usable alone:
 
 The comparisons are those of the official script: dropped if score < `confidence`, discarded if
 hidden / area > `overlap`, removed if a stuff segment's rest < `stuff_area`; equal values stay.
-Empty masks are passed over, and instances of equal score go in the order given. Thresholds that
-others use, and where their results differ from the official script's:
+Empty masks are passed over, and instances of equal score go in the order given. An instance that is
+hidden altogether is discarded whatever `overlap` is: a segment has pixels. Thresholds that others
+use, and where their results differ from the official script's:
 
     the paper               found by a grid search (`search.py`), no `stuff_area`: 0 here
     the official script     0.5, 0.5, 64 * 64; with 0 it lists stuff segments without a pixel, which
@@ -159,7 +160,7 @@ def _claim_cropped(masks: np.ndarray, order: list[int], overlap: float) -> Disjo
         mask, place = masks[i][box], owner[box]
         free = mask & (place == 0)  # accepted masks own all their pixels, so the rest is free
         area, left = int(np.count_nonzero(mask)), int(np.count_nonzero(free))
-        if (area - left) / area > overlap:
+        if left == 0 or (area - left) / area > overlap:
             continue
         kept.append(i)
         areas.append(left)
@@ -179,7 +180,7 @@ def _claim_on_device(masks: Tensor, order: list[int], overlap: float) -> Disjoin
         free = masks[i] & (owner == 0)
         left = free.sum()
         hidden = (areas[i] - left).double() / areas[i].double()  # NaN for an empty mask
-        stays = hidden <= overlap
+        stays = (hidden <= overlap) & (left > 0)
         number = number + stays
         owner += free * (number * stays)
         accepted.append(stays)
@@ -244,7 +245,9 @@ def _paint_masks(
     return ids, segments
 
 
-def _segment(number: int, category: int, area: int) -> dict[str, Any]:
+def _segment(number: int, category: float, area: int) -> dict[str, Any]:
+    if category != int(category):
+        raise ValueError(f"label {category} is no category id: give whole numbers")
     return {"id": number, "category_id": int(category), "iscrowd": 0, "area": area}
 
 

@@ -23,8 +23,9 @@ def from_two_channel(
     """Ids (H, W) int32 and segments of pixels (H, W, 2), 0..255.
 
     void: the label of pixels outside of all classes. where: begins the message of the ValueError
-    that is raised for a label that is no category.
+    that is raised for a label that is no category, and where `void` is one.
     """
+    _require_void(void, categories, where)
     labels = pixels[..., 0].astype(np.int32)
     unknown = [c for c in present(labels) if c != void and c not in categories]
     if unknown:
@@ -56,8 +57,7 @@ def to_two_channel(
     Raises ValueError, beginning with `where`, for what does not fit into 8 bits: categories from
     256 on, or more than 255 instances of a class; and where `void` is a category.
     """
-    if void in categories or not 0 <= void <= 255:
-        raise ValueError(f"{where}: void={void} is a category or beyond 255: give another label")
+    _require_void(void, categories, where)
     pixels = np.zeros((*ids.shape, 3), np.uint8)
     pixels[..., 0] = void
     found, place = np.unique(ids, return_inverse=True)
@@ -75,6 +75,13 @@ def to_two_channel(
             )
         table[found == segment["id"]] = category.id, instance, 0
     return table[place.reshape(ids.shape)]
+
+
+def _require_void(void: int, categories: Mapping[int, Category], where: str) -> None:
+    if void in categories or not 0 <= void <= 255:
+        raise ValueError(
+            f"{where}: void={void} is a category or beyond 255: give void another label, such as 255"
+        )
 
 
 def read_two_channel(

@@ -103,6 +103,10 @@ def test_void_may_have_another_label():
     assert (from_two_channel(pixels, CATEGORIES, void=255)[0] > 0).tolist() == [[False, True]]
     with pytest.raises(ValueError, match=r"map: label 255 is neither a category nor void \(0\)"):
         from_two_channel(pixels, CATEGORIES)
+    zero = {0: Category(0, "wall", False), **CATEGORIES}
+    with pytest.raises(ValueError, match=r"map: void=0 is a category .*: give void another label"):
+        from_two_channel(pixels, zero)
+    assert (from_two_channel(pixels * 0, zero, void=255)[0] > 0).all()
     back = to_two_channel(IDS, SEGMENTS, CATEGORIES, void=255)
     assert back[0, 3].tolist() == [255, 0, 0]
     with pytest.raises(ValueError, match="void=7 is a category"):

@@ -69,7 +69,7 @@ def by_run_lengths(masks, scores, labels, stuff, *, confidence=0.5, overlap=0.5,
         if scores[i] < confidence or area == 0:
             continue
         shared = 0 if used is None else rle.area(rle.merge([used, codes[i]], intersect=True))
-        if shared / area > overlap:
+        if shared / area > overlap or shared == area:
             continue
         used = codes[i] if used is None else rle.merge([used, codes[i]])
         free = (rle.decode(codes[i]) == 1) & (ids == 0)
@@ -189,6 +189,16 @@ def test_a_limit_of_zero_lists_no_segment_without_pixels():
         assert (ids == 1).all()
 
 
+def test_an_instance_that_is_hidden_altogether_is_no_segment_at_an_overlap_of_1():
+    masks = np.zeros((3, 2, 4), bool)
+    masks[0, :, :3] = masks[1, :, 1:3] = masks[2, :, 2:] = True
+    scores, nothing = np.array([0.9, 0.8, 0.7]), np.full((2, 4), -1)
+    _, segments = merge(masks, scores, [1, 2, 3], nothing, overlap=1)
+    assert listed(segments) == [(1, 6), (3, 2)]
+    _, kept, areas = _claim_on_device(torch.from_numpy(masks), [0, 1, 2], 1.0)
+    assert (kept, areas) == ([0, 2], [6, 2])
+
+
 def test_label_0_is_any_thing_in_detectron2s_maps_and_a_class_elsewhere():
     semantic = np.array([[0, 0, 1], [1, 255, -1]])
     none = np.zeros((0, 2, 3), bool), np.zeros(0), []
@@ -251,6 +261,7 @@ def test_no_instances_and_no_pixels_give_no_segments():
         ({"scores": np.ones(7)}, "8 masks come with scores of shape"),
         ({"scores": np.full(8, np.nan)}, "score 0 is not a number"),
         ({"labels": [1]}, "8 masks come with 1 labels"),
+        ({"labels": np.full(8, 1.5)}, r"label 1\.5 is no category id"),
         ({"semantic": np.zeros((64, 96))}, "take the argmax"),
         ({"semantic": np.zeros((64, 95), int)}, r"the semantic map is \(64, 95\)"),
         ({"semantic": np.full((64, 96), 2**20)}, "the semantic map holds 1048576"),
