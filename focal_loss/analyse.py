@@ -27,7 +27,7 @@ POSITIVES, NEGATIVES = 100_000, 10_000_000  # samples of the paper's figure
 
 
 def load(folder: Path) -> tuple[RetinaNet, Config, list[int]]:
-    """The trained model of a run, its settings and its category ids, from the run's folder."""
+    """The trained model of a run, averaged where the run averages, its settings, its categories."""
     files = sorted(folder.glob("checkpoint-*.pt"))
     settings = folder / ".hydra" / "config.yaml"
     if not files or not settings.is_file():
@@ -36,7 +36,12 @@ def load(folder: Path) -> tuple[RetinaNet, Config, list[int]]:
     schema = OmegaConf.structured(Config)
     cfg: Config = typed(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
     model = RetinaNet(num_classes=len(parts["category_ids"]), **asdict(cfg.model))
-    print(checkpoint.load_matching(model, parts["model"]))
+    averaged = {  # AveragedModel's names
+        name.removeprefix("module."): value
+        for name, value in parts.get("average", {}).items()
+        if name.startswith("module.")
+    }
+    print(checkpoint.load_matching(model, averaged or parts["model"]))
     model.to(dist.device()).to(memory_format=torch.channels_last)
     return model.eval(), cfg, parts["category_ids"]
 

@@ -128,16 +128,44 @@ class Anchors:
                     boxes.append([-wide / 2, -tall / 2, wide / 2, tall / 2])
                 return torch.tensor(boxes)
 
+    def best_overlap(self, boxes: Tensor, sizes: Tensor) -> Tensor:  # (M,)
+        """Largest IoU of each of (M, 4) boxes with an anchor of its image.
+
+        sizes: (M, 2) padded height and width of the image that the box is in. Of the anchors of one
+        shape the one whose centre is nearest overlaps most, so the others are not looked at.
+        """
+        best = boxes.new_zeros(len(boxes))
+        centres = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]  # (M, 1, 2)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]  # (M, 1)
+        for level in range(self.levels[0], self.levels[1] + 1):
+            cell = self.cell(level).to(boxes)  # (a, 4)
+            size = sizes.flip(1)[:, None]  # (M, 1, 2) width, height
+            count = -(-size // 2**level)
+            step = size // count if self.mode == "torchvision" else torch.full_like(size, 2**level)
+            first = (cell[:, :2] + cell[:, 2:]) / 2 + self._start * step  # (M, a, 2)
+            number = ((centres - first) / step).round().clamp(min=0).minimum(count - 1)
+            anchors = cell + ((number + self._start) * step).repeat(1, 1, 2)  # (M, a, 4)
+            low = torch.maximum(anchors[..., :2], boxes[:, None, :2])
+            high = torch.minimum(anchors[..., 2:], boxes[:, None, 2:])
+            common = (high - low).clamp(min=0).prod(2)  # (M, a)
+            union = area + (cell[:, 2:] - cell[:, :2]).prod(1) - common
+            best = torch.maximum(best, (common / union).amax(1))
+        return best
+
+    @property
+    def _start(self) -> float:
+        """Place of the first cell's anchors in strides."""
+        return self.offset if self.mode == "exact" else 0.0
+
     def _level(self, level: int, grid: tuple[int, int], image: tuple[int, int]) -> Tensor:
         """(rows * columns * a, 4) anchors of one level."""
         rows, columns = grid
         down: float = 2**level  # pixels from row to row
         right = down
-        start = self.offset if self.mode == "exact" else 0.0
         if self.mode == "torchvision":  # 800 px over 13 rows of P6: 61, not 64
             down, right = image[0] // rows, image[1] // columns
-        y = (torch.arange(rows, dtype=torch.float32) + start) * down
-        x = (torch.arange(columns, dtype=torch.float32) + start) * right
+        y = (torch.arange(rows, dtype=torch.float32) + self._start) * down
+        x = (torch.arange(columns, dtype=torch.float32) + self._start) * right
         y, x = torch.meshgrid(y, x, indexing="ij")  # each (H, W)
         centres = torch.stack([x, y, x, y], 2)  # (H, W, 4)
         return (centres[:, :, None] + self.cell(level)).reshape(-1, 4)

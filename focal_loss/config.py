@@ -160,6 +160,7 @@ class Config:
     log_every: int = 20  # steps
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: only at the end
+    evaluate_images: int = 0  # then score the first so many, as AP_first_300, ...; 0: all, as AP
     only_evaluate: bool = False  # score `init`, or the folder's checkpoint, without training
     versus: dict[str, list[str]] = field(default_factory=dict)  # other settings trained beside it
     output_dir: str = "${hydra:runtime.output_dir}"
@@ -173,11 +174,20 @@ class Config:
         require_range("batch_size", self.batch_size, 1)
         require_range("lr", self.lr, 0)
         require_range("accumulate", self.accumulate, 1)
+        require_range("evaluate_images", self.evaluate_images, 0)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} "
                 "equal parts: choose a divisor."
             )
 
+
+# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+MAY_CHANGE = (
+    *("steps", "processes", "threads", "compile", "log_every", "save_every", "evaluate_every"),
+    *("evaluate_images", "only_evaluate", "test"),
+    *("data.root", "data.val", "data.test_short_side", "data.workers"),
+    *("data.bad_images", "data.strict"),  # the run stops at bad data, or goes on without it
+)
 
 ConfigStore.instance().store("schema", Config)

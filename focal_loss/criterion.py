@@ -4,7 +4,7 @@ Shapes: N images, A anchors, K classes, M objects of an image; boxes float ``x1,
 pixels of the input image; labels int64 from 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -39,14 +39,14 @@ class Assignment:
     box_divisor: Tensor
     images: int
 
-    def split(self, parts: int) -> Iterator["Assignment"]:
+    def split(self, parts: int) -> list["Assignment"]:
         """`parts` pieces of as many images each, whose losses add up to those of the batch."""
         if len(self.labels) % parts:
-            raise ValueError(f"{len(self.labels)} images cannot be split into {parts} equal parts.")
+            raise ValueError(f"{len(self.labels)} images cannot be cut into {parts} equal pieces.")
         names = ("labels", "match", "boxes", "class_divisor", "box_divisor")
         chunks = [getattr(self, name).chunk(parts) for name in names]
-        for piece in zip(*chunks, strict=True):
-            yield replace(self, **dict(zip(names, piece, strict=True)))
+        pieces = zip(*chunks, strict=True)
+        return [replace(self, **dict(zip(names, piece, strict=True))) for piece in pieces]
 
 
 class DetectionLoss(nn.Module):

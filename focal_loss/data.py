@@ -3,9 +3,10 @@
 N images of a batch, padded to one size (H, W); M boxes of an image, float xyxy in pixels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,19 +14,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common import dist, transforms
-from common.coco import CocoDataset, find_split
+from common.coco import Categories, CocoDataset, find_split
 from common.data import BadImages, eval_loader, train_loader
 from common.scenes import Scenes, World
-from focal_loss.config import Config
+from focal_loss.anchors import Anchors
+from focal_loss.config import Config, Loss
 from focal_loss.config import Data as DataConfig
 from focal_loss.config import Scenes as ScenesConfig
 from focal_loss.weights import Report
 
 
-def build(cfg: DataConfig, split: str, category_ids: Sequence[int] | None = None) -> "Detection":
+def build(
+    cfg: DataConfig, split: str, categories: Categories | Sequence[int] | None = None
+) -> "Detection":
     """The pictures of `split`, "train" or "val", with what that split does to them.
 
-    category_ids: the file's category of each label; by default the categories by rising id.
+    categories: those of the training set, which this split must follow, or their ids by label; by
+    default the file's own by rising id.
     """
     training = split == "train"
     if cfg.name == "scenes":
@@ -33,12 +38,14 @@ def build(cfg: DataConfig, split: str, category_ids: Sequence[int] | None = None
     else:
         name = cfg.train if training else cfg.val
         folders, files = find_split(cfg.root, name)
+        if categories is not None and not isinstance(categories, Categories):
+            categories = Categories(categories)
         source = CocoDataset(
             folders,
             files,
             keep_empty=not (training and cfg.skip_empty),
             strict=cfg.strict,
-            label_of={c: i for i, c in enumerate(category_ids)} if category_ids else None,
+            categories=categories,
         )
     return Detection(source, cfg, training)
 
@@ -79,6 +86,7 @@ class Detection(Dataset):
         self.source, self.cfg, self.training = source, cfg, training
         self.names: list[str] = source.names
         self.category_ids: list[int] = source.category_ids
+        self.categories = None if isinstance(source, Scenes) else source.categories
         self.files: Sequence[str] = source.files
         sides = cfg.short_side if training else [cfg.test_short_side]
         self.resize = transforms.Resize(sides, cfg.long_side) if cfg.resize else None
@@ -87,6 +95,12 @@ class Detection(Dataset):
 
     def __len__(self) -> int:
         return self.count
+
+    def first(self, count: int) -> "Detection":
+        """Its first `count` images; 0: all."""
+        part = copy(self)
+        part.count = min(self.count, count or self.count)
+        return part
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image, target = self.source[index]
@@ -104,11 +118,36 @@ class Detection(Dataset):
             "size": target["size"],
         }
 
-    def ground_truth(self) -> dict | Path:
-        """What `common.coco.evaluate` compares with: a COCO-format dict or its file."""
-        if isinstance(self.source, Scenes):
-            return self.source.coco()
-        return self.source.annotation_files[0]
+    def objects(self, most: int = 20_000) -> tuple[Tensor, Tensor]:
+        """Boxes (M, 4) of the objects of up to `most` images, in pixels of the resized images.
+
+        And the padded height and width (M, 2) of each one's image. No image is read; of several
+        scales the middle one is taken.
+        """
+        boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2).long()]
+        for index in range(0, len(self), -(-len(self) // most)):
+            scenes = isinstance(self.source, Scenes)
+            target = self.source[index][1] if scenes else self.source.target(index)
+            old = new = target["size"]
+            if self.resize:
+                sides = self.cfg.short_side
+                new = transforms.resized(old, sides[len(sides) // 2], self.cfg.long_side)
+            down, right = new[0] / old[0], new[1] / old[1]
+            own = target["boxes"][~target["iscrowd"]]
+            boxes.append(own * torch.tensor([right, down, right, down]))
+            padded = [-(-side // self.cfg.pad_multiple) * self.cfg.pad_multiple for side in new]
+            sizes.append(torch.tensor(padded).expand(len(own), 2))
+        return torch.cat(boxes), torch.cat(sizes)
+
+    def check_images(self) -> None:
+        """Open the header of each image of this process's share; ValueError for a wrong size."""
+        if not isinstance(self.source, Scenes):
+            for index in range(dist.rank(), len(self), dist.world_size()):
+                self.source.check_image(index)
+
+    def ground_truth(self) -> dict:
+        """What `common.coco.evaluate` compares with, in COCO's format."""
+        return self.source.coco() if isinstance(self.source, Scenes) else self.source.ground_truth()
 
 
 @dataclass
@@ -140,12 +179,6 @@ class Batch:
         ]
         return replace(self, images=images, targets=targets)
 
-    def split(self, parts: int) -> Iterator[tuple[Tensor, list[dict]]]:
-        """Images and targets in `parts` pieces of nearly equal size, for gradient accumulation."""
-        size = -(-len(self.targets) // parts)
-        for i in range(0, len(self.targets), size):
-            yield self.images[i : i + size], self.targets[i : i + size]
-
 
 class Collate:
     """Makes a `Batch` of (image, target) pairs; a class, so that spawned workers can have it."""
@@ -166,17 +199,46 @@ def require_pixels(cfg: DataConfig, report: Report) -> None:
     if dist.is_main():
         print(report)
     wants = report.wants
-    if wants.mean is None or (wants.bgr == cfg.bgr and list(wants.mean) == list(cfg.mean)):
+    if wants.mean is None or wants.std is None:
         return
-    mean, std = ("[" + ",".join(map(str, values or ())) + "]" for values in (wants.mean, wants.std))
+    pairs = zip((*wants.mean, *wants.std), (*cfg.mean, *cfg.std), strict=False)
+    if wants.bgr == cfg.bgr and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs):
+        return
+    mean, std = ("[" + ",".join(map(str, values)) + "]" for values in (wants.mean, wants.std))
     raise ValueError(
         f"{wants.source} wants other pixels than the data gives: set data.bgr={wants.bgr} "
         f"data.mean={mean} data.std={std}"
     )
 
 
+def report_unmatched(dataset: Detection, grid: Anchors, loss: Loss) -> None:
+    """Print how many of the training objects no anchor answers for, if there are any."""
+    boxes, sizes = dataset.objects()
+    best = grid.best_overlap(boxes, sizes)
+    least = {"none": loss.positive_iou, "d1": loss.negative_iou, "any": 0.0}[loss.low_quality]
+    count = int(((best < least) | (best == 0)).sum())
+    if not count:
+        return
+    advice = f"none overlaps them by an IoU of {least}; small ones need a smaller model.anchor_size"
+    if boxes.max() < 8:  # of the pixels of a resized image
+        advice = "boxes have to be in pixels, these seem to be in 0..1"
+    elif dataset.resize:
+        advice += " or a larger data.short_side"
+    print(f"{count:,} of {len(boxes):,} objects have no positive anchor: {advice}.")
+
+
 def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> Iterable[Batch]:
-    """The batches of this process in the steps after `start`, up to `stop`."""
+    """The batches of this process in the steps after `start`, up to `stop`.
+
+    Raises ValueError unless each batch can be cut into `accumulate` equal pieces a process.
+    """
+    world = dist.world_size()
+    if cfg.batch_size % (world * cfg.accumulate):
+        raise ValueError(
+            f"batch_size={cfg.batch_size} cannot be shared by processes={world} with "
+            f"accumulate={cfg.accumulate} equal pieces each: choose a multiple of "
+            f"{world * cfg.accumulate}."
+        )
     groups = None
     if cfg.data.aspect_groups:
         groups = dataset.source.aspect_groups()[: len(dataset)]

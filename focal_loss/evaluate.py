@@ -3,6 +3,7 @@
 N images of a batch, M detections of an image; boxes are xyxy in pixels of the original picture.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -16,29 +17,33 @@ from focal_loss.config import Config
 from focal_loss.detect import Detector
 from focal_loss.model import RetinaNet
 
+COLUMNS = ("AP", "AP50", "AP75")
 SHOWN = 0.5  # score from which a detection is drawn
 
 
 def evaluate(
-    model: RetinaNet, cfg: Config, category_ids: list[int], *, pictures: bool = False
+    model: RetinaNet, cfg: Config, dataset: data.Detection, *, pictures: bool = False
 ) -> dict[str, float]:
-    """AP, AP50, AP75, AP_small, ... in percent on the validation split, the same on every process.
+    """AP, AP50, AP75, AP_small, ... in percent on a validation set, the same on every process.
 
-    And `milliseconds` a picture from the padded batch to the detections, as in Table 1e.
-
-    category_ids: the data set's category of each of the model's labels.
-    With `pictures`, the main process also writes `detections.json` and `detections.png`.
+    And `milliseconds` an image from the padded batch to the detections, as in Table 1e. Figures of
+    sizes and classes that do not occur are left out. With `pictures`, the main process also writes
+    `detections.json` and `detections.png`.
     """
-    dataset = data.build(cfg.data, "val", category_ids)
     training = model.training
     model.eval()
-    found, seconds = [], 0.0
+    found: list[dict] = []
+    ids: list[int] = []
+    seconds = 0.0
     batches = data.validation_batches(dataset, cfg)
     for batch in tqdm(batches, "evaluate", leave=False, disable=None if dist.is_main() else True):
         batch = batch.to(dist.device())
         started = time.perf_counter()
-        found += detect(model, batch, cfg, category_ids)  # ends on the CPU, so a GPU is waited for
+        found += detect(
+            model, batch, cfg, dataset.category_ids
+        )  # ends on the CPU: all is waited for
         seconds += time.perf_counter() - started
+        ids += [target["image_id"] for target in batch.targets]
     model.train(training)
     detections = [d for part in dist.gather(found) for d in part]
     metrics = coco_eval.evaluate(
@@ -46,7 +51,10 @@ def evaluate(
         detections,
         backend=cfg.test.evaluator,
         per_class=cfg.test.per_class,
+        image_ids=[image for part in dist.gather(ids) for image in part],
     )
+    occurs = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    metrics = {name: metrics[name] for name in COLUMNS} | occurs
     metrics["milliseconds"] = 1000 * seconds * dist.world_size() / len(dataset)  # Table 1e
     if pictures and dist.is_main():
         folder = Path(cfg.output_dir)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import hydra
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -15,13 +15,12 @@ from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
+from common.options import Options
 from focal_loss import data, weights
-from focal_loss.config import Config
+from focal_loss.config import MAY_CHANGE, Config
 from focal_loss.criterion import DetectionLoss
-from focal_loss.evaluate import evaluate
+from focal_loss.evaluate import COLUMNS, evaluate
 from focal_loss.model import RetinaNet
-
-COLUMNS = ("AP", "AP50", "AP75")
 
 
 def train(cfg: Config) -> dict[str, float]:
@@ -32,7 +31,8 @@ def train(cfg: Config) -> dict[str, float]:
         torch.set_num_threads(cfg.threads)
     device = dist.device()
     training = data.build(cfg.data, "train")
-    data.build(cfg.data, "val", training.category_ids)  # its faults show now, not after training
+    validation = data.build(cfg.data, "val", training.categories)
+    validation.check_images()  # its faults show now, not after training
     model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
     if cfg.init:
         data.require_pixels(cfg.data, weights.initialise(model, cfg.init, training.category_ids))
@@ -52,45 +52,54 @@ def train(cfg: Config) -> dict[str, float]:
     )
     ema = get_ema_multi_avg_fn(cfg.ema)
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if cfg.ema else None
+    final = cast(RetinaNet, average.module) if average else model  # what is scored
     parts: dict[str, Any] = {"model": model, "criterion": criterion}
     parts |= {"optimizer": optimizer, "schedule": schedule}
     parts |= {"average": average} if average else {}
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
+    parts |= {"options": Options(cfg, MAY_CHANGE)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
     stop = start if cfg.only_evaluate else cfg.steps
     loader = data.training_batches(training, cfg, start, stop)
+    if dist.is_main() and not start and not cfg.only_evaluate:
+        data.report_unmatched(training, model.anchor_grid, cfg.loss)
     log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
     network = dist.wrap(cast(nn.Module, torch.compile(model)) if cfg.compile else model)
     for step, batch in enumerate(loader, start + 1):
         optimizer.zero_grad(set_to_none=True)
-        for images, targets in batch.to(device).split(cfg.accumulate):
+        batch = batch.to(device)
+        anchors = model.anchors(*batch.images.shape[-2:])  # (A, 4)
+        assigned = criterion.assignment(anchors, batch.targets)  # of the whole batch, Sec. 4
+        losses: dict[str, Tensor] = {}
+        pieces = assigned.split(cfg.accumulate)
+        for images, piece in zip(batch.images.chunk(cfg.accumulate), pieces, strict=True):
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
                 logits, offsets = network(images)  # (N, A, K), (N, A, 4)
-            anchors = model.anchors(*images.shape[-2:])  # (A, 4)
-            losses = criterion(logits, offsets, anchors, targets)  # Sec. 3, 4.1
-            require_finite(losses, step, batch.files)
-            (sum(losses.values()) / cfg.accumulate).backward()
+            share = criterion(logits, offsets, anchors, piece)  # Sec. 3, 4.1
+            require_finite(share, step, batch.files)
+            sum(share.values()).backward()
+            losses = {name: loss.detach() + losses.get(name, 0) for name, loss in share.items()}
         if cfg.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         if average:
             average.update_parameters(model)
-        log(step, force=step == 1, **losses, lr=schedule.get_last_lr()[0])
+        log(step, force=step == 1, **losses, lr=rate)
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)
         if stopping:
             log.close()
             dist.exit_preempted(step)
-        if cfg.evaluate_every and step % cfg.evaluate_every == 0 and step < cfg.steps:
-            log(step, force=True, **evaluate(model, cfg, training.category_ids))
+        if due(step, cfg):
+            log(step, force=True, **scored(final, cfg, validation))
 
-    final = cast(RetinaNet, average.module) if average else model
-    metrics = evaluate(final, cfg, training.category_ids, pictures=True)
+    metrics = evaluate(final, cfg, validation, pictures=True)
     log(cfg.steps, force=True, **metrics)
     log.close()
     result.write(
@@ -103,6 +112,21 @@ def train(cfg: Config) -> dict[str, float]:
     return metrics
 
 
+def due(step: int, cfg: Config) -> bool:
+    """Whether to score after `step`; the last one has its scores of all images anyway."""
+    if not cfg.evaluate_every or step % cfg.evaluate_every:
+        return False
+    return step < cfg.steps or cfg.evaluate_images > 0
+
+
+def scored(model: RetinaNet, cfg: Config, validation: data.Detection) -> dict[str, float]:
+    """Scores during training; those of the first images only have names that say so."""
+    metrics = evaluate(model, cfg, validation.first(cfg.evaluate_images))
+    if not cfg.evaluate_images:
+        return metrics
+    return {f"{name}_first_{cfg.evaluate_images}": metrics[name] for name in COLUMNS}
+
+
 def run(cfg: Config) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
     return result.recorded(train, cfg, columns=COLUMNS)
@@ -113,7 +137,8 @@ def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
     settings: Config = config.typed(cfg)
     if settings.versus:
-        versus.run_all(run, cfg, columns=COLUMNS, first="classification", curve="AP")
+        curve = f"AP_first_{settings.evaluate_images}" if settings.evaluate_images else "AP"
+        versus.run_all(run, cfg, columns=COLUMNS, first="classification", curve=curve)
     else:
         dist.launch(run, settings, settings.processes)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
 from focal_loss.anchors import Anchors
 
@@ -80,3 +81,23 @@ def test_anchors_are_remembered_and_usable_in_training_after_inference_mode():
         first = anchors(32, 32)
     assert anchors(32, 32) is first
     (first * torch.ones(1, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["exact", "torchvision", "detectron"])
+def test_the_best_overlap_of_a_box_is_the_largest_with_any_anchor(mode):
+    grid = Anchors(levels=(3, 5), mode=mode, offset=0.3 if mode == "exact" else 0.0)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((90, 150), (200, 64)):
+        low = torch.rand(200, 2, generator=generator) * torch.tensor([width, height])
+        side = 2 ** (torch.rand(200, 2, generator=generator) * 9 - 1)
+        boxes = torch.cat([low, low + side], 1)  # also beyond the image
+        sizes = torch.tensor([[height, width]]).expand(200, 2)
+        expected = box_iou(boxes, grid(height, width)).amax(1)
+        torch.testing.assert_close(grid.best_overlap(boxes, sizes), expected)
+
+
+def test_no_anchor_meets_a_box_of_3_pixels_and_one_its_own():
+    boxes = torch.tensor([[40.0, 40, 43, 43], [0.2, 0.3, 0.6, 0.9], [24, 24, 56, 56]])
+    best = Anchors().best_overlap(boxes, torch.tensor([[128, 128]]).expand(3, 2))
+    assert (best[:2] < 0.01).all()
+    assert best[2] == 1

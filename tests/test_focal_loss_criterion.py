@@ -298,8 +298,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(kind, normalizer):
 
 def test_a_batch_that_cannot_be_split_equally_is_refused():
     _, _, anchors, targets = batch(2, 0, 5)
-    with pytest.raises(ValueError, match="3 images cannot be split into 2 equal parts"):
-        next(DetectionLoss().assignment(anchors, targets).split(2))
+    with pytest.raises(ValueError, match="3 images cannot be cut into 2 equal pieces"):
+        DetectionLoss().assignment(anchors, targets).split(2)
 
 
 def mining_case(seed: int, positives: int = 60) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,14 +95,6 @@ def test_bgr_pixels_keep_0_to_255_as_caffe_weights_want(smoke):
     torch.testing.assert_close(got, image.flip(0).float() - torch.tensor(cfg.mean)[:, None, None])
 
 
-def test_splitting_a_batch_gives_all_images_once(smoke):
-    dataset = data.build(smoke.data, "val")
-    batch = data.Collate(smoke.data)([dataset[i] for i in range(5)])
-    parts = list(batch.split(2))
-    assert [len(images) for images, _ in parts] == [3, 2]
-    assert torch.equal(torch.cat([images for images, _ in parts]), batch.images)
-
-
 class Oracle(torch.nn.Module):
     """Gives the anchors that match an object a high logit and the exact offsets."""
 
@@ -140,7 +132,7 @@ def test_a_perfect_model_scores_100(smoke, tmp_path):
     dataset = data.build(cfg.data, "val")
     model = RetinaNet(num_classes=3, **asdict(cfg.model))
     oracle = Oracle(model, [dataset[i][1] for i in range(len(dataset))])
-    metrics = evaluate(oracle, cfg, dataset.category_ids, pictures=True)
+    metrics = evaluate(oracle, cfg, dataset, pictures=True)
     assert metrics["AP"] == pytest.approx(100)
     assert (tmp_path / "detections.png").stat().st_size > 1000
     assert json.loads((tmp_path / "detections.json").read_text())
@@ -149,7 +141,7 @@ def test_a_perfect_model_scores_100(smoke, tmp_path):
 def test_no_detection_at_all_scores_0(smoke):
     dataset = data.build(smoke.data, "val")
     model = RetinaNet(num_classes=3, **asdict(smoke.model))  # starts at p = 0.01 < 0.05
-    assert evaluate(model, smoke, dataset.category_ids)["AP"] == 0
+    assert evaluate(model, smoke, dataset)["AP"] == 0
     assert contact_sheet(dataset, [], smoke).dtype == torch.uint8
 
 
