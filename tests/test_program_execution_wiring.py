@@ -26,7 +26,7 @@ WORLD = BuiltIn(train_images=16, val_images=12, per_image=6, objects=[3, 4], fam
 def settings(stage: str, folder: Path) -> Config:
     """A run of `stage` in which no option has the value that it has by default."""
     every = {"steps": STEPS, "lr": LR, "batch_size": 12, "evaluate_every": 1, "schedule": "cosine"}
-    tune = Tune(**every, train="humans_train", val="humans_val", questions=60, update="pg")
+    tune = Tune(**every, train="trainB", val="valB", questions=60, update="pg")
     sizes = {"embedding": 8, "hidden": 16, "module_dim": 8, "classifier_proj": 8, "stem_layers": 1}
     network = Model(
         name="cnn_lstm" if stage == "baseline" else "iep",
@@ -50,7 +50,7 @@ def settings(stage: str, folder: Path) -> Config:
         save_every=2,
         output_dir=str(folder),
         data=Data(
-            *("builtin", "", "train", "val", ["humans_val"]),
+            *("builtin", "", "train", "val", ["valB"]),
             workers=0,
             builtin=WORLD,
             programs=70,
@@ -97,12 +97,12 @@ def by_hand(cfg: Config):
     stage, options = cfg.stage, cfg.of_stage()
     learn, choose, asked = "train", "val", 0
     if stage == "tune":
-        learn, choose, asked = "humans_train", "humans_val", 60
+        learn, choose, asked = "trainB", "valB", 60
     words = data.vocabulary_of(cfg.data, "train", learn)
     training = data.build(replace(cfg.data, questions=asked), learn, words, training=True)
     if stage == "pg":
         training = data.known(training, 70, "random", cfg.seed)
-    sets = {split: data.build(cfg.data, split, words) for split in ("val", "humans_val")}
+    sets = {split: data.build(cfg.data, split, words) for split in ("val", "valB")}
     chosen = sets[choose].subset(np.arange(50))
     torch.manual_seed(cfg.seed)
     network = build(cfg, training)
