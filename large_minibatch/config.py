@@ -119,7 +119,7 @@ class Solver:
 class Norm:
     """Batch normalisation, Sec. 2.3."""
 
-    kind: str = "ghost"  # ghost: groups of `group` | worker: all of a process | sync: all processes
+    kind: str = "ghost"  # ghost: groups of `group` | worker: a process's forward | sync: all's
     group: int = 32  # n, images that share their statistics: part of the loss
     running: str = "mean"  # mean | first | sequential: what several groups add to the buffers
     evaluate: str = "mean"  # mean | rank0 | precise: whose statistics the evaluation uses
@@ -188,5 +188,14 @@ class Config:
                 "allreduce=halving_doubling with them."
             )
 
+
+# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+MAY_CHANGE = (
+    *("epochs", "processes", "threads", "compile", "log_every", "save_every", "evaluate_every"),
+    *("only_evaluate", "median_of", "norm.evaluate", "norm.precise_batches"),
+    *("allreduce", "overlap", "per_server"),  # the same sums
+    *("data.root", "data.val", "data.evaluated", "data.resize", "data.workers", "data.in_memory"),
+    "data.bad_images",  # the run stops at a bad image, or goes on without it
+)
 
 ConfigStore.instance().store("schema", Config)
