@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.coco import CocoDataset, find_split, has_split
+from common.coco import Categories, CocoDataset, find_split, has_split
 from common.images import ImageFolder, image_size
 
 KINDS = ("coco", "coco_format", "image_folder")
+SMALL = 64  # square pixels, as of a box of 8 x 8
 
 
 def check(
@@ -39,21 +40,30 @@ def check(
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
     if kind == "image_folder":
-        return _check_folder(root, decode)
-    found = list(splits or _splits(kind, Path(root), annotations))
-    label_of = None
-    for split in found:
-        folders, files = find_split(root, split, kind=annotations)
-        print(f"\n{split}: {', '.join(map(str, files))}")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            dataset = CocoDataset(folders, files, kind=annotations, label_of=label_of)
-        for warning in caught:
-            print(f"warning: {warning.message}")
-        label_of = dataset.label_of
-        _describe(dataset)
-        _open_all(dataset, decode)
-    print("\nno fault found")
+        _check_folder(root, decode)
+    else:
+        categories = None
+        for split in splits or _splits(kind, Path(root), annotations):
+            categories = _check_split(root, split, annotations, categories, decode)
+    print("\nno fault found" + ("" if decode else "; damaged pixels show with --decode only"))
+
+
+def _check_split(
+    root: str | Path, split: str, kind: str, categories: Categories | None, decode: bool
+) -> Categories:
+    """Look through one split, which must follow `categories` of the one before; its own."""
+    folders, files = find_split(root, split, kind=kind)
+    print(f"\n{split}: {', '.join(map(str, files))}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = CocoDataset(folders, files, kind=kind, categories=categories)
+    for warning in caught:
+        print(f"warning: {warning.message}")
+    _describe(dataset)
+    if split.startswith("train") and not len(dataset.sides()):
+        raise ValueError(f"{dataset.where} has nothing to train on: no instance but crowds")
+    _open_all(dataset, decode)
+    return dataset.categories
 
 
 def _splits(kind: str, root: Path, annotations: str) -> list[str]:
@@ -78,6 +88,12 @@ def _describe(dataset: CocoDataset) -> None:
     for label, (category, name) in enumerate(zip(dataset.category_ids, dataset.names, strict=True)):
         n, c = per_class[label].tolist()
         print(f"{label:>5} {category:>6}  {name:<30} {n:>8} {c:>8}")
+    areas = dataset.sides().prod(1)
+    if (areas < SMALL).any():
+        print(
+            f"{(areas < SMALL).sum()} of {len(areas)} objects are smaller than {SMALL} square "
+            "pixels: a detector's anchors may meet none of them"
+        )
 
 
 def _check_folder(root: str | Path, decode: bool) -> None:
@@ -87,22 +103,18 @@ def _check_folder(root: str | Path, decode: bool) -> None:
     for label, name in enumerate(dataset.classes):
         print(f"{label:>5}  {name:<30} {counts[label]:>8}")
     _open_all(dataset, decode)
-    print("\nno fault found")
 
 
 def _open_all(dataset: CocoDataset | ImageFolder, decode: bool) -> None:
-    """Open every picture; compare its height and width with those listed, if they are."""
-    bar = tqdm(dataset.files, desc="decoding" if decode else "opening", unit="file", disable=None)
-    for i, file in enumerate(bar):
+    """Open every image; compare its height and width with those listed, if they are."""
+    doing = "decoding" if decode else "opening"
+    for i in tqdm(range(len(dataset)), doing, unit="file", disable=None):
         if decode:
             dataset[i]
-            continue
-        found = image_size(file)
-        listed = dataset.sizes[i].tolist() if isinstance(dataset, CocoDataset) else found
-        if sorted(found) != sorted(listed):  # an EXIF tag may exchange them
-            raise ValueError(
-                f"{file} is {found[1]} x {found[0]} pixels, but listed as {listed[1]} x {listed[0]}"
-            )
+        elif isinstance(dataset, CocoDataset):
+            dataset.check_image(i)
+        else:
+            image_size(dataset.files[i])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,9 @@
 
 M instances of an image, J keypoints. Boxes in the files are x, y, width, height; here they are
 float32 x1, y1, x2, y2 in pixels. Category ids of a file may have gaps, any order and a 0; labels
-are their ranks 0, 1, 2, ... (`label_of`). Files are read whole, checked once, and kept as arrays,
-so a set of 118k pictures is small in memory and cheap to hand to loader processes.
+are their ranks 0, 1, 2, ... (`label_of`). Joints in the files count pixel centres from 0; here they
+are continuous, as boxes are: a pixel's centre is at + 0.5. Files are read whole, checked once, and
+kept as arrays, so a set of 118k images is small in memory and cheap to hand to loader processes.
 """
 
 import pickle
@@ -13,16 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common import coco_files
-from common.coco_eval import evaluate, save_results, to_coco
-from common.coco_files import find_split, has_split
-from common.images import UnreadableImage, read_image
+from common.coco_checks import (
+    Categories,
+    category_names,
+    check_same_categories,
+    read_annotations,
+)
+from common.coco_eval import evaluate, save_results, sound_truth, to_coco
+from common.coco_files import find_split, has_split, without_collector
+from common.coco_instances import find_instances
+from common.images import UnreadableImage, image_size, read_image
+from common.masks import decode_mask
 
 __all__ = [
+    "Categories",
     "CocoDataset",
     "decode_mask",
     "evaluate",
@@ -37,20 +45,20 @@ Paths = str | Path | Sequence[str | Path]
 
 
 class CocoDataset(Dataset):
-    """Pictures and instances of one or several COCO-format files.
+    """Images and instances of one or several COCO-format files.
 
     Items are (image uint8 (3, H, W), target) after `transforms(image, target)`. The target holds
     boxes float32 (M, 4), labels int64 (M,), iscrowd bool (M,), area float32 (M,) in square pixels,
     image_id int, file str and size (H, W) as listed; by `kind` ("boxes", "masks", "keypoints") also
-    masks bool (M, H, W) or keypoints float32 (M, J, 3): x, y, visibility 0, 1 or 2 as in the file.
+    masks bool (M, H, W) or keypoints float32 (M, J, 3): x, y, visibility 0, 1 or 2.
 
     root_images, annotation_file: a path each, or as many of both (`find_split` gives them).
-    label_of: category id -> label of the training set, where this set must follow it.
-    keep_empty: False leaves out pictures without an instance that is not a crowd.
+    categories: those of the training set, where this set must follow it.
+    keep_empty: False leaves out images without an instance that is not a crowd.
     strict: raise on bad instances, where else all are dropped or clipped with one warning.
 
     Attributes: ids (N,), files (N,), sizes (N, 2) height and width, label_of, category_ids and
-    names by label, problems (kind of bad instance -> count), annotation_files.
+    names by label, categories, problems (kind of bad instance -> count), annotation_files.
     """
 
     def __init__(
@@ -60,7 +68,7 @@ class CocoDataset(Dataset):
         *,
         kind: str = "boxes",
         transforms: Callable[[Tensor, Target], tuple[Any, Any]] | None = None,
-        label_of: dict[int, int] | None = None,
+        categories: Categories | None = None,
         keep_empty: bool = True,
         strict: bool = False,
     ) -> None:
@@ -70,56 +78,64 @@ class CocoDataset(Dataset):
         roots, self.annotation_files = _paths(root_images), _paths(annotation_file)
         if len(roots) != len(self.annotation_files):
             raise ValueError(f"{len(roots)} image folders, {len(self.annotation_files)} files")
-        with coco_files.without_collector():
-            self._load(roots, label_of, strict)
+        self.where = ", ".join(map(str, self.annotation_files))
+        with without_collector():
+            content = read_annotations(self.annotation_files, roots)
+            self._label(content["categories"], categories)
+            self._load(content, strict)
         self._serve(keep_empty)
 
-    def _load(self, roots: list[Path], label_of: dict[int, int] | None, strict: bool) -> None:
-        """Read the files; keep what is needed of them as arrays."""
-        content = coco_files.read_annotations(self.annotation_files, roots)
-        where = ", ".join(map(str, self.annotation_files))
-        names = coco_files.category_names(content["categories"], where)
-        self.label_of = label_of or {category: label for label, category in enumerate(names)}
-        self.category_ids = sorted(self.label_of, key=self.label_of.__getitem__)
+    def _label(self, entries: list[dict], categories: Categories | None) -> None:
+        """Number the categories: by rising id, or as in the training set."""
+        names = category_names(entries)
+        categories = categories or Categories(list(names), list(names.values()), self.where)
+        check_same_categories(names, self.where, categories.by_id(), categories.where)
+        names |= categories.by_id()
+        self.category_ids = list(categories.ids)
+        self.label_of = {category: label for label, category in enumerate(self.category_ids)}
         self.names = [names.get(category, str(category)) for category in self.category_ids]
-        images = content["images"]
+        self.categories = Categories(self.category_ids, self.names, categories.where)
+
+    def _load(self, content: dict[str, list[dict]], strict: bool) -> None:
+        """Arrays over all images, and over all sound instances, sorted by image."""
+        images, annotations = content["images"], content["annotations"]
         self.ids = np.array([i["id"] for i in images], np.int64)
         self.files = np.array([i["file_name"] for i in images], str)
         sizes = [(i["height"], i["width"]) for i in images]
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self._load_instances(content, where, strict)
-
-    def _load_instances(self, content: dict[str, list[dict]], where: str, strict: bool) -> None:
-        """Arrays over all sound instances, sorted by image."""
-        annotations = content["annotations"]
-        coco_files.check_references(annotations, self.ids.tolist(), self.label_of, where)
-        position = {image: i for i, image in enumerate(self.ids.tolist())}
-        image = np.array([position[a["image_id"]] for a in annotations], np.int64)
-        xywh = coco_files.numbers(annotations, "bbox", 4)
-        boxes, problems = coco_files.check_boxes(xywh, self.sizes[image])
-        masks: list[bytes] = []
-        if self.kind == "masks":
-            masks, bad = coco_files.check_masks(annotations, self.sizes[image], where)
-            problems |= bad
-        keep = coco_files.report(problems, [a.get("id") for a in annotations], where, strict)
-        self.problems = {name: int(bad.sum()) for name, bad in problems.items() if bad.any()}
-        order = np.flatnonzero(keep)
-        order = order[np.argsort(image[order], kind="stable")]
-        self._image = image[order]
-        self._boxes = boxes[order].astype(np.float32)
-        labels = np.array([self.label_of[a["category_id"]] for a in annotations], np.int64)
-        self._labels = labels[order]
-        self._crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)[order]
-        area = coco_files.numbers(annotations, "area", 1)[order, 0].astype(np.float32)
-        box_area = (self._boxes[:, 2:] - self._boxes[:, :2]).prod(1)
-        self._area = np.where(np.isfinite(area), area, box_area)
+        unknown = next((a for a in annotations if a["category_id"] not in self.label_of), None)
+        if unknown:
+            raise ValueError(
+                f"{self.where}: annotation {unknown.get('id')} of image {unknown['image_id']} is "
+                f"of category {unknown['category_id']}, which {self.categories.where} has not: "
+                f"it has {sorted(self.label_of)}"
+            )
+        found = find_instances(content, self.where, kind=self.kind, strict=strict)
+        self.problems, self._image, self._crowd = found.problems, found.image, found.crowd
+        labels = [self.label_of[annotations[i]["category_id"]] for i in found.position]
+        self._labels = np.array(labels, np.int64)
+        self._area = found.area.astype(np.float32)
+        limit = self.sizes[found.image][:, ::-1]  # width, height
+        low, high = found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]
+        boxes = np.concatenate([low.clip(0), np.minimum(high, limit)], 1)
+        self._boxes = boxes.astype(np.float32)
+        self._refuse_shares()
         if self.kind == "keypoints":
-            points = coco_files.check_keypoints(annotations, content["categories"], where)
-            self._keypoints = points[order]
+            seen = found.keypoints[..., 2:] > 0
+            points = found.keypoints + np.where(seen, [0.5, 0.5, 0], 0)
+            self._keypoints = points.astype(np.float32)
         elif self.kind == "masks":  # one buffer: Python lists would be copied into every worker
-            pieces = [masks[i] for i in order]
+            pieces = [pickle.dumps(segmentation) for segmentation in found.segmentations]
             self._mask_stop = np.cumsum([len(p) for p in pieces], dtype=np.int64)
             self._masks = np.frombuffer(b"".join(pieces), np.uint8)
+
+    def _refuse_shares(self) -> None:
+        """Raise ValueError where the boxes are shares of the image, as in YOLO's files."""
+        if len(self._boxes) and self._boxes.max() <= 1:
+            raise ValueError(
+                f"{self.where}: all {len(self._boxes)} boxes lie between 0 and 1, so they seem to "
+                "be shares of the image: multiply them by its width and height"
+            )
 
     def _serve(self, keep_empty: bool) -> None:
         """Where each picture's instances start and stop; which pictures are served."""
@@ -166,6 +182,33 @@ class CocoDataset(Dataset):
             masks[i] = decode_mask(segmentation, height, width)
         return torch.from_numpy(masks)
 
+    def ground_truth(self) -> dict[str, Any]:
+        """What `evaluate` compares with: the instances of the files that are served here.
+
+        The files are read anew: their numbers have more digits than the arrays here.
+        """
+        content = read_annotations(self.annotation_files)
+        truth = sound_truth(content, self.where, kind=self.kind, quiet=True)
+        listed = {entry["id"] for entry in truth["categories"]}
+        truth["categories"] += [
+            {"id": category, "name": name}
+            for category, name in zip(self.category_ids, self.names, strict=True)
+            if category not in listed
+        ]
+        return truth
+
+    def check_image(self, index: int) -> None:
+        """Open the header of an image; UnreadableImage unless it has its listed size."""
+        path, (height, width) = str(self.files[index]), self.sizes[index].tolist()
+        stored = image_size(path)
+        if stored != (height, width) and image_size(path, exif=True) != (height, width):
+            raise _other_size(path, stored, (height, width))
+
+    def sides(self) -> np.ndarray:
+        """Width and height (M, 2) in pixels of all instances served that are not crowds."""
+        kept = np.isin(self._image, np.flatnonzero(self._served)) & ~self._crowd
+        return self._boxes[kept, 2:] - self._boxes[kept, :2]
+
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances per picture (N,), and instances and crowds among them per label (K, 2)."""
         per_image = self._stop - self._start
@@ -186,26 +229,18 @@ def _paths(paths: Paths) -> list[Path]:
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Mask bool (H, W) of polygons [[x1, y1, x2, y2, ...], ...] or of a run-length dict."""
-    if isinstance(segmentation, list):
-        code = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = rle.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    return rle.decode(code).astype(bool)
-
-
 def _read_as_listed(path: str, size: tuple[int, int]) -> Tensor:
-    """The picture (3, H, W) in its listed size: turned by its EXIF tag or, where that fits, not."""
+    """The image (3, H, W) in its listed size: turned by its EXIF tag or, where that fits, not."""
     image = read_image(path)
     if image.shape[1:] != size:
         image = read_image(path, exif=False)
     if image.shape[1:] != size:
-        height, width = image.shape[1:]
-        raise UnreadableImage(
-            f"{path} is {width} x {height} pixels, but listed as {size[1]} x {size[0]}: replace "
-            "the file or correct its entry"
-        )
+        raise _other_size(path, image.shape[1:], size)
     return image
+
+
+def _other_size(path: str, found: Sequence[int], listed: Sequence[int]) -> UnreadableImage:
+    return UnreadableImage(
+        f"{path} is {found[1]} x {found[0]} pixels, but listed as {listed[1]} x {listed[0]}: "
+        "replace the file or correct its entry"
+    )

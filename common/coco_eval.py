@@ -1,12 +1,12 @@
 """The official COCO evaluation behind one function, and detections in its format.
 
-M detections of an image, J keypoints. Metrics are percent.
+M detections of an image, J keypoints. Metrics are percent. In the results format joints count pixel
+centres from 0; a model's are continuous, a pixel's centre at + 0.5 (see `coco`).
 """
 
 import contextlib
 import io
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +19,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from common import coco_files
+from common.coco_checks import category_names, check_structure, read_annotations, shown
+from common.coco_files import without_collector
+from common.coco_instances import find_instances
+from common.masks import check_segmentation
+
+SHAPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # kind -> of `CocoDataset`
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind -> key compared
 
 
 def to_coco(
@@ -35,7 +41,8 @@ def to_coco(
     """Detections of one image in the results format of COCO.
 
     boxes: (M, 4) x1, y1, x2, y2 in pixels of the original image; scores, labels: (M,);
-    category_ids: label -> id of the file; masks: bool (M, H, W); keypoints: (M, J, 3).
+    category_ids: label -> id of the file; masks: bool (M, H, W); keypoints: (M, J, 3)
+    continuous x, y, and visibility or score.
     """
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
     detections: list[dict[str, Any]] = [
@@ -47,7 +54,10 @@ def to_coco(
             code = rle.encode(np.asfortranarray(masks[i].cpu().numpy().astype(np.uint8)))
             detection["segmentation"] = code | {"counts": code["counts"].decode()}
         if keypoints is not None:
-            detection["keypoints"] = keypoints[i].flatten().tolist()
+            points = keypoints[i].double().cpu()
+            seen = points[:, 2:] > 0  # a joint that is not given stays 0, 0, 0
+            points[:, :2] -= torch.where(seen, 0.5, 0.0)
+            detection["keypoints"] = points.flatten().tolist()
     return detections
 
 
@@ -95,11 +105,12 @@ def evaluate(
     sigmas: fall-off of each keypoint, needed unless there are COCO's 17. image_ids: only these.
     backend: "pycocotools", or "faster" (faster-coco-eval: the same numbers sooner).
     """
-    if kind not in ("bbox", "segm", "keypoints"):
+    if kind not in SHAPES:
         raise ValueError(f"kind is {kind!r}: choose 'bbox', 'segm' or 'keypoints'")
+    where = "the ground truth"
     if isinstance(ground_truth, str | Path):
-        ground_truth = coco_files.read_json(ground_truth)
-    truth = _sound_truth(ground_truth, kind)
+        where, ground_truth = str(ground_truth), read_annotations([ground_truth])
+    truth = sound_truth(ground_truth, where, kind=SHAPES[kind])
     _check_detections(detections, truth, kind)
     if kind == "keypoints":
         sigmas = _sigmas(truth, sigmas)
@@ -120,77 +131,93 @@ def evaluate(
     return _summary(evaluation, truth["categories"], kind, per_class)
 
 
-def _sound_truth(content: Any, kind: str) -> dict[str, Any]:
-    """A copy that pycocotools can evaluate: ids from 1 (0 means "unmatched" to it), no gaps."""
-    for key in ("images", "annotations", "categories"):
-        if key not in content:
-            raise ValueError(f"the ground truth has no list `{key}`: it is not in COCO format")
-    annotations = content["annotations"]
-    categories = coco_files.category_names(content["categories"], "the ground truth")
-    images = [image["id"] for image in content["images"]]
-    coco_files.refuse_repeated(images, "image id of the ground truth")
-    coco_files.check_references(annotations, images, categories, "the ground truth")
-    needed = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[kind]
-    for a in annotations:
-        if not a.get(needed) and not (kind == "keypoints" and a.get("iscrowd")):
-            raise ValueError(f"annotation {a.get('id')} of the ground truth has no `{needed}`")
-        if kind == "bbox" and len(a["bbox"]) != 4:
-            raise ValueError(f"annotation {a.get('id')} of the ground truth: bbox {a['bbox']}")
-    joints = _joints(annotations)
-    return {
-        "info": {},
-        "images": content["images"],
-        "categories": [
-            {**entry, "name": categories[entry["id"]]} for entry in content["categories"]
-        ],
-        "annotations": [_sound_annotation(a, i, joints) for i, a in enumerate(annotations, 1)],
-    }
+@without_collector()
+def sound_truth(
+    content: Any, where: str = "the ground truth", *, kind: str, quiet: bool = False
+) -> dict[str, Any]:
+    """A copy with the sound instances only, as pycocotools can evaluate it.
+
+    kind: "boxes", "masks" or "keypoints", as of `CocoDataset`, which drops the same instances. What
+    is dropped is told in one warning, unless quiet. Annotations are numbered from 1, as 0 means "no
+    match" to pycocotools. Raises ValueError for what cannot be used at all.
+    """
+    check_structure(content, where)
+    found = find_instances(content, where, kind=kind, quiet=quiet)
+    annotations = []
+    columns = zip(
+        found.position.tolist(),
+        found.xywh.tolist(),
+        found.crowd.astype(int).tolist(),
+        found.area.tolist(),
+        strict=True,
+    )
+    for i, (position, box, crowd, area) in enumerate(columns):
+        entry = content["annotations"][position]
+        sound = {"id": i + 1, "bbox": box, "iscrowd": crowd, "area": area}
+        sound |= {key: entry[key] for key in ("image_id", "category_id")}
+        if kind == "masks":
+            sound["segmentation"] = found.segmentations[i]
+        elif kind == "keypoints":
+            points = found.keypoints[i]
+            sound["keypoints"] = points.flatten().tolist()
+            sound["num_keypoints"] = int((points[:, 2] > 0).sum())
+        annotations.append(sound)
+    names = category_names(content["categories"])
+    categories = [{**c, "name": names[c["id"]]} for c in content["categories"]]
+    images = content["images"]
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
-def _sound_annotation(annotation: dict[str, Any], number: int, joints: int) -> dict[str, Any]:
-    box = annotation.get("bbox", [0, 0, 0, 0])
-    absent = {"iscrowd": 0, "area": box[2] * box[3], "keypoints": [0] * 3 * joints}
-    sound = absent | annotation | {"id": number}
-    sound.setdefault("num_keypoints", sum(v > 0 for v in sound["keypoints"][2::3]))
-    return sound
-
-
-def _joints(annotations: list[dict]) -> int:
-    """J of the first annotation with keypoints; 17, as in COCO, without one."""
-    return next((len(a["keypoints"]) // 3 for a in annotations if a.get("keypoints")), 17)
-
-
-def _check_detections(detections: list[dict], truth: dict[str, Any], kind: str) -> None:
+def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None:
+    """Raise ValueError for the first detection that cannot be compared."""
+    if not isinstance(detections, list):
+        raise ValueError(f"the detections are {shown(detections)}, not a list")
     images = {image["id"]: image for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
-    field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[kind]
     for i, d in enumerate(detections):
-        where = f"detection {i} (image {d.get('image_id')})"
-        if d.get("image_id") not in images:
-            raise ValueError(f"{where}: the ground truth has no such image")
-        if d.get("category_id") not in categories:
-            raise ValueError(f"{where}: the ground truth has no category {d.get('category_id')}")
-        if not _finite([d.get("score")]):
-            raise ValueError(f"{where}: its score is {d.get('score')}, not a finite number")
-        if d.get(field) is None or not len(d[field]):
-            raise ValueError(f"{where} has no `{field}`, which kind={kind!r} compares")
-        if kind != "segm" and not _finite(d[field]):
-            raise ValueError(f"{where}: its {field} is not finite: {d[field]}")
-        if kind == "segm" and not _fits(d[field], images[d["image_id"]]):
-            raise ValueError(f"{where}: its segmentation is no run lengths of the image's size")
-        if kind == "bbox" and (len(d[field]) != 4 or min(d[field][2:]) < 0):
-            raise ValueError(f"{where}: its bbox is no x, y, width, height: {d[field]}")
+        if not isinstance(d, dict):
+            raise ValueError(f"detection {i} is {shown(d)}, not an object {{...}}")
+        fault = _fault(d, images, categories, kind)
+        if fault:
+            raise ValueError(f"detection {i} (image {shown(d.get('image_id'))}): {fault}")
+
+
+def _fault(d: dict, images: dict[int, dict], categories: set[int], kind: str) -> str | None:
+    """What is wrong with a detection, None if nothing is."""
+    field = FIELDS[kind]
+    shape = d.get(field)
+    if not _is_id(d.get("image_id")) or d["image_id"] not in images:
+        return "the ground truth has no such image"
+    if not _is_id(d.get("category_id")) or d["category_id"] not in categories:
+        return f"the ground truth has no category {shown(d.get('category_id'))}"
+    if not _finite([d.get("score")]):
+        return f"its score is {shown(d.get('score'))}, not a finite number"
+    if kind == "segm":
+        image = images[d["image_id"]]
+        polygons = isinstance(shape, list) and bool(shape)
+        fault = check_segmentation(shape, image["height"], image["width"])
+        return "it has polygons, not run lengths" if polygons else fault and f"it {fault}"
+    if not isinstance(shape, list | tuple) or not shape:
+        return f"it has no `{field}`, which kind={kind!r} compares"
+    if not _finite(shape):
+        return f"its {field} is not finite: {shown(shape)}"
+    if kind == "bbox" and (len(shape) != 4 or min(shape[2:]) < 0):
+        return f"its bbox is no x, y, width, height: {shown(shape)}"
+    return None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _finite(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, int | float | np.number) and math.isfinite(v) for v in values)
+    """Whether all are numbers that a float can hold."""
+    return all(isinstance(v, int | float | np.number) and -1e300 < v < 1e300 for v in values)
 
 
-def _fits(segmentation: Any, image: dict[str, Any]) -> bool:
-    """Whether a mask is compressed run lengths of the image's size."""
-    if not isinstance(segmentation, dict) or type(segmentation.get("counts")) not in (str, bytes):
-        return False
-    return list(segmentation.get("size", ())) == [image["height"], image["width"]]
+def _joints(annotations: list[dict]) -> int:
+    """J of the annotations; 17, as in COCO, without one."""
+    return len(annotations[0]["keypoints"]) // 3 if annotations else 17
 
 
 def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[float] | None:
@@ -203,8 +230,8 @@ def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[f
 
 def _results(detections: list[dict], kind: str) -> list[dict]:
     """Copies with the one shape that `kind` compares, so that its area is that shape's."""
-    shape = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[kind]
-    return [{k: d[k] for k in ("image_id", "category_id", "score", shape)} for d in detections]
+    kept = ("image_id", "category_id", "score", FIELDS[kind])
+    return [{key: d[key] for key in kept} for d in detections]
 
 
 def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> Any:

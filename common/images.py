@@ -1,7 +1,8 @@
-"""Reading pictures of any common kind as RGB, and folders of them sorted into classes."""
+"""Reading images of any common kind as RGB, and folders of them sorted into classes."""
 
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,17 @@ from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
+# An image of more pixels is refused: decoded, it would take a gigabyte. Pillow's own limit lies at
+# 179 million, from 89 million on it warns.
+MAX_PIXELS = 2**26
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 class UnreadableImage(ValueError):
-    """A file that is no readable picture; the message names the file."""
+    """A file that is no readable image; the message names the file."""
 
+
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on height and width are exchanged
 
 # What Pillow raises for damaged files of one kind or another.
 _DAMAGE = (
@@ -29,30 +37,41 @@ _DAMAGE = (
 
 
 def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
-    """Picture as uint8 (3, H, W) RGB, turned upright by its EXIF tag unless `exif` is false.
+    """Image as uint8 (3, H, W) RGB, turned upright by its EXIF tag unless `exif` is false.
 
     Grey is repeated, 16 bits become 8, CMYK and palettes are converted, alpha is dropped. The
     format is recognised by content, not by name. Raises UnreadableImage, naming the file.
     """
     # Pillow, as torchvision.io is deprecated from 0.29 on.
-    with _opened(path) as image:
+    with open_image(path) as image:
         array = np.array(_rgb(ImageOps.exif_transpose(image) if exif else image))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width as stored, from the header alone. Raises UnreadableImage."""
-    with _opened(path) as image:
-        return image.height, image.width
+def image_size(path: str | Path, *, exif: bool = False) -> tuple[int, int]:
+    """Height and width from the header alone: as stored, or with `exif` once turned upright.
+
+    Raises UnreadableImage.
+    """
+    with open_image(path) as image:
+        turned = exif and image.getexif().get(_ORIENTATION, 1) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An open picture; whatever fails while it is open becomes UnreadableImage."""
-    if not os.path.isfile(path):
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """An open image of at most `MAX_PIXELS`; any failure becomes UnreadableImage."""
+    if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist: check the data set's folder")
     try:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise OSError("it is not a regular file")
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"its {image.width} x {image.height} pixels are more than "
+                    f"common.images.MAX_PIXELS = {MAX_PIXELS}"
+                )
             yield image
     except _DAMAGE as error:
         raise UnreadableImage(
@@ -62,12 +81,12 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB version of a picture of any mode."""
+    """8-bit RGB version of an image of any mode."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image).astype(np.int64)
         if values.max(initial=0) > 65535 or values.min(initial=0) < 0:
             raise ValueError("its pixels have more than 16 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))  # 65535 / 255 = 257
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257
     elif image.mode == "F":
         raise ValueError("its pixels are 32-bit floats")
     elif image.mode == "P":
@@ -76,15 +95,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFolder(Dataset):
-    """Pictures in one folder per class: root/class/.../file, classes numbered by sorted name.
+    """Images in one folder per class: root/class/.../file, classes numbered by sorted name.
 
-    Items are (picture uint8 (3, H, W), label); `transform` is applied to the picture. `files`,
-    `labels` and `classes` hold what was found. Names that start with a dot are left out.
+    Items are (image uint8 (3, H, W), label); `transform` is applied to the image. `files`,
+    `labels` and `classes` hold what was found. Names that start with a dot are left out. Links to
+    folders are followed, but no folder is searched twice for a class.
     """
 
     def __init__(self, root: str | Path, transform: Callable[[Tensor], Any] | None = None) -> None:
         self.root, self.transform = Path(root), transform
-        tree = f"{root}/<class>/<picture>"
+        tree = f"{root}/<class>/<image>"
         if not self.root.is_dir():
             raise ValueError(f"{root} is not a folder: expected {tree}")
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -92,7 +112,7 @@ class ImageFolder(Dataset):
         loose = [e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)]
         if loose:
             raise ValueError(
-                f"{self.root / loose[0]} lies outside a class folder ({len(loose)} such pictures): "
+                f"{self.root / loose[0]} lies outside a class folder ({len(loose)} such images): "
                 f"sort them as {tree}"
             )
         self.classes = [entry.name for entry in entries if entry.is_dir()]
@@ -100,10 +120,13 @@ class ImageFolder(Dataset):
             raise ValueError(f"{root} has no class folders: expected {tree}")
         self.files: list[str] = []
         self.labels: list[int] = []
+        folders = {
+            _identity(folder) for folder in (self.root, *map(self.root.joinpath, self.classes))
+        }
         for label, name in enumerate(self.classes):
-            found = _pictures(self.root / name)
+            found = _find_images(self.root / name, set(folders))
             if not found:
-                raise ValueError(f"class {name!r} has no pictures in {self.root / name}")
+                raise ValueError(f"class {name!r} has no images in {self.root / name}")
             self.files += found
             self.labels += [label] * len(found)
 
@@ -115,11 +138,27 @@ class ImageFolder(Dataset):
         return self.transform(image) if self.transform else image, self.labels[index]
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Picture files anywhere below a folder, in sorted order."""
-    return [
-        os.path.join(parent, name)
-        for parent, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-    ]
+def _find_images(folder: Path, searched: set[tuple[int, int]]) -> list[str]:
+    """Image files anywhere below a folder, but not in folders already `searched`, in order."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        new = []
+        for name in folders:  # a link may lead up again
+            identity = _identity(os.path.join(parent, name))
+            if identity not in searched:
+                searched.add(identity)
+                new.append(name)
+        folders[:] = new
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found, key=os.path.split)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Device and number of a folder, whatever links led to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

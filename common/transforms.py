@@ -1,8 +1,9 @@
-"""Transforms of a picture together with its detection target, and padding into batches.
+"""Transforms of an image together with its detection target, and padding into batches.
 
 Each takes and returns (image (3, H, W), target): boxes (M, 4) as x1, y1, x2, y2 from 0 to W and H,
-area (M,), optionally masks (M, H, W) and keypoints (M, J, 3), whose x and y count pixel centres
-from 0 as in COCO's files. Targets are not changed in place; `size` stays the listed size. Random
+area (M,), optionally masks (M, H, W) and keypoints (M, J, 3) of x, y and visibility. Joints are in
+the coordinates of the boxes: a pixel's centre is at + 0.5, and what is not labelled (visibility 0)
+stays as it is. Targets are not changed in place; `size` stays the listed size. Random
 choices come from torch's global generator, which the train loader seeds for each example. Chain
 them with torchvision.transforms.v2.Compose.
 """
@@ -50,7 +51,7 @@ class HorizontalFlip:
         if keypoints.shape[1] != len(self.mirrored):
             raise ValueError(f"{keypoints.shape[1]} joints, but {len(self.mirrored)} in `mirrored`")
         x, y, visibility = keypoints[:, list(self.mirrored)].unbind(2)
-        x = torch.where(visibility > 0, width - 1 - x, x)  # unlabelled joints stay 0
+        x = torch.where(visibility > 0, width - x, x)
         return torch.stack([x, y, visibility], 2)
 
 
@@ -88,8 +89,8 @@ class Resize:
             target["masks"] = _resize_masks(target["masks"], new_h, new_w)
         if "keypoints" in target:
             x, y, visibility = target["keypoints"].unbind(2)
-            x = torch.where(visibility > 0, (x + 0.5) * sx - 0.5, x)
-            y = torch.where(visibility > 0, (y + 0.5) * sy - 0.5, y)
+            x = torch.where(visibility > 0, x * sx, x)
+            y = torch.where(visibility > 0, y * sy, y)
             target["keypoints"] = torch.stack([x, y, visibility], 2)
         return F.resize(image, [new_h, new_w], antialias=True), target
 

@@ -4,7 +4,6 @@ M instances of a picture; boxes are float xyxy in pixels of the picture.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.coco import CocoDataset, find_split
+from common import dist
+from common.coco import Categories, CocoDataset, find_split
 from common.config import require_choice, require_range
 from common.scenes import Scenes, World
 from common.transforms import HorizontalFlip
@@ -45,7 +45,9 @@ class TransferData:
 class Instances(Dataset):
     """Pictures and instances of one split: (image uint8 (3, H, W), target of `CocoDataset`)."""
 
-    def __init__(self, cfg: TransferData, training: bool, label_of: dict[int, int] | None) -> None:
+    def __init__(
+        self, cfg: TransferData, training: bool, categories: Categories | None = None
+    ) -> None:
         self.source: Any
         if cfg.name == "scenes":
             start = 1_000_000 if training else 0
@@ -53,10 +55,12 @@ class Instances(Dataset):
         else:
             folders, files = find_split(cfg.root, cfg.train if training else cfg.val)
             self.source = CocoDataset(
-                folders, files, kind="masks", keep_empty=not training, label_of=label_of
+                folders, files, kind="masks", keep_empty=not training, categories=categories
             )
         self.files = self.source.files
         self.category_ids: list[int] = self.source.category_ids
+        scenes = isinstance(self.source, Scenes)
+        self.categories = None if scenes else self.source.categories
         self.flip = HorizontalFlip(cfg.flip if training else 0)
         whole = len(self.source)
         self.count = min(whole, cfg.limit or whole) if training else whole
@@ -76,11 +80,17 @@ class Instances(Dataset):
         groups = self.source.aspect_groups()[: self.count]
         return groups if min(groups.count(0), groups.count(1)) >= minimum else None
 
-    def ground_truth(self) -> dict | Path:
+    def check_images(self) -> None:
+        """Open the header of each image of this process's share; ValueError for a wrong size."""
+        if not isinstance(self.source, Scenes):
+            for index in range(dist.rank(), len(self), dist.world_size()):
+                self.source.check_image(index)
+
+    def ground_truth(self) -> dict:
         """What `common.coco.evaluate` compares with."""
         if isinstance(self.source, Scenes):
             return self.source.coco("masks")
-        return self.source.annotation_files[0]
+        return self.source.ground_truth()
 
 
 def collate(examples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:

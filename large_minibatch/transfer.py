@@ -104,10 +104,10 @@ def train(cfg: TransferConfig) -> dict[str, float]:
         torch.set_num_threads(cfg.threads)
     device = dist.device()
     recipe, passes = plan(cfg)
-    training = Instances(cfg.data, True, None)
-    label_of = {category: label for label, category in enumerate(training.category_ids)}
-    validation = Instances(cfg.data, False, label_of)  # its faults show now, not after training
-    model = mask_rcnn(len(label_of), **asdict(cfg.model))
+    training = Instances(cfg.data, True)
+    validation = Instances(cfg.data, False, training.categories)
+    validation.check_images()  # its faults show now, not after training
+    model = mask_rcnn(len(training.category_ids), **asdict(cfg.model))
     initialise(model, cfg)
     model.to(device)
     groups = parameter_groups(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +14,20 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from common.check_data import main as check_data
-from common.coco import CocoDataset, decode_mask, evaluate, find_split, save_results, to_coco
+from common.coco import (
+    Categories,
+    CocoDataset,
+    decode_mask,
+    evaluate,
+    find_split,
+    save_results,
+    to_coco,
+)
 from common.images import UnreadableImage, read_image
+from common.masks import check_polygon, check_rle, check_segmentation
+from common.scenes import Scenes, World
+from common.scenes.annotate import KEYPOINT_FLIP
+from common.transforms import HorizontalFlip, Resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -89,10 +103,50 @@ def test_a_set_without_annotations_loads(load, content):
         assert len(load(kind=kind)[0][1][kind]) == 0
 
 
-def test_the_labels_of_the_training_set_may_be_given(load, content):
-    assert load(label_of={9: 0, 4: 1, 0: 2})[1][1]["labels"].tolist() == [0, 2]
+def test_the_labels_of_the_training_set_may_be_given(load):
+    assert load(categories=Categories([9, 4, 0]))[1][1]["labels"].tolist() == [0, 2]
     with pytest.raises(ValueError, match=r"annotation 8 of image 7 is of category 0, .* \[4, 9\]"):
-        load(label_of={9: 0, 4: 1})
+        load(categories=Categories([9, 4]))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["dog", "cow", "cat"], None),
+        (["cow", "dog", "cat"], r"category 'dog' has id 0 in .*train.json, but 4 in a.json: give"),
+        (["dog", "cow", "ox"], r"category 9 is 'cat' in .*train.json, but 'ox' in a.json: give"),
+    ],
+)
+def test_ids_and_names_of_two_files_must_agree(load, content, tmp_path, names, message):
+    expected = Categories([0, 4, 9], names, "a.json")
+    other = content | {"images": [], "annotations": []}
+    other["images"] = [{"id": 1, "file_name": "x.png", "height": 30, "width": 40}]
+    other["categories"] = [{"id": i, "name": n} for i, n in zip([0, 4, 9], names, strict=True)]
+    images, first = write(tmp_path, content, "first")
+    second = write(tmp_path, other, "second")[1]
+    Image.new("RGB", (40, 30)).save(images / "x.png")
+    if message is None:
+        assert load(categories=expected).names == names
+        assert len(CocoDataset([images, images], [first, second])) == 4
+        return
+    with pytest.raises(ValueError, match=message):
+        load(categories=expected)
+    with pytest.raises(ValueError, match=r"^category .*second.json, but .*first.json: give each"):
+        CocoDataset([images, images], [first, second])
+
+
+def test_a_set_may_lack_categories_of_the_training_set(load, content):
+    training = load()
+    content["categories"] = [{"id": 9, "name": "cat"}]
+    content["annotations"] = content["annotations"][:1]
+    dataset = load(categories=training.categories)
+    assert dataset.names == ["dog", "cow", "cat"]
+    assert dataset[1][1]["labels"].tolist() == [2]
+    # The model may find what is not there: it counts against no class that is.
+    detections = [found(7, [1, 2, 10, 12]), found(7, [5, 5, 5, 5], category_id=4)]
+    metrics = evaluate(dataset.ground_truth(), detections, per_class=True)
+    assert metrics["AP"] == pytest.approx(100)
+    assert math.isnan(metrics["AP/cow"])
 
 
 def test_repeated_category_names_stay_apart(load, content):
@@ -101,7 +155,7 @@ def test_repeated_category_names_stay_apart(load, content):
 
 
 BAD_BOXES = {
-    "missing or not finite": [math.nan, 1, 2, 3],
+    "that is not four finite numbers": [math.nan, 1, 2, 3],
     "of no area": [1, 1, 0, 5],
     "outside the image": [41, 3, 5, 5],
 }
@@ -119,18 +173,83 @@ def test_bad_boxes_are_dropped_with_one_warning(load, content, fault, kind):
     with pytest.warns(UserWarning, match="7 instances") as caught:
         dataset = load(kind=kind)
     assert len(caught) == 1
-    assert f"4 with a box {fault} (first annotation ids [21, 5, 6])" in str(caught[0].message)
-    assert dataset.problems == {f"box {fault}": 4}
+    first = "(first annotation ids [21, 5, 6] of images [7, 7, 7])"
+    assert f"4 with a box {fault} {first}; 4 dropped" in str(caught[0].message)
+    assert dataset.problems == {f"a box {fault}": 4}
     assert len(dataset[1][1]["boxes"]) == 2
     with pytest.raises(ValueError, match=r"first annotation ids \[21, 5, 6\]"):
         load(kind=kind, strict=True)
 
 
-@pytest.mark.parametrize("box", [None, [1, 2], "1 2 3 4", [-5, 1, -3, 4], [1, 2, None, 4]])
-def test_malformed_boxes_are_dropped_too(load, content, box):
+@pytest.mark.parametrize(
+    "box",
+    [
+        *(None, [1, 2], [1, 2, 3], [1, 2, 3, 4, 5], "1 2 3 4", ["1", "2", "3", "4"]),
+        *([-5, 1, -3, 4], [1, 2, None, 4], [10**400, 1, 2, 3], [1, 2, 1e999, 3], {"x": 1}, 4.0),
+    ],
+    ids=str,
+)
+def test_malformed_boxes_are_dropped_in_training_and_evaluation(load, content, box):
+    detections = perfect(content)
     content["annotations"].append(instance(21, 7, box))
-    with pytest.warns(UserWarning, match="1 dropped"):
+    with pytest.warns(
+        UserWarning, match=r"ids \[21\] of images \[7\]\); 1 dropped, in training and"
+    ):
         assert len(load()[1][1]["boxes"]) == 2
+    with pytest.warns(UserWarning, match=r"ids \[21\] .* 1 dropped"):
+        assert evaluate(content, detections)["AP"] == pytest.approx(100)
+
+
+def test_copies_of_an_annotation_count_once(load, content):
+    detections = perfect(content)
+    content["annotations"] += [a | {"id": 50 + a["id"]} for a in content["annotations"]]
+    with pytest.warns(UserWarning, match=r"3 with an exact copy .* \[50, 53, 58\] .*; 3 dropped"):
+        dataset = load()
+    assert [len(target["boxes"]) for _, target in dataset] == [1, 2, 0]
+    assert evaluate(dataset.ground_truth(), detections)["AP"] == pytest.approx(100)
+    with pytest.warns(UserWarning, match="3 with an exact copy"):
+        assert evaluate(content, detections)["AP"] == pytest.approx(100)
+    content["annotations"][-1]["category_id"] = 4  # two objects in one place are no copies
+    with pytest.warns(UserWarning, match="2 with an exact copy"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("single", "crowd"),
+    [(0, 1), ("0", "1"), (0.0, 1.0), (False, True), (None, 1), ("false", "True")],
+)
+def test_iscrowd_is_taken_as_it_is_plainly_meant(load, content, single, crowd):
+    for entry in content["annotations"]:
+        entry["iscrowd"] = single
+    assert load()[1][1]["iscrowd"].tolist() == [False, False]
+    detections = [{**a, "score": 1.0} for a in content["annotations"]]
+    assert evaluate(content, detections, per_class=True)["AP/dog"] == pytest.approx(100)
+    content["annotations"][0]["iscrowd"] = crowd
+    assert load()[1][1]["iscrowd"].tolist() == [True, False]
+    for strange in ("maybe", 2, [0], 0.5):
+        content["annotations"][0]["iscrowd"] = strange
+        with pytest.raises(ValueError, match=r"annotation 0 of image 7 has .* write 0 or 1"):
+            load()
+
+
+def test_an_instance_without_a_box_takes_that_of_its_segmentation(load, content):
+    code = rle.encode(np.asfortranarray(decode_mask([[2, 3, 9, 3, 9, 8, 2, 8]], 30, 40), np.uint8))
+    code["counts"] = code["counts"].decode()
+    shapes = [[[1, 2, 11, 2, 11, 14], [5, 5, 12, 9, 8, 9.5]], code]
+    content["annotations"] = [
+        {"id": i, "image_id": 7, "category_id": 9, "segmentation": shape}
+        for i, shape in enumerate(shapes)
+    ]
+    assert load()[1][1]["boxes"].tolist() == [[1, 2, 12, 14], [2, 3, 9, 8]]
+    detections = [found(7, [1, 2, 11, 12]), found(7, [2, 3, 7, 5])]
+    assert evaluate(content, detections)["AP"] == pytest.approx(100)
+
+
+def test_boxes_that_are_shares_of_the_image_stop(load, content):
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.25, 0.5, 0.2, 0.1]
+    with pytest.raises(ValueError, match=r"all 3 boxes lie between 0 and 1, .* multiply them"):
+        load()
 
 
 def test_boxes_are_clipped_to_the_image(load, content):
@@ -139,6 +258,9 @@ def test_boxes_are_clipped_to_the_image(load, content):
     content["annotations"] = [instance(1, 0, [-4, 5, 100, 10])]
     with pytest.warns(UserWarning, match=r"1 with a box beyond .* \(clipped\) .*; 0 dropped"):
         assert load()[0][1]["boxes"].tolist() == [[0, 5, 40, 15]]
+    with pytest.warns(UserWarning, match=r"\(clipped\)"):
+        metrics = evaluate(content, [found(0, [0, 5, 40, 10])])
+    assert metrics["AP"] == pytest.approx(100)
 
 
 BAD_MASKS = {
@@ -152,26 +274,70 @@ BAD_MASKS = {
     "wrong sum": {"size": [30, 40], "counts": [10, 10, 10]},
     "empty string": {"size": [30, 40], "counts": ""},
     "no counts": {"size": [30, 40]},
+    "far away": [[1, 1, 5, 5, 3, 1e7]],
+    "text": [["1", "1", "5", "5", "3", "5"]],
+    "400 digits": [[1, 1, 5, 5, 3, 10**400]],
+    "flat": [1, 1, 5, 5, 3, 5],
+    "negative run": {"size": [30, 40], "counts": [10, -10, 1200]},
+    "garbage": {"size": [30, 40], "counts": "\u20ac~\x00"},
+    "too long a run": {"size": [30, 40], "counts": "ooooooooooo1"},
+    "half a string": {"size": [30, 40], "counts": "Pb0Z"},
+    "counts of floats": {"size": [30, 40], "counts": [100.0, 1100.0]},
 }
 
 
 @pytest.mark.parametrize("fault", BAD_MASKS)
 def test_unusable_segmentations_are_dropped(load, content, fault):
+    good = decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40)
+    if BAD_MASKS[fault] and fault != "nothing set":
+        with pytest.raises(ValueError, match="a mask of 40 x 30 pixels has"):
+            decode_mask(BAD_MASKS[fault], 30, 40)
     content["annotations"] = [
         instance(1, 0, [1, 1, 8, 8], segmentation=[[1, 1, 9, 1, 9, 9], [1, 2]]),
         instance(2, 0, [1, 1, 8, 8], segmentation=BAD_MASKS[fault]),
     ]
-    with pytest.warns(UserWarning, match=r"unusable segmentation \(first annotation ids \[2\]\)"):
+    message = (
+        r"1 with an unusable segmentation \(first annotation ids \[2\] of images \[0\]\), "
+        r"1 with an unusable polygon \(left out\) \(first annotation ids \[1\] .*; 1 dropped"
+    )
+    with pytest.warns(UserWarning, match=message):
         target = load(kind="masks")[0][1]
     assert target["masks"].shape == (1, 30, 40)
-    assert torch.equal(
-        target["masks"][0], torch.from_numpy(decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40))
-    )
+    assert torch.equal(target["masks"][0], torch.from_numpy(good))
     assert len(load()[0][1]["boxes"]) == 2  # boxes alone do not need them
+    code = rle.encode(np.asfortranarray(good, np.uint8))
+    with pytest.warns(UserWarning, match=message):
+        metrics = evaluate(content, [found(0, None, segmentation=code)], kind="segm")
+    assert metrics["AP"] == pytest.approx(100)
+
+
+def test_run_lengths_are_checked_as_pycocotools_reads_them():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.5, 1):
+        for height, width in ((1, 1), (30, 40), (300, 211)):
+            mask = rng.random((height, width)) < share
+            code = rle.encode(np.asfortranarray(mask, np.uint8))["counts"]
+            assert check_rle(code, height, width) is None
+            assert check_rle(code.decode(), height, width) is None
+            assert "pixels, where the image has" in check_rle(code, height, width + 1)
+            for i in range(min(len(code), 25)):  # never a crash, and what passes fills the image
+                for letter in (code[i] ^ 1, code[i] ^ 32, 0, 255):
+                    other = code[:i] + bytes([letter]) + code[i + 1 :]
+                    if check_rle(other, height, width) is None:
+                        rle.decode({"size": [height, width], "counts": other})
+    assert check_rle([], 0, 0) is None
+    assert check_rle(None, 1, 1) == "has run lengths that are neither a list nor text"
+
+
+def test_polygons_may_leave_the_image_but_not_by_more_than_its_side():
+    assert check_polygon([-40, 0, 80, 0, 5, 80.0], 30, 40) is None
+    for points in ([-41, 0, 9, 0, 5, 5], [0, 0, 81, 0, 5, 5], [0, 0, math.inf, 0, 5, 5]):
+        assert "far outside" in check_polygon(points, 30, 40)
+    assert "no polygon and no run lengths" in check_segmentation([], 30, 40)
 
 
 def test_masks_need_segmentations(load):
-    with pytest.raises(ValueError, match="has no segmentations: load it with kind='boxes'"):
+    with pytest.raises(ValueError, match="has no segmentations: only its boxes"):
         load(kind="masks")
 
 
@@ -179,30 +345,57 @@ def change(content, key, **values):
     content[key][0] |= values
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda c: c.pop("images"), "train.json has no list `images`"),
-        (lambda c: change(c, "images", id=5), "image id of .* 5 appears twice"),
-        (lambda c: change(c, "images", file_name="7.png"), "7.png' appears twice"),
-        (lambda c: change(c, "images", file_name="a/../7.png"), "leads out of the image folder"),
-        (lambda c: change(c, "images", file_name="/etc/7.png"), "leads out of the image folder"),
-        (lambda c: change(c, "images", file_name="C:7.png"), "leads out of the image folder"),
-        (lambda c: change(c, "images", file_name="..\\7.png"), "leads out of the image folder"),
-        (lambda c: change(c, "images", file_name="1.png"), r"1\.png is listed in .* not exist"),
-        (lambda c: c["images"].append(3), "an entry of `images` is not an object"),
-        (lambda c: change(c, "images", width=0), "image 0 has no width and height"),
-        (lambda c: change(c, "images", id="0"), "no whole `id`"),
-        (lambda c: change(c, "categories", id=4), "category id of .* 4 appears twice"),
-        (lambda c: change(c, "annotations", image_id=1), "annotation 0 is of image 1, which"),
-        (lambda c: change(c, "annotations", category_id=2), "annotation 0 .* category 2"),
-    ],
-)  # fmt: skip
-def test_a_faulty_file_is_refused(load, content, spoil, message):
+FAULTS = [
+    (lambda c: c.pop("images"), "train.json has no list `images`"),
+    (lambda c: c.update(images=None), "train.json: `images` is null, not a list"),
+    (lambda c: c.update(images=[]), "train.json: the list `images` is empty"),
+    (lambda c: c.update(categories={}), "train.json: `categories` is {}, not a list"),
+    (lambda c: c["images"].append(3), "an entry of `images` is not an object"),
+    (lambda c: change(c, "images", id=5), "image id of .* 5 appears twice"),
+    (lambda c: change(c, "images", file_name="7.png"), "7.png' appears twice"),
+    (lambda c: change(c, "images", file_name="a/../7.png"), "leads out of the image folder"),
+    (lambda c: change(c, "images", file_name="/etc/7.png"), "leads out of the image folder"),
+    (lambda c: change(c, "images", file_name="C:7.png"), "leads out of the image folder"),
+    (lambda c: change(c, "images", file_name="..\\7.png"), "leads out of the image folder"),
+    (lambda c: change(c, "images", file_name=None), "image 0 has null as its `file_name`, which"),
+    (lambda c: change(c, "images", file_name="1.png"), r"1\.png is listed in .* not exist"),
+    (lambda c: change(c, "images", width=0), "image 0 has 0 as its `width`, which must be"),
+    (lambda c: change(c, "images", height="30"), "image 0 has '30' as its `height`"),
+    (lambda c: change(c, "images", height=10**400), "image 0 has 10+.*0 as its `height`"),
+    (lambda c: change(c, "images", height=2**15, width=2**15), "32768 x 32768 pixels, more than"),
+    (lambda c: change(c, "categories", id=4), "category id of .* 4 appears twice"),
+    (lambda c: change(c, "categories", name=None), "category 9 has null as its `name`"),
+    (lambda c: change(c, "annotations", image_id=1), "annotation 0 is of image 1, which"),
+    (lambda c: change(c, "annotations", category_id=2), "annotation 0 of image 7 .* category 2"),
+    (lambda c: change(c, "annotations", id=[1]), r"annotation \[1\] of image 7 has \[1\] as its"),
+]
+STRANGE_IDS = ([1], {"a": 1}, 2**63, 10**400, True, 7.0, "7", -1, None)
+ID_FIELDS = [("images", "id"), ("categories", "id")]
+ID_FIELDS += [("annotations", "image_id"), ("annotations", "category_id")]
+FAULTS += [
+    (partial(change, key=key, **{field: value}), rf"as its `{field}`, which must be a whole number")
+    for value in STRANGE_IDS
+    for key, field in ID_FIELDS
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), FAULTS)
+def test_a_faulty_file_stops_training_and_evaluation(load, content, spoil, message):
     content["categories"] = [dict(c) for c in CATEGORIES]
     spoil(content)
     with pytest.raises(ValueError, match=message):
         load()
+    if "file_name" not in message and "png" not in message and "folder" not in message:
+        with pytest.raises(ValueError, match=message.replace("train.json", "the ground truth")):
+            evaluate(content, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_other_encodings_of_json_are_read(tmp_path, content, encoding):
+    write(tmp_path, content, "val")
+    file = tmp_path / "annotations" / "val.json"
+    file.write_bytes(json.dumps(content).encode(encoding))
+    assert len(CocoDataset(*find_split(tmp_path, "val"))) == 3
 
 
 def test_a_cut_file_is_named_with_the_position(tmp_path, content):
@@ -213,6 +406,19 @@ def test_a_cut_file_is_named_with_the_position(tmp_path, content):
     file.write_bytes(b'{"images": "\xff"}')
     with pytest.raises(ValueError, match=r"train.json is not UTF-8 text: .* byte 12"):
         CocoDataset(images, file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"train.json is nested too deeply"):
+        CocoDataset(images, file)
+    file.write_text('{"images": ' + "1" * 5000 + "}")
+    with pytest.raises(ValueError, match=r"train.json holds a number that is too long"):
+        CocoDataset(images, file)
+    file.unlink()
+    os.mkfifo(file)  # opening it would wait for ever
+    with pytest.raises(ValueError, match=r"train.json is not a regular file"):
+        CocoDataset(images, file)
+    with pytest.raises(ValueError, match="no annotations of 'train'"):
+        find_split(tmp_path, "train")
+    file.unlink()
     file.write_text("[]")
     with pytest.raises(ValueError, match="has no list `images`"):
         CocoDataset(images, file)
@@ -222,21 +428,24 @@ def test_a_cut_file_is_named_with_the_position(tmp_path, content):
         CocoDataset(images, file, kind="box")
 
 
-def test_a_picture_of_another_size_is_named_unless_only_turned(load, tmp_path, capsys):
+def test_an_image_of_another_size_is_named_unless_only_turned(load, tmp_path, capsys):
     dataset = load()
     path = tmp_path / "images" / "0.png"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(path, exif=exif)  # listed as stored
-    assert dataset[0][0].shape == (3, 30, 40)
-    Image.new("RGB", (30, 40)).save(path, exif=exif)  # listed as seen
-    assert dataset[0][0].shape == (3, 30, 40)
-    Image.new("RGB", (41, 30)).save(path)
-    with pytest.raises(UnreadableImage, match=r"0.png is 41 x 30 pixels, but listed as 40 x 30"):
-        dataset[0]
-    for options in ([], ["--decode"]):
-        assert check_data(["coco_format", str(tmp_path), *options]) == 2
-        assert "0.png is 41 x 30 pixels, but listed as 40 x 30" in capsys.readouterr().err
+    for size in ((40, 30), (30, 40)):  # listed as stored, listed as seen
+        Image.new("RGB", size).save(path, exif=exif)
+        assert dataset[0][0].shape == (3, 30, 40)
+        assert check_data(["coco_format", str(tmp_path)]) == 0
+    for width, height in ((41, 30), (30, 40)):
+        Image.new("RGB", (width, height)).save(path)
+        message = f"0.png is {width} x {height} pixels, but listed as 40 x 30"
+        for look in (dataset.__getitem__, dataset.check_image):
+            with pytest.raises(UnreadableImage, match=message):
+                look(0)
+        for options in ([], ["--decode"]):
+            assert check_data(["coco_format", str(tmp_path), *options]) == 2
+            assert message in capsys.readouterr().err
 
 
 def test_keypoints_must_be_complete(load, content):
@@ -244,12 +453,69 @@ def test_keypoints_must_be_complete(load, content):
     for entry in content["annotations"][:2]:
         entry["keypoints"] = [1, 2, 2, 0, 0, 0]
     assert load(kind="keypoints")[1][1]["keypoints"].tolist() == [
-        [[1, 2, 2], [0, 0, 0]],
+        [[1.5, 2.5, 2], [0, 0, 0]],  # the centre of a pixel
         [[0, 0, 0], [0, 0, 0]],  # the crowd has none
     ]
-    content["annotations"][0]["keypoints"] = [1, 2, 2]
-    with pytest.raises(ValueError, match=r"annotation 0 of image 7 has 3 keypoint values, .* 6"):
-        load(kind="keypoints")
+    for points in ([1, 2, 2], [1, 2, 2, 0, 0, None], [1, 2, 2, 0, 0, math.nan], "nose", None):
+        content["annotations"][0]["keypoints"] = points
+        with pytest.raises(ValueError, match=r"annotation 0 of image 7 has .* 2 joints need 6 fin"):
+            load(kind="keypoints")
+        with pytest.raises(ValueError, match=r"annotation 0 of image 7 has .* 2 joints need 6 fin"):
+            evaluate(content, [], kind="keypoints")
+
+
+def written(image, target, category_ids):
+    """Joints as the results file would hold them."""
+    count = len(target["boxes"])
+    return [
+        detection["keypoints"]
+        for detection in to_coco(
+            1, target["boxes"], torch.ones(count), target["labels"], category_ids,
+            keypoints=target["keypoints"],
+        )
+    ]  # fmt: skip
+
+
+def test_joints_survive_the_way_from_the_file_to_the_results(load, content):
+    joints = [0, 0, 2, 39, 29, 1, 0, 0, 0, 12, 7, 2]  # corners, none, and one between
+    content["categories"] = [c | {"keypoints": list("abcd")} for c in CATEGORIES]
+    for entry in content["annotations"][:2]:
+        entry["keypoints"] = joints
+    dataset = load(kind="keypoints")
+    image, target = dataset[0]
+    assert written(image, target, dataset.category_ids) == [joints]
+    flip = HorizontalFlip(1, mirrored=(1, 0, 2, 3))
+    flipped = flip(image, target)
+    once = [0, 29, 1, 39, 0, 2, 0, 0, 0, 27, 7, 2]
+    assert written(*flipped, dataset.category_ids) == [once]
+    assert written(*flip(*flipped), dataset.category_ids) == [joints]
+    large = Resize(60, 80)(image, target)
+    assert large[1]["keypoints"][0, 1].tolist() == [79, 59, 1]  # the centre of 2 x 2 pixels
+    assert written(*Resize(30, 40)(*large), dataset.category_ids) == [joints]
+
+
+def test_joints_of_the_built_in_scenes_follow_their_solids(tmp_path):
+    scenes = Scenes(World(), count=2, cache=tmp_path, masks=True, keypoints=True)
+    truth = scenes.coco("keypoints")
+    joints = iter(a["keypoints"] for a in truth["annotations"])
+    detections = []
+    for i in range(2):
+        image, target = scenes[i]
+        assert written(image, target, scenes.category_ids) == [
+            next(joints) for _ in target["boxes"]
+        ]
+        _, mirrored = HorizontalFlip(1, mirrored=KEYPOINT_FLIP)(image, target)
+        for found, masks in ((target, target["masks"]), (mirrored, mirrored["masks"])):
+            x, y, v = found["keypoints"].unbind(2)
+            for k, j in (v == 2).nonzero().tolist():  # seen: in a pixel of its solid, or beside one
+                row, column = int(y[k, j]), int(x[k, j])
+                assert masks[k, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].any()
+        detections += to_coco(
+            target["image_id"], target["boxes"], torch.ones(len(target["boxes"])),
+            target["labels"], scenes.category_ids, keypoints=target["keypoints"],
+        )  # fmt: skip
+    metrics = evaluate(truth, detections, kind="keypoints", sigmas=[1e-4] * 9)
+    assert metrics["AP"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("folder", [".", "images", "val", "images/val"])
@@ -349,13 +615,13 @@ def test_real_keypoints_are_those_of_the_file(shared_data):
     content = json.loads(dataset.annotation_files[0].read_text())
     first = content["annotations"][0]
     target = dataset.target(dataset.ids.tolist().index(first["image_id"]))
-    assert target["keypoints"][0].flatten().tolist() == first["keypoints"]
+    assert written(None, target, dataset.category_ids)[0] == first["keypoints"]
 
 
 @pytest.mark.parametrize(("split", "number", "kept"), [("train", 2288, 2804), ("val", 887, 1137)])
 def test_the_two_boxes_of_no_area_are_reported_and_dropped(shared_data, split, number, kept):
     paths = find_split(shared_data / "bccd", split)
-    with pytest.warns(UserWarning, match=rf"1 with a box of no area .*\[{number}\]\); 1 dropped"):
+    with pytest.warns(UserWarning, match=rf"1 with a box of no area .*\[{number}\].*; 1 dropped"):
         dataset = CocoDataset(*paths)
     assert dataset.counts()[0].sum() == kept
     assert dataset.names == ["RBC", "WBC", "Platelets"]
@@ -368,7 +634,7 @@ def test_check_data_describes_real_sets(shared_data, capsys):
     assert check_data(["coco_format", str(shared_data / "bccd"), "--decode"]) == 0
     printed = capsys.readouterr().out
     assert "2804 instances" in printed
-    assert "1 with a box of no area (first annotation ids [2288])" in printed
+    assert "1 with a box of no area (first annotation ids [2288] of images [171])" in printed
     assert check_data(["coco", str(shared_data / "bccd")]) == 2
 
 
@@ -448,10 +714,15 @@ def test_a_part_of_the_images_may_be_evaluated(content):
         (found(7, [1, 1, 5, 5], math.nan), r"detection 1 \(image 7\): its score is nan"),
         (found(8, [1, 1, 5, 5]), r"detection 1 \(image 8\): the ground truth has no such image"),
         (found(7, [1, 1, 5, 5], 1, 1), "the ground truth has no category 1"),
+        (found(7, [1, 1, 5, 5], 10**400), r"its score is 10+\.\.\.0+, not a finite number"),
+        (found([7], [1, 1, 5, 5]), r"detection 1 \(image \[7\]\): the ground truth has no such"),
+        (found(7, [1, 1, 5, 5], 1, {}), "the ground truth has no category {}"),
+        (found(7, "1 2 3 4"), "has no `bbox`"),
+        (7, "detection 1 is 7, not an object"),
         (found(7, [1, 1, math.inf, 5]), "its bbox is not finite"),
         (found(7, [1, 1, -4, 5]), "no x, y, width, height"),
         ({"image_id": 7, "category_id": 9, "score": 0.5}, "has no `bbox`"),
-        ({"image_id": 7, "category_id": 9, "bbox": [1, 1, 5, 5]}, "its score is None"),
+        ({"image_id": 7, "category_id": 9, "bbox": [1, 1, 5, 5]}, "its score is null"),
     ],
 )
 def test_bad_detections_are_named(content, detection, message):
@@ -465,8 +736,9 @@ def test_detected_masks_must_be_run_lengths_of_the_images_size(content):
     code = rle.encode(np.asfortranarray(decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40).astype(np.uint8)))
     right = [found(7, None, segmentation=code), found(0, None, 0.9, 4, segmentation=code)]
     assert evaluate(content, right, kind="segm")["AP"] == pytest.approx(100)
-    for wrong in ([[1, 1, 9, 1, 9, 9]], code | {"size": [40, 30]}, {"size": [30, 40]}):
-        with pytest.raises(ValueError, match=r"\(image 7\): its segmentation is no run lengths"):
+    bad = [code | {"size": [40, 30]}, code | {"counts": b"xyz"}, *BAD_MASKS.values()]
+    for wrong in [[[1, 1, 9, 1, 9, 9]], *(b for b in bad if b != BAD_MASKS["nothing set"])]:
+        with pytest.raises(ValueError, match=r"\(image 7\): it has "):
             evaluate(content, [found(7, None, segmentation=wrong)], kind="segm")
 
 
@@ -477,7 +749,7 @@ def test_unknown_kinds_backends_and_ground_truth_are_named(content, monkeypatch)
         evaluate(content, [], backend="slow")
     with pytest.raises(ValueError, match="has no list `images`"):
         evaluate({}, [])
-    with pytest.raises(ValueError, match="annotation 0 of the ground truth has no `segmentation`"):
+    with pytest.raises(ValueError, match="the ground truth has no segmentations"):
         evaluate(content, [], kind="segm")
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(ValueError, match=r"pip install -e '.\[fast\]'"):
@@ -546,7 +818,7 @@ def test_the_models_output_becomes_cocos_format_and_back(content, tmp_path):
     assert detections[0]["bbox"] == [1, 2, 10, 12]
     assert [d["category_id"] for d in detections] == [9, 0]
     assert detections[1]["score"] == 0.25
-    assert detections[0]["keypoints"] == [1, 1, 1]
+    assert detections[0]["keypoints"] == [0.5, 0.5, 1]
     assert np.array_equal(decode_mask(detections[0]["segmentation"], 30, 40), masks[0])
     save_results(tmp_path / "results.json", detections)
     assert json.loads((tmp_path / "results.json").read_text()) == detections

@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from common.data import (
     seed_everything,
     train_loader,
 )
+from common.images import image_size
 from common.metrics import Accuracy, Average
 
 
@@ -326,6 +329,51 @@ def test_float_pixels_and_missing_files_are_named(tmp_path):
         read_image(tmp_path / "none.jpg")
 
 
+def png(width, height):
+    """A PNG file of a few bytes whose header promises many pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest resets ours
+@pytest.mark.parametrize("size", [(8200, 8200), (12_000, 12_000), (60_000, 60_000)])
+def test_images_of_too_many_pixels_are_skipped_or_named(pictures, size):
+    path = pictures / "cat" / "03.jpg"
+    path.write_bytes(png(*size))
+    for read in (read_image, image_size):
+        with pytest.raises(UnreadableImage, match=r"03.jpg cannot be read .*(MAX_PIXELS|bomb)"):
+            read(path)
+    with pytest.warns(UserWarning, match=r"picture 1 skipped: .*03.jpg"):
+        list(train_loader(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
+
+
+def test_a_pipe_is_not_opened_as_an_image(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for read in (read_image, image_size):
+        with pytest.raises(UnreadableImage, match=r"a.jpg cannot be read .* not a regular file"):
+            read(tmp_path / "a.jpg")
+
+
+def test_links_of_folders_that_loop_are_followed_once(pictures):
+    elsewhere = pictures.parent / "elsewhere"
+    elsewhere.mkdir()
+    (pictures / "cat" / "01.jpg").rename(elsewhere / "01.jpg")
+    links = {"cat/self": pictures / "cat", "cat/up": pictures, "cat/more": elsewhere}
+    links |= {"dog/again": pictures, "dog/cat": pictures / "cat", "cat/twice": elsewhere}
+    for name, target in links.items():
+        (pictures / name).symlink_to(target, target_is_directory=True)
+    dataset = ImageFolder(pictures)
+    assert [os.path.basename(f) for f in dataset.files] == [
+        *("03.jpg", "05.jpg", "07.jpg", "09.jpg", "11.jpg", "01.jpg"),
+        *("00.jpg", "02.jpg", "04.jpg", "06.jpg", "08.jpg", "10.jpg"),
+    ]
+    assert dataset.labels == [0] * 6 + [1] * 6
+
+
 def test_an_image_folder_is_torchvisions(shared_data):
     ours = ImageFolder(shared_data / "cifar10_jpeg" / "test")
     theirs = TorchvisionFolder(shared_data / "cifar10_jpeg" / "test")
@@ -344,7 +392,7 @@ def test_faulty_image_folders_are_explained(pictures, capsys):
     (pictures / "loose.JPEG").unlink()
     (pictures / ".hidden").mkdir()
     (pictures / "cow").mkdir()
-    with pytest.raises(ValueError, match="class 'cow' has no pictures"):
+    with pytest.raises(ValueError, match="class 'cow' has no images"):
         ImageFolder(pictures)
     with pytest.raises(ValueError, match="is not a folder: expected"):
         ImageFolder(pictures / "none")
@@ -389,8 +437,8 @@ def test_flipping_twice_is_the_identity_and_boxes_follow_masks(example):
     image, target = flip(*example)
     assert torch.equal(image, example[0].flip(-1))
     assert torch.equal(box_of(target["masks"][0]), target["boxes"][0])
-    # The first joint changed its name and lies on the other edge of its pixel's column.
-    assert target["keypoints"].tolist() == [[[0, 0, 0], [60 - 1 - 12, 8, 2]]]
+    # The first joint changed its name, and is still the corner of the box.
+    assert target["keypoints"].tolist() == [[[0, 0, 0], [60 - 12, 8, 2]]]
     image, target = flip(image, target)
     assert torch.equal(image, example[0])
     assert all(torch.equal(target[k], example[1][k]) for k in ("boxes", "masks", "keypoints"))
@@ -415,7 +463,7 @@ def test_resizing_moves_boxes_masks_joints_and_area_alike(example):
     assert target["boxes"].tolist() == [[24, 16, 72, 40]]
     assert torch.equal(box_of(target["masks"][0]), target["boxes"][0])
     assert target["area"].item() == target["masks"].sum() == 4 * 288
-    assert target["keypoints"].tolist() == [[[24.5, 16.5, 2], [0, 0, 0]]]
+    assert target["keypoints"].tolist() == [[[24, 16, 2], [0, 0, 0]]]
     assert target["size"] == (40, 60)
     empty = {"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 40, 60, dtype=torch.bool)}
     assert transforms.Resize(20, 200)(example[0], empty)[1]["masks"].shape == (0, 20, 30)

@@ -30,8 +30,8 @@ class Scenes(Dataset):
         "image_id": int, "file": "scenes/<seed>/<index>", "size": (H, W),
         "masks": bool (M, H, W), "keypoints": float32 (M, 9, 3)}
 
-    the last two where asked for. Distractors and clutter are not in the target, nor is a solid
-    without a visible pixel (possible with `min_visible=0` only).
+    the last two where asked for; a pixel's centre is at + 0.5. Distractors and clutter are not in
+    the target, nor is a solid without a visible pixel (possible with `min_visible=0` only).
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class Scenes(Dataset):
     def coco(self, kind: str = "boxes") -> dict:
         """Ground truth in COCO's JSON format; kind is "boxes", "masks" or "keypoints".
 
-        Category k + 1 is class k of `names`; a keypoint's x, y count pixel centres at + 0.5.
+        Category k + 1 is class k of `names`. A keypoint's x, y count pixel centres from 0, as in
+        COCO's files; those of the items are continuous, a pixel's centre at + 0.5.
         """
         if kind not in ("boxes", "masks", "keypoints"):
             raise ValueError(f"kind {kind!r} is not one of boxes, masks, keypoints")
@@ -222,7 +223,8 @@ def _annotation(ids: np.ndarray, solid: np.void, kind: str) -> dict:
         size = [int(v) for v in rle["size"]]
         annotation["segmentation"] = {"size": size, "counts": rle["counts"].decode("ascii")}
     if kind == "keypoints":
-        points = solid["keypoints"]
+        points = solid["keypoints"].astype(np.float64)
+        points[:, :2] -= np.where(points[:, 2:] > 0, 0.5, 0)
         annotation["keypoints"] = [float(v) for v in points.reshape(-1)]
         annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
     return annotation
