@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from .categories import Category, to_entries
-from .files import PanopticFiles, Result, checked, image_entries
+from common import masks
+
+from .categories import Category, to_entries, whole
+from .files import PanopticFiles, Result, checked, image_entries, is_image_id
 from .ids import SegmentIds
 
 
@@ -27,7 +29,7 @@ def encode(ids: np.ndarray) -> dict[int, dict[str, Any]]:
     values = columns[starts]
     order = np.argsort(values, kind="stable")
     found, firsts = np.unique(values[order], return_index=True)
-    masks = {}
+    codes = {}
     for number, runs in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
         if number == 0:
             continue
@@ -36,33 +38,21 @@ def encode(ids: np.ndarray) -> dict[int, dict[str, Any]]:
         if counts[-1] == 0:  # as COCO's own encoder, which does not write an empty last run
             counts.pop()
         mask = rle.frPyObjects({"size": list(ids.shape), "counts": counts}, *ids.shape)
-        masks[number] = {"size": list(ids.shape), "counts": mask["counts"].decode()}
-    return masks
+        codes[number] = {"size": list(ids.shape), "counts": mask["counts"].decode()}
+    return codes
 
 
 def decode(segmentation: Any, height: int, width: int, *, where: str) -> np.ndarray:
     """The mask (H, W) bool of COCO's polygons or run lengths.
 
-    Raises ValueError, beginning with `where`, for anything else and for another size.
+    Raises ValueError, beginning with `where`, for what `masks.check_segmentation` finds fault with.
     """
-    try:
-        if isinstance(segmentation, list):
-            mask = rle.merge(rle.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            mask = rle.frPyObjects(segmentation, height, width)
-        else:
-            mask = segmentation
-        with warnings.catch_warnings():  # pycocotools' own, under NumPy 2
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            pixels = rle.decode(mask)
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise ValueError(f"{where} has no readable `segmentation` ({error})") from error
-    if pixels.shape != (height, width):
-        raise ValueError(
-            f"{where} has a mask of {pixels.shape[1]} x {pixels.shape[0]} pixels in an image of "
-            f"{width} x {height}"
-        )
-    return pixels.astype(bool)
+    fault = masks.check_segmentation(segmentation, height, width)
+    if fault:
+        raise ValueError(f"{where} {fault}")
+    with warnings.catch_warnings():  # pycocotools' own, under NumPy 2
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return rle.decode(masks.encode(segmentation, height, width)).astype(bool)
 
 
 def to_detection(files: PanopticFiles, *, things_only: bool = False) -> dict[str, Any]:
@@ -78,10 +68,10 @@ def to_detection(files: PanopticFiles, *, things_only: bool = False) -> dict[str
         ids = files.ids(number)
         where = f"{files.path(number)} (image {number!r})"
         segments = checked(ids, files.segments(number), where=where, strict=False)
-        masks = encode(ids)
+        codes = encode(ids)
         for segment in segments:
             if files.categories[segment["category_id"]].isthing or not things_only:
-                mask = {"segmentation": masks[segment.pop("id")], "image_id": number}
+                mask = {"segmentation": codes[segment.pop("id")], "image_id": number}
                 annotations.append({"id": len(annotations) + 1, **segment, **mask})
         images.append({"height": ids.shape[0], "width": ids.shape[1], **image})
     kept = {c.id: c for c in files.categories.values() if c.isthing or not things_only}
@@ -98,21 +88,25 @@ def from_detection(
     """
     images = image_entries(content, where)
     by_image: dict[int | str, list[Mapping[str, Any]]] = {number: [] for number in images}
-    for a in content.get("annotations") or []:
-        if a.get("image_id") not in images:
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list) or not all(isinstance(a, Mapping) for a in annotations):
+        raise ValueError(f"{where} has no list `annotations` of objects {{id, image_id, ...}}")
+    for a in annotations:
+        image, category = a.get("image_id"), whole(a.get("category_id"))
+        name = f"{where}: annotation {a.get('id')!r:.40}"
+        if not is_image_id(image) or image not in images:
+            raise ValueError(f"{name} is of image {image!r:.40}, which is not among the `images`")
+        if category not in categories:
             raise ValueError(
-                f"{where}: annotation {a.get('id')} is of image {a.get('image_id')!r}, which is "
-                "not among the `images`"
+                f"{name} of image {image!r} is of category {a.get('category_id')!r:.40}, which is "
+                "not among the categories"
             )
-        if a.get("category_id") not in categories:
-            raise ValueError(
-                f"{where}: annotation {a.get('id')} of image {a['image_id']!r} is of category "
-                f"{a.get('category_id')!r}, which is not among the categories"
-            )
-        by_image[a["image_id"]].append(a)
-    for number, image in images.items():
-        size = image.get("height"), image.get("width")
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if a.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"{name} of image {image!r} has an `iscrowd` that is neither 0 nor 1")
+        by_image[image].append({**a, "category_id": category})
+    for number, entry in images.items():
+        size = entry.get("height"), entry.get("width")
+        if None in size:
             raise ValueError(f"{where}: image {number!r} has no `height` and `width`")
         yield number, *_paint(by_image[number], size, categories, f"{where}: image {number!r}")
 

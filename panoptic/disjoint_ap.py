@@ -11,8 +11,8 @@ dropped for its score, as AP ranks by it.
 """
 
 import json
+import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ from pycocotools import mask as rle
 from common import coco_eval, coco_files
 from common.config import require_range, typed
 from common.config import run as run_command
+from panoptic.categories import whole
 from panoptic.detection import decode
+from panoptic.files import is_image_id
 from panoptic.merge import OVERLAP, remove_overlaps
+from panoptic.pixels import MAX_PIXELS
 
 Detections = list[dict[str, Any]]  # image_id, category_id, score and segmentation, a code
 
@@ -56,15 +59,17 @@ def without_overlap(
     `size`, and for what `remove_overlaps` refuses.
     """
     by_image: dict[Any, Detections] = {}
-    for detection in detections:
+    for place, detection in enumerate(detections):
+        if not isinstance(detection, dict) or not is_image_id(detection.get("image_id")):
+            raise ValueError(f"detection {place} has no `image_id`: {detection!r:.80}")
         by_image.setdefault(detection["image_id"], []).append(detection)
     kept: Detections = []
     for image, members in by_image.items():
         masks = _masks(members, image)
-        scores = np.array([detection["score"] for detection in members], np.float64)
         try:
+            scores = np.array([detection.get("score") for detection in members], np.float64)
             found = remove_overlaps(masks, scores, confidence=confidence, overlap=overlap)
-        except ValueError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"image {image}: {error}") from error
         for number, i in enumerate(found.kept, 1):
             code = rle.encode(np.asfortranarray(found.owner == number, np.uint8))
@@ -91,13 +96,15 @@ def ap_without_overlap(
 
 def _masks(detections: Detections, image: Any) -> np.ndarray:
     """Masks bool (N, H, W) of one image."""
-    size: Sequence[int] | None = None
+    size: list[int] = []
     masks = []
     for detection in detections:
         code = detection.get("segmentation")
-        if not isinstance(code, dict) or len(code.get("size", ())) != 2:
+        given = code.get("size") if isinstance(code, dict) else None
+        sides = [whole(side) or 0 for side in given] if isinstance(given, list | tuple) else []
+        if len(sides) != 2 or min(sides) < 1 or math.prod(sides) > MAX_PIXELS:
             raise ValueError(f"image {image}: a detection has no run-length mask of known size.")
-        size = size or code["size"]
+        size = size or sides
         masks.append(decode(code, *size, where=f"image {image}: a detection"))
     return np.stack(masks)
 

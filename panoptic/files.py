@@ -8,31 +8,38 @@ and segments_info: dicts of id, category_id and, in ground truth, iscrowd, area 
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from .categories import Category, read_categories, to_entries
+from .categories import Category, read_categories, to_entries, whole
 from .ids import LIMIT, measure
-from .pixels import read_bytes, read_ids, write_bytes, write_ids
+from .pixels import MAX_PIXELS, read_bytes, read_ids, write_bytes, write_ids
 
 Result = tuple[int | str, np.ndarray, Sequence[Mapping[str, Any]]]  # image id, ids, segments
 
 
 def read_json(path: str | Path) -> Any:
-    """Content of a JSON file; ValueError names the file and the position of what is wrong."""
+    """Content of a JSON file in UTF-8, 16 or 32; ValueError names the file and what is wrong."""
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not JSON, or was cut off: {error.msg} at line {error.lineno}, column "
             f"{error.colno}"
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}") from error
+        raise ValueError(
+            f"{path} is not {error.encoding.upper()} text: {error.reason}, byte {error.start}"
+        ) from error
+    except ValueError as error:  # Python refuses whole numbers of more than 4300 digits
+        raise ValueError(f"{path} holds a number that is too long: {error}") from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -84,7 +91,7 @@ class PanopticFiles:
         for annotation in content["annotations"]:
             self._add(annotation, zero)
         entries = image_entries(content, str(self.file)) if "images" in content else {}
-        unlisted = [i for i in self._annotations if entries and i not in entries]
+        unlisted = [i for i in self._annotations if "images" in content and i not in entries]
         if unlisted:
             raise ValueError(
                 f"{self.file}: image {unlisted[0]!r} is annotated, but not in `images`"
@@ -95,13 +102,16 @@ class PanopticFiles:
     def _add(self, annotation: Any, zero: bool) -> None:
         """Check and keep one annotation."""
         image = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if not isinstance(image, int | str):
-            raise ValueError(f"{self.file}: an annotation has no `image_id`: {annotation!r:.80}")
+        if not is_image_id(image):
+            raise ValueError(
+                f"{self.file}: an annotation has no `image_id` that is text or a whole number "
+                f"below 2^63: {annotation!r:.80}"
+            )
         where = f"{self.file}: image {image!r}"
         if image in self._annotations:
             raise ValueError(f"{where} has two annotations")
         refuse_unsafe(annotation.get("file_name"), where)
-        check_segments(annotation.get("segments_info"), self.categories, where, zero=zero)
+        check_segments(annotation.get("segments_info"), self.categories.keys(), where, zero=zero)
         self._annotations[image] = annotation
 
     def __len__(self) -> int:
@@ -125,7 +135,9 @@ class PanopticFiles:
 
     def segments(self, image_id: int | str) -> list[dict[str, Any]]:
         """Copies of the `segments_info` of an image, each with `iscrowd`."""
-        return [{"iscrowd": 0, **s} for s in self._annotation(image_id)["segments_info"]]
+        segments = self._annotation(image_id)["segments_info"]
+        numbers = [{key: whole(s[key]) for key in ("id", "category_id")} for s in segments]
+        return [{"iscrowd": 0, **s, **n} for s, n in zip(segments, numbers, strict=True)]
 
     def path(self, image_id: int | str) -> Path:
         """The PNG of an image."""
@@ -152,50 +164,79 @@ def image_entries(content: Any, where: str) -> dict[int | str, dict[str, Any]]:
     entries: dict[int | str, dict[str, Any]] = {}
     for image in images:
         number = image.get("id") if isinstance(image, dict) else None
-        if not isinstance(number, int | str):
-            raise ValueError(f"{where}: an image has no `id`: {image!r:.80}")
+        if not is_image_id(number):
+            raise ValueError(
+                f"{where}: an image has no `id` that is text or a whole number below 2^63: "
+                f"{image!r:.80}"
+            )
         if number in entries:
             raise ValueError(f"{where}: image id {number!r} appears twice")
         refuse_unsafe(image.get("file_name"), f"{where}: image {number!r}")
-        entries[number] = image
+        entries[number] = image | _size(image, f"{where}: image {number!r}")
     return entries
+
+
+def is_image_id(value: Any) -> TypeGuard[int | str]:
+    """Whether it can be the id of an image: text, or a whole number that fits into 64 bits."""
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, str) or number
+
+
+def _size(image: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Height and width of an entry as far as it has them; ValueError unless they are sound."""
+    size: dict[str, int] = {}
+    for side in {"height", "width"} & image.keys():
+        pixels = whole(image[side])
+        if pixels is None or not 0 < pixels <= MAX_PIXELS:
+            raise ValueError(f"{where} has the {side} {image[side]!r:.40}: give it in pixels")
+        size[side] = pixels
+    if size.get("height", 1) * size.get("width", 1) > MAX_PIXELS:
+        raise ValueError(
+            f"{where} is {size['width']} x {size['height']} pixels: panoptic.pixels.MAX_PIXELS = "
+            f"{MAX_PIXELS} are the most"
+        )
+    return size
 
 
 def refuse_unsafe(name: Any, where: str) -> None:
     """Raise ValueError unless `name` is a file name that stays within its folder."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where} has no `file_name`")
+    if "\0" in name or not name.encode("utf-8", "ignore").decode() == name:  # half a character
+        raise ValueError(f"{where}: file_name {name!r:.80} is no name of a file")
     parts = re.split(r"[/\\]", name)
     if not parts[0] or ":" in parts[0] or ".." in parts:
         raise ValueError(f"{where}: file_name {name!r} leads out of its folder")
 
 
 def check_segments(
-    segments: Any, categories: Mapping[Any, Any], where: str, *, zero: bool = False
+    segments: Any, categories: Collection[int] | None, where: str, *, zero: bool = False
 ) -> None:
     """Raise ValueError, naming the id, unless ids are unique and 1..2**24-1, categories known.
 
-    zero: whether the id 0 is allowed.
+    categories: their ids; None for any whole number. zero: whether the id 0 is allowed.
     """
     if not isinstance(segments, list | tuple) or not all(isinstance(s, Mapping) for s in segments):
         raise ValueError(f"{where} has no list `segments_info` of objects {{id, category_id}}")
     seen: set[int] = set()
     for segment in segments:
-        number, category = segment.get("id"), segment.get("category_id")
-        if not isinstance(number, int | np.integer) or not 0 <= number < LIMIT:
-            raise ValueError(f"{where}: segment id {number!r} is not within 1 to {LIMIT - 1}")
+        number, category = whole(segment.get("id")), whole(segment.get("category_id"))
+        if number is None or not 0 <= number < LIMIT:
+            raise ValueError(
+                f"{where}: segment id {segment.get('id')!r:.40} is not within 1 to {LIMIT - 1}"
+            )
         if number == 0 and not zero:
             raise ValueError(f"{where}: a segment has the id 0, which means void in the PNG")
         if number in seen:
             raise ValueError(f"{where}: segment id {number} appears twice")
-        if not isinstance(category, int | np.integer) or category not in categories:
+        if category is None or (categories is not None and category not in categories):
             raise ValueError(
-                f"{where}: segment {number} is of category {category!r}, which is not one of the "
-                f"{len(categories)} `categories`"
+                f"{where}: segment {number} is of category {segment.get('category_id')!r:.40}, "
+                "which is not one of the `categories`"
             )
         if segment.get("iscrowd", 0) not in (0, 1):
             raise ValueError(f"{where}: `iscrowd` of segment {number} is neither 0 nor 1")
-        seen.add(int(number))
+        seen.add(number)
 
 
 def checked(
@@ -213,8 +254,7 @@ def checked(
     for segments without a pixel, which else are left out, and for areas other than the counted,
     which else are put right.
     """
-    known: Mapping[Any, Any] = categories or {s.get("category_id"): None for s in segments}
-    check_segments(segments, known, where)
+    check_segments(segments, None if categories is None else categories.keys(), where)
     found, areas, boxes = measure(ids)
     counted = {
         int(number): (int(area), box)

@@ -9,7 +9,7 @@ segmentation, score), `semantic` one segmentation an image and category (image_i
 segmentation), `images` a JSON with the list `images` of id, width, height and file_name,
 `categories` a list of id, name, isthing and color, or a JSON that has it. Segmentations are
 run-length codes, compressed or not, or polygons. Every image gets a map, also an empty one; results
-of other images are passed over. Things keep their `score`.
+of other images are left out, and counted in a line. Things keep their `score`.
 
 search=true looks for the thresholds of the highest PQ against gt= first, prints the best ones,
 leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the best.
@@ -17,7 +17,6 @@ leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the 
 
 import csv
 import io
-import math
 import multiprocessing
 import sys
 from collections import deque
@@ -37,12 +36,13 @@ from tqdm import tqdm
 from common import dist
 from common.config import require_range, typed
 from common.config import run as run_command
-from panoptic.categories import kinds, read_categories
+from panoptic.categories import kinds, read_categories, whole
 from panoptic.detection import decode
 from panoptic.files import (
     PanopticFiles,
     Result,
     image_entries,
+    is_image_id,
     read_json,
     write_panoptic,
 )
@@ -99,11 +99,12 @@ class Results:
     def __init__(self, options: Options) -> None:
         self.images = image_entries(read_json(options.images), options.images)
         for number, image in self.images.items():
-            if not all(isinstance(image.get(side), int) for side in ("height", "width")):
+            if not {"height", "width"} <= image.keys():
                 raise ValueError(f"{options.images}: image {number!r} has no height and width")
         content = read_json(options.categories)
         listed = content.get("categories") if isinstance(content, dict) else content
         self.categories = read_categories(listed, options.categories)
+        self.unlisted: dict[str, int] = {}  # results of images that are not listed, by file
         self.instances = self._read(options.instances, things=True)
         self.semantic = self._read(options.semantic, things=False)
 
@@ -115,20 +116,24 @@ class Results:
             raise ValueError(f"{file} is no list of results {{image_id, category_id, ...}}")
         found: dict[int | str, list[Entry]] = {number: [] for number in self.images}
         for place, entry in enumerate(entries):
-            where = f"{file}: result {place} (of image {entry.get('image_id')!r})"
-            category = self.categories.get(entry.get("category_id", -1))
+            image, number = entry.get("image_id"), whole(entry.get("category_id"))
+            where = f"{file}: result {place} (of image {image!r:.40})"
+            category = None if number is None else self.categories.get(number)
+            if not is_image_id(image):
+                raise ValueError(f"{where} has no `image_id` that is text or a whole number")
             if category is None:
                 raise ValueError(
-                    f"{where} is of category {entry.get('category_id')!r}, which is not one of "
+                    f"{where} is of category {entry.get('category_id')!r:.40}, which is not one of "
                     f"the {len(self.categories)} categories"
                 )
             if things and not category.isthing:
                 raise ValueError(f"{where} is of {category.name}, which is stuff, not a thing")
-            score = entry.get("score")
-            if things and not (isinstance(score, int | float) and math.isfinite(score)):
+            if things and not _finite(entry.get("score")):
                 raise ValueError(f"{where} has no `score`: these must be detection results")
-            if entry.get("image_id") in found and (things or not category.isthing):
-                found[entry["image_id"]].append(entry)
+            if image not in found:
+                self.unlisted[file] = self.unlisted.get(file, 0) + 1
+            elif things or not category.isthing:
+                found[image].append({**entry, "category_id": number, "where": where})
         return found
 
     def prediction(self, number: int | str, *, confidence: float = 0.0) -> Prediction:
@@ -141,11 +146,8 @@ class Results:
         # The others would be dropped anyway: that saves decoding them.
         instances = [e for e in self.instances[number] if e["score"] >= confidence]
         semantic = self.semantic[number]
-        where = f"the instance or semantic result of image {number!r}"
         masks = [
-            decode(
-                entry["segmentation"], *size, where=f"{where}, category {entry['category_id']},"
-            ).T
+            decode(entry.get("segmentation"), *size, where=entry["where"]).T
             for entry in (*instances, *semantic)
         ]
         things, stuff = masks[: len(instances)], masks[len(instances) :]
@@ -156,6 +158,12 @@ class Results:
             [(entry["category_id"], mask) for entry, mask in zip(semantic, stuff, strict=True)],
             image=number,
         )
+
+
+def _finite(score: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    return number and abs(score) <= sys.float_info.max
 
 
 _results: Results  # of a worker process
@@ -280,6 +288,11 @@ def run(options: Options) -> dict[str, float]:
     """Merge as the options say; the thresholds that were used."""
     results = Results(options)
     thresholds = options.thresholds
+    for file, count in results.unlisted.items():
+        print(
+            f"{count} results of {file} are left out: {options.images} does not list their images",
+            file=sys.stderr,
+        )
     if options.search:
         points = searched(results, options)
         thresholds = best(points).thresholds

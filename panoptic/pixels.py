@@ -17,7 +17,9 @@ from PIL import Image
 
 from .ids import LIMIT, id_to_rgb
 
+MAX_PIXELS = 2**26  # a PNG of more is refused: decoded, it would take a gigabyte
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = 33  # bytes of the signature and the first chunk
 _KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGBA"}
 _DAMAGE = (  # what Pillow raises for damaged files of one kind or another
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError),
@@ -28,11 +30,11 @@ _DAMAGE = (  # what Pillow raises for damaged files of one kind or another
 def read_ids(path: str | Path) -> np.ndarray:
     """Ids (H, W) int32 of a panoptic PNG.
 
-    Raises ValueError, naming the file, where it is missing, cut off, or anything else than a PNG
-    of 8-bit red, green and blue.
+    Raises ValueError, naming the file, where it is missing, cut off, larger than `MAX_PIXELS`, or
+    anything else than a PNG of 8-bit red, green and blue.
     """
     data = read_bytes(path)
-    depth, kind = _header(data, path)
+    depth, kind, _ = _header(data, path)
     if (depth, kind) != (8, 2):
         raise ValueError(
             f"{path} holds {_KINDS.get(kind, 'unknown')} pixels of {depth} bits: a panoptic PNG is "
@@ -52,7 +54,7 @@ def read_labels(path: str | Path, *, channels: int = 1) -> np.ndarray:
     Raises ValueError, naming the file, for another kind of PNG and what `read_ids` refuses.
     """
     data = read_bytes(path)
-    depth, kind = _header(data, path)
+    depth, kind, _ = _header(data, path)
     several = kind in (2, 4, 6)
     # Pillow would stretch grey of fewer bits to 0..255, and drop the lower byte of 16-bit colours.
     if several != (channels > 1) or (several and depth != 8) or (kind == 0 and depth < 8):
@@ -68,17 +70,23 @@ def read_labels(path: str | Path, *, channels: int = 1) -> np.ndarray:
 
 def png_size(path: str | Path) -> tuple[int, int]:
     """Height and width from the header of a PNG; ValueError, naming the file, where it is none."""
-    data = read_bytes(path)
-    _header(data, path)
-    width, height = struct.unpack(">II", data[16:24])
-    return height, width
+    return _header(read_bytes(path, most=_HEADER), path)[2]
 
 
-def _header(data: bytes, path: str | Path) -> tuple[int, int]:
-    """Bits of a channel and kind of pixels, which Pillow does not tell: 16-bit RGB is RGB to it."""
-    if len(data) < 33 or not data.startswith(_SIGNATURE):
+def _header(data: bytes, path: str | Path) -> tuple[int, int, tuple[int, int]]:
+    """Bits of a channel, kind of pixels, and (height, width).
+
+    Pillow does not tell the first: 16-bit RGB is RGB to it.
+    """
+    if len(data) < _HEADER or not data.startswith(_SIGNATURE):
         raise ValueError(f"{path} is not a PNG, or was cut off: write it again")
-    return data[24], data[25]
+    width, height = struct.unpack(">II", data[16:24])
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(
+            f"{path} says that it has {width} x {height} pixels: give a PNG of at most "
+            f"panoptic.pixels.MAX_PIXELS = {MAX_PIXELS}"
+        )
+    return data[24], data[25], (height, width)
 
 
 def _verify(data: bytes, path: str | Path) -> None:
@@ -106,10 +114,13 @@ def _opened(data: bytes, path: str | Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path} cannot be decoded ({error}): write it again") from error
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Content of a file; ValueError names it where it cannot be read."""
+def read_bytes(path: str | Path, *, most: int = -1) -> bytes:
+    """Content of a file, or its first `most` bytes; ValueError names it where it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError(f"{path} cannot be read: it is not a regular file")
+        with open(path, "rb") as file:
+            return file.read(most)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 

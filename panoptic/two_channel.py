@@ -80,7 +80,8 @@ def to_two_channel(
 def _require_void(void: int, categories: Mapping[int, Category], where: str) -> None:
     if void in categories or not 0 <= void <= 255:
         raise ValueError(
-            f"{where}: void={void} is a category or beyond 255: give void another label, such as 255"
+            f"{where}: void={void} is a category or beyond 255: give void another label, "
+            "such as 255"
         )
 
 

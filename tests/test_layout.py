@@ -9,7 +9,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECTS = ["focal_loss", "large_minibatch", "panoptic", "program_execution"]
 SCRIPTS = {
     *("analyse.py", "benchmark.py", "config.py", "convert.py", "data.py", "decode.py", "demo.py"),
-    *("disjoint_ap.py", "doctor.py", "doctor_example.py", "evaluate.py", "figures.py"),
+    *(
+        "detection.py",
+        "disjoint_ap.py",
+        "doctor.py",
+        "doctor_example.py",
+        "evaluate.py",
+        "figures.py",
+    ),
     *("finished.py", "instances.py", "merge_files.py", "parts.py", "photos.py", "predict.py"),
     *("prepare.py", "scenes_data.py", "study.py", "study_pictures.py", "tables.py", "train.py"),
     *("batches.py", "explain.py", "initial.py", "stages.py", "symbolic.py", "transfer.py"),
@@ -38,6 +45,7 @@ def imports(path: Path) -> set[str]:
 def test_a_project_has_every_room(project):
     missing = [name for name in ROOMS if not (REPOSITORY / project / name).is_file()]
     assert not missing
+    assert (REPOSITORY / "tests" / f"test_{project}_scripts.py").is_file()
 
 
 @pytest.mark.parametrize("project", PROJECTS)

@@ -210,8 +210,8 @@ def test_polygons_and_plain_run_lengths_are_masks_too():
     [
         ({"segmentation": {"size": [3, 4], "counts": [0, 3, 9]}}, "annotations 1 and 2 overlap"),
         ({"segmentation": {"size": [3, 4], "counts": [12]}}, "annotation 2 has an empty mask"),
-        ({"segmentation": {"size": [3, 3], "counts": [0, 9]}}, "annotation 2 has a mask of 3 x 3"),
-        ({"segmentation": None}, "annotation 2 has no readable `segmentation`"),
+        ({"segmentation": {"size": [3, 3], "counts": [0, 9]}}, "run lengths of size .3, 3"),
+        ({"segmentation": None}, "annotation 2 has no polygon and no run lengths"),
         ({"category_id": 4}, "annotation 2 of image 5 is of category 4, which is not"),
         ({"image_id": 9}, "annotation 2 is of image 9, which is not"),
     ],

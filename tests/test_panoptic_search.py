@@ -237,10 +237,10 @@ def broken(contents, name, **changes):
         ("instances", {"category_id": 99}, r"result 0 \(of image 0\) is of category 99"),
         ("instances", {"category_id": 7}, "is of grass, which is stuff"),
         ("instances", {"score": None}, "has no `score`"),
-        ("instances", {"segmentation": 5}, "image 0.* has no readable `segmentation`"),
+        ("instances", {"segmentation": 5}, "image 0.* has no polygon and no run lengths"),
         ("semantic", {"category_id": None}, "is of category None"),
-        ("images", {"height": None}, "image 0 has no height and width"),
-        ("images", {"height": 47}, "image 0.* has a mask of 64 x 48 pixels in an image of 64 x 47"),
+        ("images", {"height": None}, "image 0 has the height None: give it in pixels"),
+        ("images", {"height": 47}, r"image 0.* run lengths of size \[48, 64\], not .* \[47, 64\]"),
         ("categories", {"isthing": 5}, "has no `isthing`"),
     ],
 )
