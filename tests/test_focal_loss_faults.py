@@ -22,116 +22,24 @@ import torch
 from PIL import Image
 
 from common import checkpoint
+from tests.commands import REPOSITORY, Commands, Run, environment
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = REPOSITORY / "focal_loss"
 RUN = ("experiment=smoke", "steps=90", "save_every=3")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """Of a run on one CPU thread, in no group yet."""
-    kept = {key: value for key, value in os.environ.items() if key not in PLACE}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-
-
-class Run:
-    """One command that was started: its process, and all that it printed."""
-
-    def __init__(self, pid: int, output: Path, code: Callable[[bool], int | None]) -> None:
-        self.pid, self.output, self.code = pid, output, code
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
-
-    def ended(self) -> int | None:
-        """Exit code, None while it runs."""
-        return self.code(False)
-
-    def wait(self) -> int:
-        code = self.code(True)
-        assert code is not None
-        return code
-
-    def until(self, count: int, words: str = "step ", seconds: float = 120) -> None:
-        """Until it has printed so many lines that start with `words`."""
-        limit = time.monotonic() + seconds
-        while sum(line.startswith(words) for line in self.text.splitlines()) < count:
-            assert self.ended() is None, self.text
-            assert time.monotonic() < limit, self.text
-            time.sleep(0.005)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL
-
-
-class Commands:
-    """`train.py` in forks of one warm process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.started: list[Run] = []
-        script = str(Path(__file__).with_name("commands.py"))
-        self.process = subprocess.Popen(
-            [sys.executable, script],
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.answer() == "ready"
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def ask(self, **request: Any) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def start(self, *words: str, stall: int = 0) -> Run:
-        output = self.folder / f"{len(self.started)}.txt"
-        pid = self.ask(words=words, folder=str(PROJECT), output=str(output), stall=stall)
-        done: list[int] = []  # a process can be waited for only once
-
-        def code(wait: bool) -> int | None:
-            found = done[0] if done else self.ask(**{"wait" if wait else "poll": pid})
-            done[:] = [] if found is None else [found]
-            return found
-
-        self.started.append(Run(pid, output, code))
-        return self.started[-1]
-
-    def run(self, *words: str) -> tuple[int, str]:
-        """Exit code and all that was printed."""
-        run = self.start(*words)
-        return run.wait(), run.text
-
-    def close(self) -> None:
-        """End what a failed test left, and the warm process."""
-        for run in self.started:
-            if run.ended() is None:
-                run.kill()
-        self.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    made = Commands(tmp_path_factory.mktemp("printed"))
-    yield made
-    made.close()
+def outcome(commands: Commands, *words: str) -> tuple[int, str]:
+    """Exit code of `train.py`, and all that it printed."""
+    done = commands.run("focal_loss", *words)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run that was never disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    code, text = commands.run(*RUN, f"hydra.run.dir={folder}")
+    code, text = outcome(commands, *RUN, f"hydra.run.dir={folder}")
     assert code == 0, text
     return folder
 
@@ -173,12 +81,12 @@ def test_a_run_killed_twenty_times_ends_as_one_never_killed(commands, whole, tmp
     draw = random.Random(0)
     words = (*RUN, f"hydra.run.dir={tmp_path}")
     for _ in range(20):
-        run = commands.start(*words)
+        run = commands.start("focal_loss", *words)
         steps = draw.choice((0, 0, 1, 1, 2, 3, 4, 6))
         run.until(steps)
         time.sleep(draw.uniform(0, 0.04 if steps else 1.0))  # also while it starts
         run.kill()
-    code, text = commands.run(*words)
+    code, text = outcome(commands, *words)
     assert code == 0, text
     assert first_step(text) > 1
     assert_same_run(tmp_path, whole)
@@ -193,12 +101,12 @@ def test_a_kill_while_a_checkpoint_is_written_loses_no_earlier_one(
     commands, whole, tmp_path, stall, newest
 ):
     words = (*RUN, f"hydra.run.dir={tmp_path}")
-    run = commands.start(*words, stall=stall)
+    run = commands.start("focal_loss", *words, stall=stall)
     run.until(1, "stalled")
     run.kill()
     assert (tmp_path / ".checkpoint-00000006.pt.tmp").exists() == (newest == 3)
     checkpoint.load(tmp_path / f"checkpoint-{newest:08d}.pt")
-    code, text = commands.run(*words)
+    code, text = outcome(commands, *words)
     assert code == 0, text
     assert first_step(text) == newest + 1
     assert_same_run(tmp_path, whole)
@@ -211,7 +119,7 @@ def test_sigterm_ends_the_command_with_75_and_the_same_command_goes_on(commands,
         command = [sys.executable, "train.py", *words]
         streams = {"stdout": file, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=PROJECT, env=environment(), **streams)
-        run = Run(process.pid, output, lambda wait: process.wait() if wait else process.poll())
+        run = Run(process.pid, output, output, process.poll)
         run.until(2)
         begin = time.monotonic()
         process.terminate()
@@ -221,7 +129,7 @@ def test_sigterm_ends_the_command_with_75_and_the_same_command_goes_on(commands,
     last = run.text.strip().splitlines()[-1]
     assert last.startswith("Stopped on request after step ")
     stopped = int(last.split()[5].rstrip(":"))
-    code, text = commands.run(*words)
+    code, text = outcome(commands, *words)
     assert code == 0, text
     assert first_step(text) == stopped + 1
     assert_same_run(tmp_path / "run", whole)
@@ -229,9 +137,9 @@ def test_sigterm_ends_the_command_with_75_and_the_same_command_goes_on(commands,
 
 def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(commands, whole, tmp_path):
     words = (*RUN, f"hydra.run.dir={tmp_path}")
-    first = commands.start(*words)
+    first = commands.start("focal_loss", *words)
     first.until(1)
-    code, text = commands.run(*words)
+    code, text = outcome(commands, *words)
     assert code == 2
     assert f"{tmp_path} is in use by process {first.pid}" in text
     assert len(text.splitlines()) == 1, text
@@ -267,7 +175,7 @@ def fill(disk: Path, run: Run) -> None:
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
 def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(commands, whole, disk):
     words = (*RUN, f"hydra.run.dir={disk}/run")
-    run = commands.start(*words)
+    run = commands.start("focal_loss", *words)
     run.until(7)
     fill(disk, run)
     assert run.wait() == 2, run.text
@@ -279,7 +187,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(com
     assert len(kept) == 2
     steps = [checkpoint.load(path)["meta"]["step"] for path in kept]
     (disk / "filler").unlink()
-    code, text = commands.run(*words)
+    code, text = outcome(commands, *words)
     assert code == 0, text
     assert first_step(text) == steps[-1] + 1
     assert_same_run(disk / "run", whole)
@@ -384,7 +292,7 @@ def coco(tmp_path: Path) -> CocoSet:
 @pytest.fixture
 def train(commands: Commands, coco: CocoSet, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Train on the set; exit code and all that was printed."""
-    return lambda *more: commands.run(*coco.words(*more), f"hydra.run.dir={tmp_path}/run")
+    return lambda *more: outcome(commands, *coco.words(*more), f"hydra.run.dir={tmp_path}/run")
 
 
 def refused(outcome: tuple[int, str], *words: str) -> None:

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from tests.test_train_scripts import run
-
 SMALL = ["experiment=scratch", "steps=4", "warmup=1", "save_every=4", "model.width=8"]
 SMALL += ["model.channels=8", "data.short_side=[96]", "data.test_short_side=96"]
 SMALL += ["data.long_side=160", "data.workers=0", "test.pictures=4"]
@@ -15,9 +13,9 @@ SMALL += ["data.long_side=160", "data.workers=0", "test.pictures=4"]
 @pytest.mark.parametrize(
     ("name", "split", "classes"), [("coco_mini", "val", 80), ("bccd", "test", 3)]
 )
-def test_real_pictures_train_and_evaluate(shared_data, tmp_path, name, split, classes):
+def test_real_pictures_train_and_evaluate(commands, shared_data, tmp_path, name, split, classes):
     words = [*SMALL, "data=coco_format", f"data.root={shared_data / name}", f"data.val={split}"]
-    done = run("focal_loss", *words, f"hydra.run.dir={tmp_path}")
+    done = commands.run("focal_loss", *words, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
     assert 0 <= metrics["AP"] <= 100

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from large_minibatch import curves, finished
 from large_minibatch.config import Config, Data
 from large_minibatch.figures import MEASURED, parse
-from tests.test_train_scripts import run
 
 EPOCHS = 12
 
@@ -167,15 +166,15 @@ def test_other_words_are_refused_with_the_usage(words):
         parse(words)
 
 
-def test_the_command_draws_predicted_and_measured_figures(runs, tmp_path):
+def test_the_command_draws_predicted_and_measured_figures(runs, commands, tmp_path):
     words = ("fig3", "fig7", "fig8", f"runs={runs}", f"out={tmp_path}")
-    done = run("large_minibatch", *words, script="figures.py")
+    done = commands.run("large_minibatch", *words, script="figures.py")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for name in ("fig3", "fig7", "fig8"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert "(model" in done.stdout
-    wrong = run("large_minibatch", "fig3", f"runs={tmp_path}/none", script="figures.py")
+    wrong = commands.run("large_minibatch", "fig3", f"runs={tmp_path}/none", script="figures.py")
     assert wrong.returncode == 2
     assert "is not a folder" in wrong.stderr
     assert "Traceback" not in wrong.stderr

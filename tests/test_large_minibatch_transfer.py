@@ -24,7 +24,6 @@ from large_minibatch.transfer import (
     train,
     weights_file,
 )
-from tests.test_train_scripts import run
 
 # Of pycocotools under NumPy 2, in each mask that it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -305,8 +304,9 @@ def test_the_paper_is_the_default():
         (["transfer=small", "model.roi=3"], "model.rois"),
     ],
 )
-def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path, words, hint):
-    done = run("large_minibatch", *words, f"hydra.run.dir={tmp_path}", script="transfer.py")
+def test_the_command_says_what_is_wrong_and_exits_with_2(commands, tmp_path, words, hint):
+    words = [*words, f"hydra.run.dir={tmp_path}"]
+    done = commands.run("large_minibatch", *words, script="transfer.py")
     assert done.returncode == 2
     assert hint in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from panoptic.evaluate import evaluate_files
 from panoptic.parts import Parts, annotation, mean_iou
 from panoptic.sources import Output
 from panoptic.train import COLUMNS, build, poly, seed_of, train
-from tests.test_train_scripts import run
+from tests.commands import run_alone
 
 # Of pycocotools under NumPy 2, in each mask that it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -138,10 +138,10 @@ def test_a_finished_run_started_again_only_evaluates(whole, capsys):
     ]
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(commands, tmp_path):
     words = ("experiment=smoke", "steps=3", "predict.pictures=0")
-    one = run("panoptic", *words, "accumulate=2", f"hydra.run.dir={tmp_path}/one")
-    two = run(
+    one = commands.run("panoptic", *words, "accumulate=2", f"hydra.run.dir={tmp_path}/one")
+    two = run_alone(
         *("panoptic", *words, "processes=2", f"hydra.run.dir={tmp_path}/two"),
         FAIR_VISION_TIMEOUT="110",
     )
