@@ -60,6 +60,7 @@ def save(
     path = Path(folder) / f"checkpoint-{step:08d}.pt"
     random_states = dist.gather(_random_state())
     _on_main(lambda: _save(path, random_states, keep, best, parts))
+    dist.saved(step)
     return path
 
 
@@ -95,6 +96,7 @@ def resume(folder: str | Path, **parts: Any) -> int:
     if meta["world_size"] == dist.world_size():
         _restore_random(content["random"][dist.rank()])
     dist.reached(meta["step"])
+    dist.saved(meta["step"])
     return meta["step"]
 
 
@@ -191,6 +193,7 @@ def _save(
     path: Path, random_states: list, keep: int, best: dict[str, float] | None, parts: dict[str, Any]
 ) -> None:
     """`save` on rank 0."""
+    folder_lock.require(path.parent)
     meta = {
         "step": _step(path),
         "world_size": dist.world_size(),
@@ -210,7 +213,7 @@ def _save(
 
 def _newest_good(folder: Path) -> Path | None:
     """Newest checkpoint that can be read; names those that cannot, removes leftovers."""
-    for leftover in folder.glob(".*.pt.tmp"):  # the lock is ours, so nobody is writing them
+    for leftover in folder.glob(".*.tmp"):  # the lock is ours, so nobody is writing them
         leftover.unlink()
     files = _files(folder)
     for path in files:

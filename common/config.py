@@ -17,17 +17,23 @@
 
 `python train.py los.gamma=1` then says `Unknown option 'los.gamma'. Did you mean 'loss.gamma'?` and
 ends with exit code 2, before any data is read. `HYDRA_FULL_ERROR=1` shows the traceback instead.
+A run that ends early prints the command that goes on with it. One that is refused leaves the record
+of its folder, `.hydra/`, as it was.
 """
 
 import difflib
 import os
 import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -37,7 +43,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from .errors import UserError, sentence
+from . import spawn
+from .errors import UserError, going_on, sentence, under_way
 
 EXPECTED = {  # what OmegaConf says of a value of another type: what we say
     "converted to Float": "a number",
@@ -55,6 +62,9 @@ def typed(cfg: DictConfig) -> Any:
     or the script is of another checkout than `common`.
     """
     _same_checkout()
+    if HydraConfig.initialized():
+        folder = HydraConfig.get().runtime.output_dir
+        under_way(folder, _command(folder))
     _no_additions(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -75,26 +85,76 @@ def run(main: Callable[[], Any]) -> None:
     before = os.environ.get("HYDRA_FULL_ERROR")
     full = before == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and leaving
+    record: dict[Path, bytes] = {}
     try:
         _same_checkout()
-        main()
-    except UserError as error:
-        if full and error.__cause__ is not None:
-            raise error.__cause__ from None
-        _stop(str(error), error.status)
-    except (HydraException, OmegaConfBaseException) as error:
-        if full:
-            raise
-        _stop(explain(error, _groups(main)), 2)
-    except (ValueError, OSError) as error:
-        text = sentence(error)
+        with spawn.ending_at_once():
+            record = _record()
+            main()
+    except SystemExit as stop:
+        if full and isinstance(stop, UserError) and stop.__cause__ is not None:
+            raise stop.__cause__ from None
+        _end(stop, record)
+    except Exception as error:
+        text = sentence(error) or _no_folder(error, main)
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            text = explain(error, _groups(main))
         if full or text is None:
+            error.add_note(going_on())
             raise
-        _stop(text, 2)
+        _end(UserError(text), record)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _end(stop: SystemExit, record: dict[Path, bytes]) -> NoReturn:
+    """End the command with what `stop` says, and how to go on with its run if it has begun."""
+    status = stop.status if isinstance(stop, UserError) else stop.code
+    lines = [str(stop)] if isinstance(stop, UserError) else []
+    if status == 2:
+        for path, content in record.items():
+            path.write_bytes(content)
+    elif status:
+        lines.append(going_on())
+    for line in filter(None, lines):
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(status) from None
+
+
+def _record() -> dict[Path, bytes]:
+    """What Hydra and `versus` left in the folder of an earlier run that is named, path by path."""
+    words = [word for word in sys.argv[1:] if word.startswith("hydra.run.dir=")]
+    if not words:
+        return {}
+    folder = Path(str(OverridesParser.create().parse_override(words[-1]).value()))
+    return {path: path.read_bytes() for path in folder.rglob(".hydra/*.yaml")}
+
+
+def _command(folder: str) -> str:
+    """The command line of this Hydra job, with its folder instead of one that the clock names."""
+    overrides = HydraConfig.get().overrides
+    words = [*overrides.task, *overrides.hydra]
+    words = [word for word in words if not re.match(r"hydra\.(run|sweep|mode|launcher)\b", word)]
+    place = os.path.relpath(folder)
+    place = folder if place.startswith("..") else place
+    if re.search(r"[^\w./-]", place):  # Hydra's quoting
+        place = "'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return shlex.join(["python", sys.argv[0], *words, f"hydra.run.dir={place}"])
+
+
+def _no_folder(error: Exception, main: Callable[[], Any]) -> str | None:
+    """The sentence for an output folder in which Hydra could not write, before it called `main`."""
+    cause = error.__cause__ or error
+    called = getattr(getattr(main, "__wrapped__", None), "__code__", None)
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not isinstance(cause, OSError) or called is None or called in codes:
+        return None
+    return (
+        f"{cause.filename} cannot be written to ({cause.strerror}): give an output folder of your "
+        "own by hydra.run.dir=."
+    )
 
 
 def explain(error: BaseException, groups: Iterable[str] = ()) -> str:
@@ -200,9 +260,3 @@ def _same_checkout() -> None:
             f"{script} is of the checkout {beside.parent}, but 'common' was imported from "
             f"{mine.parent}: run 'pip install -e .' in {beside.parent}."
         )
-
-
-def _stop(message: str, status: int) -> None:
-    """Print one sentence and end the command."""
-    print(message, file=sys.stderr, flush=True)
-    raise SystemExit(status)

@@ -15,6 +15,9 @@ The loop asks once per step whether somebody wants the run to end (SIGTERM, SIGU
     if stopping:
         dist.exit_preempted(step)                     # exit code 75 (torchrun makes it 1)
 
+Where all finished steps are saved, as before the first one and in the last evaluation, the run ends
+at once, with the same code. A second Ctrl-C ends it at once whatever it does: exit code 130.
+
 Ranks wait for one another for at most `FAIR_VISION_TIMEOUT` seconds (120 on CPUs, 600 on GPUs), so
 work that only one rank does, such as a long evaluation, has to stay below that.
 """
@@ -23,6 +26,7 @@ import dataclasses
 import datetime
 import gc
 import importlib
+import multiprocessing
 import os
 import re
 import signal
@@ -53,11 +57,16 @@ class _Process:
     stop: bool = False
     interrupts: int = 0
     step: int | None = None  # the last one that was finished
+    saved: int | None = None  # the last one that was saved, or resumed from
     steps: Any = None  # under launch: shared array, the last step of each rank
     joined: bool = False  # was in a group that torchrun or Slurm started
 
 
 _here = _Process()
+
+
+class _Ended(SystemExit):
+    """Ends a run between two steps, wherever it is: this rank waits for no other."""
 
 
 def rank() -> int:
@@ -143,6 +152,11 @@ def reached(step: int) -> None:
         _here.steps[rank()] = step
 
 
+def saved(step: int) -> None:
+    """Note that `step` is safe on the disk; `checkpoint` calls this."""
+    _here.saved = step
+
+
 def stop_requested() -> bool:
     """Whether any rank was asked to stop (SIGTERM, SIGUSR1, first Ctrl-C); call it on all ranks."""
     flag = torch.tensor([int(_here.stop)])  # on the CPU: the GPU's queue is not waited for
@@ -152,7 +166,7 @@ def stop_requested() -> bool:
 def exit_preempted(step: int) -> NoReturn:
     """End a run that was asked to stop and has saved `step`; call it on all ranks."""
     if is_main():
-        print(f"Stopped on request after step {step}: the same command goes on from there.")
+        print(f"Stopped on request after step {step}.", flush=True)
     raise SystemExit(PREEMPTED)
 
 
@@ -178,7 +192,7 @@ def launch(fn: Callable[[C], R], cfg: C, processes: int = 0) -> R:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             args = (fn, cfg, processes, str(Path(folder) / "store"))
             return spawn.run(_run_spawned, args, processes, PREEMPTED)
-    _here.stop, _here.interrupts, _here.step = False, 0, None
+    _here.stop, _here.interrupts, _here.step, _here.saved = False, 0, None, None
     with spawn.signals(_note_stop):
         try:
             return fn(cfg)
@@ -305,7 +319,7 @@ def _run_spawned(
             try:
                 kind, value = "done", fn(cfg)
             except SystemExit as stop:
-                if stop.code != PREEMPTED:
+                if stop.code != PREEMPTED or isinstance(stop, _Ended):
                     raise
                 kind, value = "exit", stop.code
                 traceback.clear_frames(stop.__traceback__)
@@ -325,12 +339,16 @@ def _run_spawned(
 
 
 def _note_stop(number: int, frame: FrameType | None) -> None:
-    """Signal handler: remember the wish to stop; a second Ctrl-C ends the process at once."""
+    """Signal handler: remember the wish to stop, or end at once where nothing would be lost."""
     _here.interrupts += number == signal.SIGINT
     if _here.interrupts > 1:
+        spawn.end_children()
+        os.write(2, f"{errors.going_on()}\n".encode())
         os._exit(130)
-    if not _here.stop and is_main():
-        name = signal.Signals(number).name
-        text = f"\n{name}: finishing this step, then saving; a second Ctrl-C ends it at once.\n"
-        os.write(2, text.encode())
+    unsaved = None if _here.step == _here.saved else _here.step
+    if not _here.stop and is_main() and multiprocessing.parent_process() is None:
+        spawn.announce(number, unsaved)
     _here.stop = True
+    if unsaved is None and not _here.joined:  # torchrun's workers have to leave together
+        spawn.end_children()
+        raise _Ended(PREEMPTED)

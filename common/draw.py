@@ -8,16 +8,17 @@ coordinates are given for the picture before it was enlarged.
 
 import colorsys
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from . import files
 
 Color = tuple[int, int, int]
 Line = tuple[Sequence[float], Sequence[float]]
@@ -250,6 +251,31 @@ def curves(
     _write(Path(path), lambda file: figure.savefig(file, format="png"))
 
 
+def bars(path: Path | str, panels: dict[str, dict[str, float | None]]) -> None:
+    """Write a PNG with one panel per quantity, {quantity: {name: value}}, and the values in words.
+
+    A quantity that no name has is left out.
+    """
+    from matplotlib.figure import Figure  # as above
+
+    panels = {title: bars for title, bars in panels.items() if set(bars.values()) != {None}}
+    names = list(next(iter(panels.values()), {}))
+    size = (2.2 + 2.4 * len(panels), 1.0 + 0.42 * len(names))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    colors = [[channel / 255 for channel in shade] for shade in palette(len(names))]
+    for number, (title, values) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), number, title=title)
+        drawn = axes.barh(range(len(names)), [v or 0.0 for v in values.values()], color=colors)
+        axes.bar_label(
+            drawn, ["–" if v is None else f"{v:.1f}" for v in values.values()], padding=3
+        )
+        axes.set_yticks(range(len(names)), names if number == 1 else [""] * len(names))
+        axes.invert_yaxis()
+        axes.margins(x=0.2)  # for the words
+        axes.spines[["top", "right"]].set_visible(False)
+    _write(Path(path), lambda file: figure.savefig(file, format="png"))
+
+
 def intervals(
     path: Path | str,
     names: Sequence[str],
@@ -295,16 +321,10 @@ def save_png(image: Tensor, path: Path | str) -> None:
     _write(Path(path), lambda file: picture.save(file, format="png"))
 
 
-def _write(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Let `save` write into a file beside `path`, then rename it there in one stroke."""
+def _write(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
+    """Let `save` write the file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            save(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write(path, save)
 
 
 def _enlarged(image: Tensor, scale: int) -> Image.Image:

@@ -7,6 +7,8 @@ from urllib.error import URLError
 
 PREEMPTED = 75  # exit code of a run that saved and left on request; sysexits.h: "try again later"
 
+_under_way: list[str] = []  # folder and command of the run of this process, for `going_on`
+
 
 class UserError(SystemExit):
     """Ends a command with one sentence for its user and exit code `status`, without a traceback."""
@@ -48,6 +50,18 @@ def status(error: BaseException) -> int:
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):
         return error.code or 0
     return 1 if sentence(error) is None or isinstance(error, FloatingPointError) else 2
+
+
+def under_way(folder: str, command: str) -> None:
+    """Note that the run in `folder` is under way, and the `command` that goes on with it."""
+    _under_way[:] = [folder, command]
+
+
+def going_on() -> str:
+    """The command that takes up the run of this process; empty where there is no checkpoint yet."""
+    if not _under_way or not any(Path(_under_way[0]).rglob("checkpoint-*.pt")):
+        return ""
+    return f"To go on from the last checkpoint: {_under_way[1]}"
 
 
 def last_words(error: BaseException, where: str) -> str:

@@ -28,7 +28,7 @@ def acquire(folder: Path) -> None:
         _claim(file)
     except OSError as error:
         file.seek(0)
-        owner = file.read().decode(errors="replace") or "another process"
+        owner = file.read(200).decode(errors="replace").partition("\n")[0] or "another process"
         file.close()
         raise CheckpointError(
             f"{folder} is in use by {owner}: wait for its end, or give another hydra.run.dir=."
@@ -37,6 +37,18 @@ def acquire(folder: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     file.flush()
     _held[folder] = file
+
+
+def require(folder: Path) -> None:
+    """Raise CheckpointError where `folder` was claimed by this process and has been removed since.
+
+    A file written there now would stand alone in a new folder, without the logs before it.
+    """
+    if folder.resolve() in _held and not (folder / ".lock").exists():
+        raise CheckpointError(
+            f"{folder} was removed while its run was under way, and the logs and checkpoints with "
+            "it: start again."
+        )
 
 
 def release(folder: Path) -> None:

@@ -151,7 +151,8 @@ class Log:
         self.values = {}
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        """Write one line everywhere."""
+        """Write one line everywhere, without NaN: what the data leave undefined."""
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
         seconds = self._seconds()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.bar is not None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from . import dist, machine
+from . import dist, lock, log, machine, runs, sealed
+from .errors import UserError
 from .log import Diverged
 
 
@@ -38,12 +38,12 @@ def write(
         "diverged": diverged and {"step": diverged.step, "part": diverged.part},
         "device": device_name(),
     }
-    path = Path(folder) / "result.json"
-    partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    lock.require(Path(folder))
+    text = json.dumps(content, indent=1) + "\n"
+    sealed.write(Path(folder, "result.json"), lambda file: file.write(text.encode()))
     if not diverged:
-        figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in columns)
+        shown = [column for column in columns if math.isfinite(metrics[column])]
+        figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in shown)
         print(f"{figures} after {steps} steps, {seconds:.0f} s; everything in {folder}")
 
 
@@ -68,19 +68,27 @@ def device_name() -> str:
     return f"{machine.cpu()}, {torch.get_num_threads()} threads"
 
 
-def compare(folders: Mapping[str, Path], columns: Sequence[str], first: str) -> str:
-    """A Markdown table of finished runs: name, value of `first` in the first line, the metrics."""
-    lines = [f"| run | first {first} | " + " | ".join(columns) + " |"]
-    lines.append("|:--|--:|" + "--:|" * len(columns))
-    for name, folder in folders.items():
-        result = json.loads((folder / "result.json").read_text())
-        with (folder / "metrics.jsonl").open() as file:
-            start = json.loads(file.readline()).get(first)
-        if result["diverged"]:
-            shown = [f"diverged at step {result['diverged']['step']}", *["–"] * (len(columns) - 1)]
-        else:
-            values = [result["metrics"].get(column) for column in columns]
-            shown = ["–" if value is None else f"{value:.1f}" for value in values]
-        begun = "–" if start is None else f"{start:.2f}"
-        lines.append(f"| {name} | {begun} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+def compare(folders: Mapping[str, Path], columns: Sequence[str], first: str = "") -> str:
+    """A Markdown table of finished runs: name, value of `first` in the first line, the metrics.
+
+    Without `first` there is no such column; nor is there one of a metric that no run has.
+    """
+    results = {name: runs.read_result(folder) or {} for name, folder in folders.items()}
+    for name, result in results.items():
+        if not result:
+            raise UserError(f"{folders[name]} holds no result any more: run the command again.")
+    known = [c for c in columns if any(c in r["metrics"] for r in results.values())]
+    columns = known or columns[:1]  # which all runs that diverged still say
+    titles = ["run", *([f"first {first}"] if first else []), *columns]
+    lines = [titles, [":--", *["--:"] * (len(titles) - 1)]]
+    for name, result in results.items():
+        line = [name]
+        if first:
+            start = next((at[first] for at in log.read(folders[name]) if first in at), None)
+            line.append("–" if start is None else f"{start:.2f}")
+        values = [result["metrics"].get(column) for column in columns]
+        line += ["–" if value is None else f"{value:.1f}" for value in values]
+        if diverged := runs.divergence(result):
+            line[1 + bool(first) :] = [diverged, *["–"] * (len(columns) - 1)]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -5,7 +5,6 @@ else lies there is resumed by train.py itself. Its console goes to `console.txt`
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from . import files
 from .errors import PREEMPTED
 
 GRACE = 60  # seconds a child has to save its state when we are interrupted
@@ -47,11 +47,8 @@ class Ending:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What the run in this folder measured; None if it has not finished."""
-    try:
-        result = json.loads((folder / "result.json").read_text())
-    except (FileNotFoundError, ValueError):  # absent, or not written by train.py to its end
-        return None
-    return result if isinstance(result, dict) and "metrics" in result else None
+    result = files.read_json(folder / "result.json")
+    return result if isinstance(result.get("metrics"), dict) else None
 
 
 def execute(runs: Sequence[Run], project: Path, jobs: int) -> dict[Path, Ending]:

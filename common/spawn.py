@@ -3,6 +3,10 @@
 `run` starts `entry(number, report, *args)` in each of them. `report(kind, value)` sends what became
 of the worker: ("done", result), ("exit", exit code) or ("failed", (message, exit code)). A worker
 that ends without a report was killed. The first failure ends them all within seconds.
+
+What a stop signal does, in one place: a terminal's Ctrl-C reaches this process and all that it
+started, so those that it started leave the answer to it. `signals` hands the signal to a function,
+such as one that lets the run save; where nothing is to be saved, `ending_at_once` ends the command.
 """
 
 import multiprocessing
@@ -48,10 +52,12 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
     asked: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        """Tell the workers to stop; the terminal may have sent them its Ctrl-C itself."""
+        """Tell the workers to stop."""
         asked.append(number)
         if asked.count(signal.SIGINT) > 1:
             raise SystemExit(130)
+        if len(asked) == 1:
+            announce(number, max(steps))
         for worker in workers:
             if worker.exitcode is None and hasattr(signal, "SIGUSR1"):
                 os.kill(worker.pid, signal.SIGUSR1)
@@ -61,10 +67,12 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
             for number in range(processes):
                 receive, send = context.Pipe(duplex=False)
                 worker = context.Process(target=_worker, args=(entry, number, send, steps, args))
-                worker.start()
+                start_worker(worker)
                 send.close()
                 workers.append(worker)
                 pipes.append(receive)
+                if asked:  # while it was started
+                    pass_on(asked.pop(), None)
             outcomes = _watch(workers, pipes)
             if all(outcome.kind == "done" for outcome in outcomes.values()):
                 for worker in workers:
@@ -77,18 +85,74 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
     return _conclude(outcomes, steps, preempted if asked else None)
 
 
+def start_worker(worker: Any) -> None:
+    """Start a process that a terminal's Ctrl-C does not reach, not even while it imports torch."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new process inherits
+    try:
+        worker.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextmanager
 def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let `handler` take SIGTERM, SIGUSR1 and SIGINT meanwhile (in the main thread only)."""
+    """Let `handler` take SIGTERM, SIGUSR1 and SIGINT meanwhile (in the main thread only).
+
+    A process that this one forks, such as a loader, ignores them, but for SIGTERM, which ends it; a
+    worker of `start_worker` ignores SIGINT still.
+    """
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+        elif number == signal.SIGTERM:
+            os._exit(128 + number)
+
     names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    if multiprocessing.parent_process() is not None:
+        names.remove("SIGINT")
     if threading.current_thread() is not threading.main_thread():
         names = []
-    before = {name: signal.signal(getattr(signal, name), handler) for name in names}
+    before = {name: signal.signal(getattr(signal, name), handle) for name in names}
     try:
         yield
     finally:
         for name, old in before.items():
             signal.signal(getattr(signal, name), old)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """A stop signal meanwhile ends this process and those it started, with one line.
+
+    Exit code 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        end_children()
+        os.write(2, f"Stopped by {signal.Signals(number).name}.\n".encode())
+        signal.signal(number, lambda *_: os._exit(128 + number))  # a second one waits for nothing
+        raise SystemExit(128 + number)
+
+    with signals(end):
+        yield
+
+
+def announce(number: int, step: int | None) -> None:
+    """Say what the first stop signal does to a run whose last unsaved step this is, if any."""
+    name, line = signal.Signals(number).name, "ending; every finished step is saved."
+    if step is not None and step >= 0:
+        line = "finishing this step, then saving; a second Ctrl-C ends it at once."
+    os.write(2, f"{name}: {line}\n".encode())
+
+
+def end_children() -> None:
+    """Kill the processes that this one started through multiprocessing: loaders, pools, workers."""
+    if hasattr(signal, "SIGCHLD"):  # where torch would raise for each loader
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def after(step: int | None) -> str:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-import os
 import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import files
 from common.claims import Beside, mean_std
 from common.runs import Run, divergence, duration, read_result, shown
 
@@ -168,10 +168,7 @@ def _hardware(choice: Choice) -> str:
 
 def _host(folder: Path) -> dict[str, Any]:
     """What `common.log` noted of the run's machine and time; empty where it left nothing."""
-    try:
-        return json.loads((folder / "run.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
+    return files.read_json(folder / "run.json")
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -233,12 +230,10 @@ def _chart(path: Path, table: Table, scale: str, choices: Sequence[Choice]) -> N
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _write(path: Path, text: str) -> None:
     """Write the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    files.write_text(path, text)

@@ -29,38 +29,26 @@ class Config:
 """
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """Of a run without GPU, in no group yet."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
-    kept = {key: value for key, value in os.environ.items() if key not in names}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-
-
-def start(folder: Path, body: str, *launcher: str, **extra: str) -> subprocess.Popen:
-    """Run a script whose function `train(cfg)` is `body`."""
+def start(
+    commands: Commands, folder: Path, body: str, *, head: str = "", torchrun: bool = False, **env: str
+) -> Run:
+    """Start a script whose function `train(cfg)` is `body`; torchrun restarts it once."""
     script = folder / "train.py"
     lines = textwrap.indent(textwrap.dedent(body).strip(), "    ")
     call = "print(dist.launch(train, Config(sys.argv[1]), 2), flush=True)"
     script.write_text(
-        f"{HEAD}\ndef train(cfg):\n{lines}\n\nif __name__ == '__main__':\n    {call}\n"
+        f"{HEAD}{head}\ndef train(cfg):\n{lines}\n\nif __name__ == '__main__':\n    {call}\n"
     )
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), str(folder)],
-        env=environment(**extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    if not torchrun:
+        return commands.start(folder, str(folder), **env)
+    words = ("--standalone", "--nproc-per-node=2", "--max-restarts=1", str(script), str(folder))
+    return commands.start(folder, *words, script=str(torch.distributed.run.__file__), **env)
 
 
-def end(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
+def end(run: Run) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, out, err
+    done = run.completed()
+    return done.returncode, done.stdout, done.stderr
 
 
 def wait_for(*paths: Path, seconds: float = 60) -> None:
@@ -373,6 +361,7 @@ def test_all_ranks_stop_after_the_same_step(tmp_path: Path, how: str) -> None:
 
 def test_a_second_interrupt_exits_at_once(tmp_path: Path) -> None:
     body = """
+    dist.reached(1)
     open(f"{cfg.output_dir}/{dist.rank()}.pid", "w").write(str(os.getpid()))
     for _ in range(6000):
         time.sleep(0.01)

@@ -90,11 +90,14 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_removed(tmp_path: Path) -> Non
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10]
 
 
-def test_a_value_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
+def test_nan_is_left_out_and_infinity_is_null_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     log = Log(tmp_path, 1)
-    log(1, force=True, AP_small=math.nan, AP=3.0)
+    log(1, force=True, AP_small=math.nan, norm=math.inf, AP=3.0)
     log.close()
-    assert lines(tmp_path) == [{"step": 1, "AP_small": None, "AP": 3.0}]
+    assert lines(tmp_path) == [{"step": 1, "norm": None, "AP": 3.0}]
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_the_curves_are_a_picture(tmp_path: Path) -> None:
