@@ -5,12 +5,13 @@ H x W pixels; a map is `ids` (H, W) int32, 0 void, with `segments`, dicts of COC
 it as a recipe wants it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from common import dist
 from common.data import BadImages, eval_loader, train_loader
@@ -153,6 +154,36 @@ def training_batches(dataset: Panoptic, cfg: Config, start: int, stop: int) -> I
         groups=dataset.groups(cfg.batch_size) if cfg.data.aspect_groups else None,
         bad=BadImages(cfg.data.bad_images),
     )
+
+
+class _Segments(Dataset):
+    """The segments of each image, once image and map were read, and compared, as in a run."""
+
+    def __init__(self, dataset: Panoptic) -> None:
+        self.source, self.count, self.files = dataset.source, len(dataset), dataset.files
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        return self.source[index][2]
+
+
+def look_through(dataset: Panoptic, workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Segments of each image in this process's share of a data set, all of whose files are read.
+
+    Raises BadExample, naming the file, for the first that training or evaluation would stop at.
+    """
+    batches = eval_loader(_Segments(dataset), 4, workers=workers, collate=list)
+    for batch in tqdm(batches, "checking", leave=False, disable=not dist.is_main() or None):
+        yield from batch
+
+
+def check_validation(dataset: Panoptic, workers: int) -> None:
+    """Raise BadExample for a fault that evaluation would stop at; built-in images have none."""
+    if isinstance(dataset.source, Photos):
+        for _ in look_through(dataset, workers):
+            pass
 
 
 def validation_batches(dataset: Panoptic, cfg: Config) -> Iterable[Batch]:

@@ -84,7 +84,8 @@ def open_pair(
     """Ground truth and the predictions of its images, checked against each other.
 
     Predictions without `categories` have the ground truth's. zero: as of PanopticFiles. Raises
-    ValueError for categories that differ, and naming the first image without a prediction.
+    ValueError for categories that differ, and naming the first image without a prediction and the
+    first PNG that does not exist.
     """
     truth = PanopticFiles(gt, gt_folder, zero=zero)
     prediction = PanopticFiles(pred, pred_folder, categories=truth.categories, zero=zero)
@@ -100,7 +101,11 @@ def open_pair(
     surplus = len(prediction) - len(numbers)
     if surplus:
         print(f"{surplus} predictions are of images that {gt} does not have", file=sys.stderr)
-    return truth, prediction.only(numbers)
+    prediction = prediction.only(numbers)
+    for files in (truth, prediction):
+        if absent := files.missing():
+            raise ValueError(f"{absent} does not exist, but {files.file} lists it")
+    return truth, prediction
 
 
 def measure(

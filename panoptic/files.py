@@ -7,6 +7,7 @@ and segments_info: dicts of id, category_id and, in ground truth, iscrowd, area 
 """
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
@@ -138,6 +139,18 @@ class PanopticFiles:
         segments = self._annotation(image_id)["segments_info"]
         numbers = [{key: whole(s[key]) for key in ("id", "category_id")} for s in segments]
         return [{"iscrowd": 0, **s, **n} for s, n in zip(segments, numbers, strict=True)]
+
+    def missing(self) -> Path | None:
+        """The first PNG that does not exist; each folder is listed once."""
+        listed: dict[Path, set[str]] = {}
+        for number in self._annotations:
+            path = self.path(number)
+            if path.parent not in listed:
+                folder = path.parent
+                listed[folder] = {*os.listdir(folder)} if folder.is_dir() else set()
+            if path.name not in listed[path.parent]:
+                return path
+        return None
 
     def path(self, image_id: int | str) -> Path:
         """The PNG of an image."""

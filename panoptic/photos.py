@@ -152,6 +152,9 @@ def _vistas(root: Path, split: str) -> Photos:
 def _from_files(panoptic: PanopticFiles, photos: Sequence[Path]) -> Photos:
     """Photographs in the order of a panoptic file's images."""
     numbers = [image["id"] for image in panoptic.images]
+    missing = panoptic.missing()
+    if missing:
+        raise ValueError(f"{missing} does not exist, but {panoptic.file} lists it")
     sizes = [
         (image["height"], image["width"])
         if "height" in image and "width" in image

@@ -4,6 +4,9 @@ The demo trains the paper's pair of networks (Sec. 7) on the built-in pictures a
 RQ of their merged outputs, beside each part alone and beside a map without an instance network.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import time
 from dataclasses import asdict
 from functools import partial
@@ -38,7 +41,6 @@ def train(cfg: Config) -> dict[str, float]:
     device = dist.device()
     kind = "all" if cfg.model.name == "separate" else "stuff"
     training = data.build(cfg.data, "train", semantic=kind)
-    # The faults of the validation split show now, not after training.
     validation = data.build(cfg.data, "val", semantic=kind, categories=training.categories)
     network = build(cfg, training).to(device)
     optimizer = SGD(trained(network, cfg), cfg.lr, cfg.momentum)
@@ -52,6 +54,8 @@ def train(cfg: Config) -> dict[str, float]:
 
     stop = start if cfg.only_evaluate else cfg.steps
     loader = data.training_batches(training, cfg, start, stop)
+    if start < stop:  # else the evaluation comes at once
+        data.check_validation(validation, cfg.data.workers)
     log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
     wrapped = dist.wrap(network)
     for step, batch in enumerate(loader, start + 1):
