@@ -18,7 +18,7 @@ from program_execution import data, decode, evaluate
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
 from program_execution.train import build, train
 
-STEPS, LR, GENERATOR_LR, BETA2, CLIP, DECAY = 3, 8e-3, 2e-3, 0.9, 0.05, 0.7
+STEPS, LR, GENERATOR_LR, BETA2, CLIP, DECAY = 3, 8e-3, 2e-3, 0.9, 0.005, 0.7
 TEMPERATURE, ENTROPY, WEIGHT = 0.8, 0.02, 1.5
 WORLD = BuiltIn(train_images=16, val_images=12, per_image=6, objects=[3, 4], families=["zero_hop"])
 
