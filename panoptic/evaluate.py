@@ -21,8 +21,6 @@ import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from common.config import run as run_command
 from panoptic.categories import kinds, require_equal
 from panoptic.files import PanopticFiles, write_json
 from panoptic.pixels import write_bytes
+from panoptic.pool import in_order
 from panoptic.quality import PAPER, PanopticQuality, Scores
 from panoptic.report import class_csv, class_table, content, summary
 
@@ -141,18 +140,7 @@ def _parts(
     if workers < 2:
         yield from (pickle.loads(part) for part in map(work, chunks))
         return
-    with ProcessPoolExecutor(workers) as pool:
-        try:
-            yield from (pickle.loads(part) for part in pool.map(work, chunks))
-        except BrokenProcessPool as error:
-            raise OSError(
-                "an evaluating process was ended from outside, mostly for want of memory: choose "
-                "fewer workers"
-            ) from error
-        except ValueError as error:  # raised over there: here it is a user's sentence again
-            raise ValueError(str(error)) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from map(pickle.loads, in_order(work, chunks, workers))
 
 
 def _measured(chunk: tuple[PanopticFiles, PanopticFiles], *, rules: dict[str, Any]) -> bytes:

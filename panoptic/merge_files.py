@@ -17,12 +17,8 @@ leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the 
 
 import csv
 import io
-import multiprocessing
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +45,7 @@ from panoptic.files import (
 from panoptic.ids import SegmentIds
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA, merge
 from panoptic.pixels import write_bytes
+from panoptic.pool import in_order
 from panoptic.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
 
 Entry = Mapping[str, Any]
@@ -221,37 +218,9 @@ def merged(results: Results, options: Options, thresholds: Mapping[str, float]) 
     if workers < 2:
         yield from bar(merge_image(results, number, **thresholds) for number in numbers)
         return
+    work = partial(_merge_one, thresholds=thresholds)
     # Spawned, not forked: torch's threads, which the search used, do not survive a fork.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _start, (options,)) as pool:
-        try:
-            yield from bar(_in_order(pool, numbers, thresholds, ahead=4 * workers))
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a merging process was ended from outside, mostly for want of memory: choose "
-                "fewer workers"
-            ) from error
-        except ValueError as error:  # raised over there: here it is a user's sentence again
-            raise ValueError(str(error)) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor,
-    numbers: Sequence[int | str],
-    thresholds: Mapping[str, float],
-    *,
-    ahead: int,
-) -> Iterator[Result]:
-    """Results as they are wanted; maps wait in memory, so the pool is `ahead` by so many only."""
-    waiting: deque[Future[Result]] = deque()
-    for number in numbers:
-        waiting.append(pool.submit(_merge_one, number, thresholds))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    yield from bar(in_order(work, numbers, workers, start=_start, args=(options,), method="spawn"))
 
 
 def searched(results: Results, options: Options) -> list[Point]:

@@ -58,7 +58,7 @@ FAULTS = {
     r"one\.png is 9 x 9 pixels, but its panoptic map": lambda root: Image.new("RGB", (9, 9)).save(
         root / "val/one.png"
     ),
-    r"one\.png cannot be read as an image": lambda root: garble(root / "val/one.png"),
+    r"one\.png cannot be read as": lambda root: garble(root / "val/one.png"),
     r"one\.png is not a PNG": lambda root: garble(
         root / "annotations/panoptic_val/one.png"
     ),
