@@ -4,7 +4,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,7 @@ class ImageFolder(Dataset):
             raise ValueError(f"{root} has no class folders: expected {tree}")
         self.files: list[str] = []
         self.labels: list[int] = []
-        folders = {
-            _identity(folder) for folder in (self.root, *map(self.root.joinpath, self.classes))
-        }
-        for label, name in enumerate(self.classes):
-            found = _find_images(self.root / name, set(folders))
+        for label, (name, found) in enumerate(find_images(self.root, self.classes)):
             if not found:
                 raise ValueError(f"class {name!r} has no images in {self.root / name}")
             self.files += found
@@ -138,7 +134,18 @@ class ImageFolder(Dataset):
         return self.transform(image) if self.transform else image, self.labels[index]
 
 
-def _find_images(folder: Path, searched: set[tuple[int, int]]) -> list[str]:
+def find_images(root: Path, classes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each class with the image files anywhere below its folder in `root`, in order.
+
+    Links to folders are followed, but no folder is searched twice for a class, and none above it.
+    """
+    above = (root, *root.resolve().parents)
+    folders = {_identity(folder) for folder in (*above, *map(root.joinpath, classes))}
+    for name in classes:
+        yield name, _find_below(root / name, set(folders))
+
+
+def _find_below(folder: Path, searched: set[tuple[int, int]]) -> list[str]:
     """Image files anywhere below a folder, but not in folders already `searched`, in order."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):

@@ -267,6 +267,17 @@ def validation_batches(
     return (held.batch(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
 
 
+def look_through(dataset: Pictures | InMemory, cfg: Config) -> None:
+    """Read this process's share of the validation images once, as the evaluation will.
+
+    One that cannot be read, or is smaller than the crop, so ends a run before its first step. Those
+    in memory have been read.
+    """
+    if isinstance(dataset, Pictures):
+        batches = validation_batches(dataset, cfg, cfg.per_forward)
+        deque(tqdm(batches, "check", leave=False, disable=None if dist.is_main() else True), 0)
+
+
 def evaluated_columns(dataset: Pictures | InMemory, cfg: DataConfig) -> Tensor | None:
     """Which classes (K,) bool are told apart in evaluation; None: all.
 

@@ -5,7 +5,6 @@ pixels that differ by 1 of 255 at most: only the crop leaves Pillow's memory, Py
 8-bit vector instructions, and pixels stay bytes until they are on the training device.
 """
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.images import image_size, read_image
+from common.images import UnreadableImage, image_size, open_image, read_image
 from large_minibatch.augment import DRAWS, Augment, View, pad, shift
 from large_minibatch.folders import Files
 from large_minibatch.memory import Batch
@@ -75,7 +74,7 @@ class Pictures(Dataset):
         Only the box is copied out of Pillow's memory.
         """
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 turned = self.upright and image.getexif().get(_ORIENTATION, 1) != 1
                 if image.mode != "RGB" or turned:
                     return None
@@ -84,7 +83,7 @@ class Pictures(Dataset):
                     view = self._view(file, image.height, image.width, u)
                 top, left, height, width = view.box
                 pixels = np.array(image.crop((left, top, left + width, top + height)))
-        except (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error):
+        except UnreadableImage:
             return None  # `read_image` says what is wrong, or knows how to read it
         return view.cut(torch.from_numpy(pixels), self.augment.interpolation)
 
@@ -116,7 +115,16 @@ class Whole(Dataset):
 
     def __init__(self, source: Pictures) -> None:
         self.source, self.files = source, source.files
-        self.size = image_size(source.files[0])
+        self.size = self._first_size()
+
+    def _first_size(self) -> tuple[int, int]:
+        """Height and width of the first image that can be read; the loader names the others."""
+        for file in self.files:
+            try:
+                return image_size(file, exif=self.source.upright)
+            except UnreadableImage:
+                continue
+        return 0, 0
 
     def __len__(self) -> int:
         return len(self.source)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+from common.images import IMAGE_SUFFIXES, find_images
+
 WNID = re.compile(r"n\d{8}")
 
 
@@ -84,7 +85,7 @@ def class_folders(folder: str | Path, *, wnids: bool = False) -> list[str]:
 
 def _refuse_loose(folder: Path, names: list[str], tree: str) -> None:
     """Raise ValueError for pictures and archives that lie beside the class folders."""
-    loose = [name for name in names if name.lower().endswith(SUFFIXES)]
+    loose = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if loose:
         raise ValueError(
             f"{folder / loose[0]} lies outside a class folder ({len(loose)} such pictures): "
@@ -104,26 +105,15 @@ def find(folder: str | Path, classes: Sequence[str], names: Sequence[str]) -> tu
     number = {name: label for label, name in enumerate(classes)}
     found: list[bytes] = []
     labels: list[int] = []
-    for name in names:
-        here = _below(str(folder), name)
+    for name, here in find_images(Path(folder), names):
         if not here:
             raise ValueError(
                 f"class {name!r} has no pictures in {folder}/{name}: complete it, or take the "
                 "empty folder away"
             )
-        found += here
+        found += [os.fsencode(os.path.relpath(file, folder)) for file in here]
         labels += [number[name]] * len(here)
     return Files(folder, np.array(found)), torch.tensor(labels)
-
-
-def _below(folder: str, name: str) -> list[bytes]:
-    """Picture files anywhere below a class folder, sorted, as paths from `folder`."""
-    return [
-        os.fsencode(os.path.relpath(os.path.join(parent, file), folder))
-        for parent, _, files in sorted(os.walk(os.path.join(folder, name), followlinks=True))
-        for file in sorted(files)
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    ]
 
 
 def require_same(train: Sequence[str], val: Sequence[str], folder: str | Path) -> None:

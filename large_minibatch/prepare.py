@@ -15,9 +15,8 @@ import json
 import os
 import re
 import shutil
-import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -26,10 +25,17 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from common.images import UnreadableImage, image_size, read_image
+from common.images import (
+    IMAGE_SUFFIXES,
+    UnreadableImage,
+    find_images,
+    image_size,
+    open_image,
+    read_image,
+)
 from large_minibatch import data
 from large_minibatch.config import Data
-from large_minibatch.folders import SUFFIXES, listed
+from large_minibatch.folders import listed
 
 SHOWN = 20  # unreadable pictures that are named
 _MARK = ".resized.json"  # how a resized tree was made
@@ -66,7 +72,7 @@ def check(
         doing = "decoding" if decode else "opening"
         for file in tqdm(files, doing, unit="file", leave=False, disable=None):
             look(file)
-    print("no fault found")
+    print("no fault found" + ("" if decode else "; damaged pixels show with --decode only"))
 
 
 def sort_val(folder: str | Path, mapping: str | Path, *, wnids: str | Path | None = None) -> int:
@@ -78,7 +84,7 @@ def sort_val(folder: str | Path, mapping: str | Path, *, wnids: str | Path | Non
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one with the validation pictures")
-    loose = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+    loose = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES))
     classes = _mapping(Path(mapping), listed(wnids) if wnids else [])
     moves = []
     for name in loose:
@@ -164,7 +170,7 @@ def resize(
         raise ValueError(f"{target} is inside {source}: give a folder outside of it")
     _mark(target, {"size": size, "quality": quality})
     work = partial(_resize_one, source=source, target=target, size=size, quality=quality)
-    names = list(_tree(source))
+    names = [os.path.relpath(f, source) for _, found in find_images(source, [""]) for f in found]
     shown = partial(tqdm, total=len(names), desc="resizing", unit="file", disable=None)
     if processes == 0:
         return [bad for bad in shown(map(work, names)) if bad]
@@ -178,15 +184,6 @@ def resize(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _tree(source: Path) -> Iterator[str]:
-    """Pictures below a folder, as paths from it, in sorted order."""
-    for parent, folders, files in os.walk(source, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(parent, name), source)
 
 
 def _mark(target: Path, made: dict[str, int]) -> None:
@@ -235,13 +232,13 @@ def _resize_one(name: str, *, source: Path, target: Path, size: int, quality: in
 def _shrunk(path: Path, size: int) -> Image.Image | None:
     """The RGB picture with shorter side `size` at most; None: the file is such a JPEG already."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             if image.format == "JPEG" and min(image.size) <= size:
                 return None
             picture, info = image.copy(), image.info
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error):
-        picture, info = Image.new("L", (1, 1)), {}  # `read_image` says what is wrong
+    except UnreadableImage:
+        picture, info = Image.new("L", (1, 1)), {}  # `read_image` may know how, or says why not
     if picture.mode != "RGB":
         picture = Image.fromarray(read_image(path, exif=False).permute(1, 2, 0).numpy())
     short = min(picture.size)

@@ -11,7 +11,15 @@ SCRIPTS = {
     *("analyse.py", "benchmark.py", "config.py", "convert.py", "data.py", "decode.py", "demo.py"),
     *("detection.py", "disjoint_ap.py", "doctor.py", "doctor_example.py", "evaluate.py"),
     *("check_data.py", "figures.py"),
-    *("finished.py", "instances.py", "merge_files.py", "parts.py", "photos.py", "predict.py"),
+    *(
+        "finished.py",
+        "folders.py",
+        "instances.py",
+        "merge_files.py",
+        "parts.py",
+        "photos.py",
+        "predict.py",
+    ),
     *("prepare.py", "scenes_data.py", "study.py", "study_pictures.py", "tables.py", "train.py"),
     *("batches.py", "explain.py", "initial.py", "stages.py", "symbolic.py", "transfer.py"),
 }
