@@ -45,6 +45,7 @@ from omegaconf.errors import (
 
 from . import spawn
 from .errors import UserError, going_on, sentence, under_way
+from .files import shown
 
 EXPECTED = {  # what OmegaConf says of a value of another type: what we say
     "converted to Float": "a number",
@@ -137,11 +138,10 @@ def _command(folder: str) -> str:
     overrides = HydraConfig.get().overrides
     words = [*overrides.task, *overrides.hydra]
     words = [word for word in words if not re.match(r"hydra\.(run|sweep|mode|launcher)\b", word)]
-    place = os.path.relpath(folder)
-    place = folder if place.startswith("..") else place
+    place = shown(Path(folder))
     if re.search(r"[^\w./-]", place):  # Hydra's quoting
         place = "'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return shlex.join(["python", sys.argv[0], *words, f"hydra.run.dir={place}"])
+    return shlex.join(["python", shown(Path(sys.argv[0])), *words, f"hydra.run.dir={place}"])
 
 
 def _no_folder(error: Exception, main: Callable[[], Any]) -> str | None:
@@ -149,7 +149,7 @@ def _no_folder(error: Exception, main: Callable[[], Any]) -> str | None:
     cause = error.__cause__ or error
     called = getattr(getattr(main, "__wrapped__", None), "__code__", None)
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not isinstance(cause, OSError) or called is None or called in codes:
+    if not isinstance(cause, OSError) or not cause.filename or called in (None, *codes):
         return None
     return (
         f"{cause.filename} cannot be written to ({cause.strerror}): give an output folder of your "

@@ -38,3 +38,8 @@ def parse(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of 5000 digits; deep nesting
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def shown(path: Path) -> str:
+    """The path as a reader wants it: from the current directory where it lies below that."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from . import files
 from .errors import PREEMPTED
+from .files import shown
 
 GRACE = 60  # seconds a child has to save its state when we are interrupted
 TAIL = 12  # lines of a failed run's console that are repeated in the account
@@ -183,8 +184,3 @@ def duration(seconds: float | None) -> str:
     if total < 3600:
         return f"{total // 60} min {total % 60:02} s"
     return f"{total // 3600} h {total % 3600 // 60:02} min"
-
-
-def shown(path: Path) -> str:
-    """The path as a reader wants it: from the current directory where it lies below that."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

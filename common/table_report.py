@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from common import files
 from common.claims import Beside, mean_std
-from common.runs import Run, divergence, duration, read_result, shown
+from common.files import shown
+from common.runs import Run, divergence, duration, read_result
 
 if TYPE_CHECKING:  # tables.py imports this file
     from common.tables import Plan, Point, Request, Table

@@ -1,5 +1,8 @@
 """Train RetinaNet and evaluate it: `python train.py`, or see conf/experiment for the others."""
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import time
 from dataclasses import asdict
 from typing import Any, cast
@@ -57,6 +60,7 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"optimizer": optimizer, "schedule": schedule}
     parts |= {"average": average} if average else {}
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
+    parts |= {"categories": training.categories}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:

@@ -1,5 +1,8 @@
 """Train a ResNet at any minibatch: `python train.py`, or see conf/experiment for the others."""
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import contextlib
 import time
 from dataclasses import asdict
@@ -46,7 +49,7 @@ def train(cfg: Config) -> dict[str, float]:
         running=cfg.norm.running,
     )
     if cfg.init:
-        report = weights.initialise(model, cfg.init)
+        report = weights.initialise(model, cfg.init, cfg.data.mean, cfg.data.std)
         if dist.is_main():
             print(report)
     model.to(device).to(memory_format=torch.channels_last)
@@ -62,6 +65,8 @@ def train(cfg: Config) -> dict[str, float]:
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
+    elif not start:
+        data.look_through(validation, cfg)  # its faults show now, not after an epoch
 
     stop = start if cfg.only_evaluate else schedule.steps
     steps = data.training_batches(training, cfg, plan, start, stop)

@@ -8,6 +8,9 @@
 k / processes of them, one after the other, so k may exceed the GPUs that are there.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import glob
 import time
 from collections.abc import Iterable, Iterator
@@ -126,6 +129,7 @@ def train(cfg: TransferConfig) -> dict[str, float]:
     )
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": training.category_ids, "gpus": recipe.gpus}
+    parts |= {"categories": training.categories}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start)

@@ -5,6 +5,9 @@ are known (Sec. 3.2, 3.3) beside an LSTM that is blind and stacked attention (Se
 how many answers of each kind are right.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import json
 import time
 from dataclasses import asdict, replace
