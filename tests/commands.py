@@ -5,21 +5,23 @@ imported it and all of `common`, and that forks for each command. Run as a scrip
 process. A request is one line of JSON:
 
     {"folder": "focal_loss", "script": "train.py", "words": ["steps=3"], "output": path,
-     "errors": path, "environment": {}, "stall": 0} -> the new process' id
+     "errors": path, "environment": {}, "stall": 0, "forking": false} -> the new process' id
     {"poll": process id} -> its exit code, minus the signal where one killed it; null while it runs
 
 The fork then does what `python train.py words...` does in that folder, printing into the two files.
-With "stall": n its n-th `os.fsync` prints `stalled` and never comes back. `run_alone` takes an
-interpreter of its own instead.
+With "stall": n its n-th `os.fsync` prints `stalled` and never comes back; with "forking" its own
+worker processes are forks, too. `run_alone` takes an interpreter of its own instead.
 """
 
 import gc
 import itertools
 import json
+import multiprocessing
 import os
 import pkgutil
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +88,13 @@ class Run:
             time.sleep(0.005)
         return code
 
+    def completed(self, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        """Its exit code and what it printed, once it has ended."""
+        code = self.wait(seconds)
+        return subprocess.CompletedProcess(
+            self.pid, code, self.output.read_text(), self.errors.read_text()
+        )
+
     def until(self, count: int, words: str = "step ", seconds: float = 120) -> None:
         """Until it has printed so many lines that start with `words`."""
         limit = time.monotonic() + seconds
@@ -121,6 +130,7 @@ class Commands:
         *words: str,
         script: str = "train.py",
         stall: int = 0,
+        forking: bool = False,
         **env: str,
     ) -> Run:
         """Start a script in a folder of the repository, or any other."""
@@ -133,6 +143,7 @@ class Commands:
             errors=str(files[1]),
             environment=env,
             stall=stall,
+            forking=forking,
         )
         self.started.append(Run(pid, *files, lambda: self._ask(poll=pid)))
         return self.started[-1]
@@ -141,11 +152,21 @@ class Commands:
         self, folder: str | Path, *words: str, script: str = "train.py", **env: str
     ) -> subprocess.CompletedProcess[str]:
         """`run_alone`, sooner."""
-        run = self.start(folder, *words, script=script, **env)
-        code = run.wait()
-        return subprocess.CompletedProcess(
-            [script, *words], code, run.output.read_text(), run.errors.read_text()
-        )
+        return self.start(folder, *words, script=script, **env).completed()
+
+    def start_ranks(
+        self, folder: str | Path, *words: str, script: str = "train.py", **env: str
+    ) -> list[Run]:
+        """Start the two processes of one group, as torchrun does."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        return [
+            self.start(folder, *words, script=script, RANK=rank, LOCAL_RANK=rank, **env)
+            for rank in ("0", "1")
+        ]
 
     def close(self) -> None:
         """End what a failed test left, and the warm process."""
@@ -192,6 +213,9 @@ def become(request: dict[str, Any]) -> None:
         os.close(source)
     if request["stall"]:
         stall(request["stall"])
+    if request["forking"]:
+        forks = multiprocessing.get_context("fork")
+        multiprocessing.get_context = lambda method=None: forks
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.path[0] = request["folder"]

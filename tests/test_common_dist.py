@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import torch
 
 from common import dist, spawn
 from common.errors import UserError, last_words, sentence, status
+from tests.commands import Commands, Run
 
 HEAD = """
 import os, signal, sys, time
@@ -29,20 +28,27 @@ class Config:
 """
 
 
-def start(
-    commands: Commands, folder: Path, body: str, *, head: str = "", torchrun: bool = False, **env: str
-) -> Run:
-    """Start a script whose function `train(cfg)` is `body`; torchrun restarts it once."""
-    script = folder / "train.py"
+def write(folder: Path, body: str) -> None:
+    """Write a script whose function `train(cfg)` is `body`."""
     lines = textwrap.indent(textwrap.dedent(body).strip(), "    ")
     call = "print(dist.launch(train, Config(sys.argv[1]), 2), flush=True)"
-    script.write_text(
-        f"{HEAD}{head}\ndef train(cfg):\n{lines}\n\nif __name__ == '__main__':\n    {call}\n"
+    (folder / "train.py").write_text(
+        f"{HEAD}\ndef train(cfg):\n{lines}\n\nif __name__ == '__main__':\n    {call}\n"
     )
-    if not torchrun:
-        return commands.start(folder, str(folder), **env)
-    words = ("--standalone", "--nproc-per-node=2", "--max-restarts=1", str(script), str(folder))
-    return commands.start(folder, *words, script=str(torch.distributed.run.__file__), **env)
+
+
+def start(commands: Commands, folder: Path, body: str, how: str = "forked", **env: str) -> Run:
+    """Start such a script. The workers of "spawned" and "torchrun" are interpreters of their own.
+
+    With "restarted" torchrun restarts them once.
+    """
+    write(folder, body)
+    if how in ("forked", "spawned"):
+        return commands.start(folder, str(folder), forking=how == "forked", **env)
+    words = ["--standalone", "--nproc-per-node=2", f"--max-restarts={int(how == 'restarted')}"]
+    words += [str(folder / "train.py"), str(folder)]
+    launcher = Path(torch.distributed.__file__).with_name("run.py")
+    return commands.start(folder, *words, script=str(launcher), **env)
 
 
 def end(run: Run) -> tuple[int, str, str]:
@@ -57,9 +63,6 @@ def wait_for(*paths: Path, seconds: float = 60) -> None:
     while not all(path.exists() for path in paths):
         assert time.monotonic() < limit, f"{paths} did not appear in {seconds} s"
         time.sleep(0.02)
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def test_one_process_needs_no_group() -> None:
@@ -116,11 +119,11 @@ return [mean.tolist(), {k: v.item() for k, v in means.items()}, total.tolist(), 
 """
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["spawned", "torchrun"])
+@pytest.mark.parametrize("how", ["spawned", "torchrun"])
 def test_two_processes_average_gather_and_stop_at_a_bad_loss_together(
-    tmp_path: Path, launcher: tuple[str, ...]
+    commands: Commands, tmp_path: Path, how: str
 ) -> None:
-    code, out, err = end(start(tmp_path, COLLECTIVES, *launcher))
+    code, out, err = end(start(commands, tmp_path, COLLECTIVES, how))
     assert code == 0, err
     expected = [
         [1.0, 1.5],
@@ -134,12 +137,12 @@ def test_two_processes_average_gather_and_stop_at_a_bad_loss_together(
         2,
         [2, "box", ["1.jpg"], 1],
     ]
-    assert out.count(str(expected)) == (2 if launcher else 1), out
+    assert out.count(str(expected)) == (2 if how == "torchrun" else 1), out
     assert out.count("step 1/10") == 1, "rank 1 is quiet"
     assert "Warning" not in err, err
 
 
-def test_slurm_tasks_find_each_other(tmp_path: Path) -> None:
+def test_slurm_tasks_find_each_other(commands: Commands, tmp_path: Path) -> None:
     job = {
         "SLURM_NTASKS": "2",
         "SLURM_JOB_NODELIST": "localhost,gpu[1-3]",
@@ -152,7 +155,7 @@ def test_slurm_tasks_find_each_other(tmp_path: Path) -> None:
     for number, folder in enumerate(folders):
         folder.mkdir()
         place = {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
-        tasks.append(start(folder, body, **job, **place))
+        tasks.append(start(commands, folder, body, **job, **place))
     for task in tasks:
         code, out, err = end(task)
         assert code == 0, err
@@ -179,17 +182,17 @@ def test_an_empty_slurm_list_is_refused() -> None:
         dist.first_host("")
 
 
-def test_a_failing_worker_ends_the_run_with_its_own_message(tmp_path: Path) -> None:
+def test_a_failing_worker_ends_the_run_with_its_own_message(
+    commands: Commands, tmp_path: Path
+) -> None:
     body = """
     dist.reached(7)
     if dist.rank() == 1:
         raise KeyError("bad sample 000139.jpg")
     dist.barrier()
     """
-    begin = time.monotonic()
-    code, _, err = end(start(tmp_path, body))
+    code, _, err = end(start(commands, tmp_path, body, FAIR_VISION_TIMEOUT="100000"))
     assert code == 1
-    assert time.monotonic() - begin < 100  # of the 120 seconds that a silent rank is waited for
     assert err.strip().splitlines()[-1] == (
         "rank 1 stopped after step 7: KeyError: 'bad sample 000139.jpg'"
     )
@@ -244,29 +247,25 @@ def alive(pid: int) -> bool:
     return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_killed_worker_ends_the_run_promptly_and_is_named(tmp_path: Path) -> None:
-    run = start(tmp_path, LOOP)
+def test_a_killed_worker_ends_the_run_promptly_and_is_named(
+    commands: Commands, tmp_path: Path
+) -> None:
+    run = start(commands, tmp_path, LOOP, FAIR_VISION_TIMEOUT="100000")
     pids = workers(tmp_path)
-    begin = time.monotonic()
     os.kill(pids[1], signal.SIGKILL)
     code, _, err = end(run)
-    assert time.monotonic() - begin < 15
     assert code == 1
     last = err.strip().splitlines()[-1]
     assert last.startswith("rank 1 was killed by SIGKILL after step ")
     assert not any(map(alive, pids))
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
-    run = start(tmp_path, LOOP)
+def test_workers_end_with_a_killed_parent(commands: Commands, tmp_path: Path) -> None:
+    run = start(commands, tmp_path, LOOP)
     pids = workers(tmp_path)
     run.kill()
-    run.wait()
-    limit = time.monotonic() + 15
-    while any(map(alive, pids)) and time.monotonic() < limit:
+    while any(map(alive, pids)):
         time.sleep(0.05)
-    assert not any(map(alive, pids))
-    run.communicate()
 
 
 RESTART = """
@@ -291,13 +290,12 @@ return begun, model.weight.item()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_worker_under_torchrun_ends_the_other_and_a_restart_resumes(
+    commands: Commands,
     tmp_path: Path,
 ) -> None:
-    begin = time.monotonic()
-    run = start(tmp_path, RESTART, *TORCHRUN, "--max-restarts=1", FAIR_VISION_TIMEOUT="10")
-    code, out, err = end(run)
-    assert time.monotonic() - begin < 100
+    code, out, err = end(start(commands, tmp_path, RESTART, "restarted"))
     assert code == 0, err
     assert "rank 0 stopped after step 13: " in err
     draws = [torch.rand(20, generator=torch.Generator().manual_seed(rank)) for rank in (0, 1)]
@@ -308,7 +306,9 @@ def test_a_killed_worker_under_torchrun_ends_the_other_and_a_restart_resumes(
 
 
 @pytest.mark.parametrize("end_of_run", ["return begun", "dist.exit_preempted(begun)"])
-def test_the_threads_of_a_group_end_with_it(tmp_path: Path, end_of_run: str) -> None:
+def test_the_threads_of_a_group_end_with_it(
+    commands: Commands, tmp_path: Path, end_of_run: str
+) -> None:
     body = f"""
     def threads():
         tasks = os.listdir("/proc/self/task")
@@ -323,28 +323,34 @@ def test_the_threads_of_a_group_end_with_it(tmp_path: Path, end_of_run: str) -> 
     assert threads() > 0
     {end_of_run}
     """
-    _, out, err = end(start(tmp_path, body, *TORCHRUN))
-    assert out.count("threads 0") == 2, out + err
+    write(tmp_path, body)
+    for rank in commands.start_ranks(tmp_path, str(tmp_path)):
+        _, out, err = end(rank)
+        assert out.count("threads 0") == 1, out + err
 
 
-def test_a_silent_worker_ends_the_run_within_the_timeout(tmp_path: Path) -> None:
+def test_a_silent_worker_ends_the_run_within_the_timeout(
+    commands: Commands, tmp_path: Path
+) -> None:
     body = """
     dist.reached(5)
-    time.sleep(1000) if dist.rank() else dist.barrier()
+    time.sleep(100000) if dist.rank() else dist.barrier()
     """
-    begin = time.monotonic()
-    code, _, err = end(start(tmp_path, body, FAIR_VISION_TIMEOUT="3"))
-    assert time.monotonic() - begin < 40
+    code, _, err = end(start(commands, tmp_path, body, FAIR_VISION_TIMEOUT="4.321"))
     assert code == 1
-    assert err.strip().splitlines()[-1].startswith("rank 0 stopped after step 5: ")
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("rank 0 stopped after step 5: ")
+    assert "4321ms" in last
 
 
-@pytest.mark.parametrize("how", ["parent", "terminal", "torchrun"])
-def test_all_ranks_stop_after_the_same_step(tmp_path: Path, how: str) -> None:
-    run = start(tmp_path, LOOP, *(TORCHRUN if how == "torchrun" else ()))
+@pytest.mark.parametrize(
+    "how", ["parent", "terminal", "worker", pytest.param("torchrun", marks=pytest.mark.slow)]
+)
+def test_all_ranks_stop_after_the_same_step(commands: Commands, tmp_path: Path, how: str) -> None:
+    run = start(commands, tmp_path, LOOP, "torchrun" if how == "torchrun" else "forked")
     pids = workers(tmp_path)
     if how == "parent":
-        run.terminate()
+        os.kill(run.pid, signal.SIGTERM)
     elif how == "terminal":  # Ctrl-C reaches parent and workers alike
         for pid in (run.pid, *pids):
             os.kill(pid, signal.SIGINT)
@@ -359,22 +365,20 @@ def test_all_ranks_stop_after_the_same_step(tmp_path: Path, how: str) -> None:
     assert "Traceback" not in err.split("ChildFailedError")[0].split("elastic")[0]
 
 
-def test_a_second_interrupt_exits_at_once(tmp_path: Path) -> None:
+def test_a_second_interrupt_exits_at_once(commands: Commands, tmp_path: Path) -> None:
     body = """
     dist.reached(1)
     open(f"{cfg.output_dir}/{dist.rank()}.pid", "w").write(str(os.getpid()))
     for _ in range(6000):
         time.sleep(0.01)
     """
-    run = start(tmp_path, body)
+    run = start(commands, tmp_path, body)
     wait_for(tmp_path / "0.pid", tmp_path / "1.pid")
-    run.send_signal(signal.SIGINT)
+    os.kill(run.pid, signal.SIGINT)
     time.sleep(0.5)
-    assert run.poll() is None
-    begin = time.monotonic()
-    run.send_signal(signal.SIGINT)
+    assert run.ended() is None
+    os.kill(run.pid, signal.SIGINT)
     assert end(run)[0] == 130
-    assert time.monotonic() - begin < 10
 
 
 def test_an_error_that_we_raise_explains_itself_and_others_keep_their_traceback() -> None:
