@@ -1,15 +1,17 @@
 """Names and habits of other people's weight files, turned into ours.
 
-`convert` knows torchvision's RetinaNet (both versions, old and new names) and ResNet, detectron2,
-Detectron's RetinaNet and MSRA's ImageNet backbones; `torchvision_names` goes back.
+`convert` knows torchvision's RetinaNet (both versions, old and new names), R-CNNs and ResNet,
+detectron2, Detectron's RetinaNet and MSRA's ImageNet backbones; `torchvision_state` goes back.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from .model import RetinaNet
 
 State = dict[str, Tensor]
 Rename = Callable[[str], str | None]  # our name, or None for a tensor that has no place
@@ -27,7 +29,7 @@ class Wants:
     anchors, p6, stride_in_1x1, norm_eps, head_norm: as in `RetinaNet`.
     ratios: in the order of the file's channels.
     bgr: channels are blue, green, red in 0..255 instead of red, green, blue in 0..1.
-    mean, std: subtracted from and divided by, in the order of the channels.
+    mean, std: subtracted from and divided by, in the order and the range of the channels.
     affine: norms are affine maps only; the file has no statistics of activations.
     """
 
@@ -58,7 +60,7 @@ def convert(state: State, source: str) -> Converted:
     if "classification.predict.weight" in state:
         return Converted(dict(state), Wants(f"{source} (ours)"))
     if any(name.startswith("backbone.body.") for name in state):
-        return torchvision(state, f"{source} (torchvision RetinaNet)")
+        return torchvision(state, source)
     if any(name.startswith(("backbone.bottom_up.", "stem.conv1.")) for name in state):
         return detectron2(state, f"{source} (detectron2)")
     if "conv1_w" in state:
@@ -74,7 +76,7 @@ def convert(state: State, source: str) -> Converted:
         )
         return _renamed(state, wants, lambda n: None if n.startswith("fc.") else f"backbone.{n}")
     raise ValueError(
-        f"{source} is in no known format (it holds {', '.join(list(state)[:3]) or 'nothing'}): "
+        f"{source} is in no known format (it holds {', '.join(list(state)[:3])}): "
         "known are checkpoints of this folder, torchvision, detectron2, Detectron and MSRA."
     )
 
@@ -91,24 +93,38 @@ def _renamed(state: State, wants: Wants, rename: Rename) -> Converted:
 
 
 def torchvision(state: State, source: str) -> Converted:
-    """RetinaNet of torchvision: `conv.{0,2,4,6}` in its first files, `conv.{0..3}.0` today.
+    """RetinaNet of torchvision, or of its Faster, Mask or Keypoint R-CNN backbone and pyramid.
 
-    Files with the old names were made when a frozen norm had eps = 0, see `overwrite_eps` there.
+    Heads are `conv.{0,2,4,6}` in the first files, `conv.{0..3}.0` today. Files with the old names
+    were made when a frozen norm had eps = 0, see `overwrite_eps` there. The pyramid of an R-CNN
+    starts at C2, and in version 2 it has norms and no place here.
     """
-    old = any(re.search(r"_head\.conv\.\d\.weight$", name) for name in state)
+    rcnn = any(name.startswith(("rpn.", "roi_heads.")) for name in state)
+    if any(re.fullmatch(r"backbone\.fpn\.\w+\.\d\.1\.weight", name) for name in state):
+        unused = [name for name in state if name.startswith("backbone.fpn.")]
+        state = {name: value for name, value in state.items() if name not in unused}
+    else:
+        unused = []
+    old = "backbone.fpn.inner_blocks.0.weight" in state
     p6 = state.get("backbone.fpn.extra_blocks.p6.weight")
     wants = Wants(
-        source,
-        anchors="torchvision",
-        p6="c5" if p6 is None or p6.shape[1] != p6.shape[0] else "p5",
+        f"{source} (torchvision {'R-CNN' if rcnn else 'RetinaNet'})",
         stride_in_1x1=False,
         norm_eps=0.0 if old else 1e-5,
-        head_norm="gn" if any("_head.conv.0.1." in name for name in state) else "none",
         bgr=False,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    return _renamed(state, wants, _from_torchvision)
+    if not rcnn:
+        wants = replace(
+            wants,
+            anchors="torchvision",
+            p6="c5" if p6 is None or p6.shape[1] != p6.shape[0] else "p5",
+            head_norm="gn" if any("_head.conv.0.1." in name for name in state) else "none",
+        )
+    converted = _renamed(state, wants, lambda name: _from_torchvision(name, 1 if rcnn else 0))
+    converted.unused += unused
+    return converted
 
 
 TORCHVISION_HEADS = (
@@ -117,12 +133,13 @@ TORCHVISION_HEADS = (
 )
 
 
-def _from_torchvision(name: str) -> str | None:
+def _from_torchvision(name: str, c3: int) -> str | None:
+    """`c3`: number of C3's convolutions in the pyramid."""
     if name.startswith("backbone.body."):
         return name.replace(".body", "", 1)
     if found := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)(?:\.0)?\.(\w+)", name):
-        part = "lateral" if found[1] == "inner" else "output"
-        return f"fpn.{part}.{found[2]}.{found[3]}"
+        part, level = "lateral" if found[1] == "inner" else "output", int(found[2]) - c3
+        return f"fpn.{part}.{level}.{found[3]}" if level >= 0 else None
     if name.startswith("backbone.fpn.extra_blocks."):
         return name.replace("backbone.fpn.extra_blocks", "fpn")
     for ours, head, last in TORCHVISION_HEADS:
@@ -133,6 +150,34 @@ def _from_torchvision(name: str) -> str | None:
         if found := re.fullmatch(rf"head\.{head}\.conv\.(\d)\.(\w+)", name):  # each a ReLU apart
             return f"{ours}.tower.{int(found[1]) // 2}.conv.{found[2]}"
     return None
+
+
+def torchvision_state(model: RetinaNet) -> State:
+    """The model's tensors under torchvision's names, anchors in torchvision's order.
+
+    Loads into `torchvision.models.detection.RetinaNet` with the same backbone, pyramid and heads.
+    Boxes agree to the pixel only if the model's own anchors are "torchvision".
+    """
+    if not model.backbone.name.startswith("res") or model.shared_tower or model.softmax:
+        raise ValueError(
+            "torchvision's RetinaNet has a ResNet, two towers and sigmoids: a mini backbone, "
+            "shared_tower and softmax cannot be exported."
+        )
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    grid = model.anchor_grid
+    theirs = replace(grid, mode="torchvision", offset=0.0, ratios=tuple(sorted(grid.ratios)))
+    order = [grid.order.index(anchor) for anchor in theirs.order]
+    for head in ("classification", "regression"):
+        for kind in ("weight", "bias"):
+            name = f"{head}.predict.{kind}"
+            state[name] = permuted(state[name], order)
+    return torchvision_names(state)
+
+
+def permuted(tensor: Tensor, anchors: list[int], classes: list[int] | None = None) -> Tensor:
+    """(a * D, ...) channels of a predicting convolution, anchors and outputs in this order."""
+    tensor = tensor.unflatten(0, (len(anchors), -1))[anchors]  # (a, D, ...)
+    return (tensor if classes is None else tensor[:, classes]).flatten(0, 1)
 
 
 def torchvision_names(state: State) -> State:
@@ -156,6 +201,11 @@ def torchvision_names(state: State) -> State:
     return renamed
 
 
+def rgb(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Mean or std of pixels in 0..255 as one of pixels in 0..1, as red, green, blue are here."""
+    return tuple(round(value / 255, 8) for value in values)
+
+
 def detectron2(state: State, source: str) -> Converted:
     """detectron2's RetinaNet, or its conversion of torchvision's ImageNet backbones.
 
@@ -175,16 +225,17 @@ def detectron2(state: State, source: str) -> Converted:
             if (found := re.fullmatch(r"head\.cls_subnet\.(\d+)\.weight", name))
         }
     )
+    msra, bgr = detector and std == ONES, detector and mean[0] < mean[2]
     wants = Wants(
         source,
         anchors="exact" if head else None,
         p6="c5" if head else None,
-        stride_in_1x1=detector and std == ONES,
+        stride_in_1x1=msra,
         norm_eps=1e-5,
         head_norm=("gn" if any(dim == 1 for _, dim in towers) else "none") if head else None,
-        bgr=detector and mean[0] < mean[2],
-        mean=mean if detector else IMAGENET_MEAN,
-        std=std if detector else IMAGENET_STD,
+        bgr=bgr,
+        mean=(mean if bgr else rgb(mean)) if detector else IMAGENET_MEAN,
+        std=(std if bgr else rgb(std)) if detector else IMAGENET_STD,
     )
     convs = [index for index, dim in towers if dim == 4]
     prefix = "backbone.bottom_up." if detector else ""
@@ -263,9 +314,9 @@ def _from_detectron(name: str) -> str | None:
         if found[3] != "1":
             layer = ("bn" if norm else "conv") + BRANCHES[found[3]]
         return f"backbone.layer{int(found[1]) - 1}.{found[2]}.{layer}.{KINDS[found[5]]}"
-    if found := re.fullmatch(r"fpn_inner_res(\d)_\d+_sum(?:_lateral)?_([wb])", name):
+    if found := re.fullmatch(r"fpn_inner_res([345])_\d+_sum(?:_lateral)?_([wb])", name):
         return f"fpn.lateral.{int(found[1]) - 3}.{KINDS[found[2]]}"
-    if found := re.fullmatch(r"fpn_res(\d)_\d+_sum_([wb])", name):
+    if found := re.fullmatch(r"fpn_res([345])_\d+_sum_([wb])", name):
         return f"fpn.output.{int(found[1]) - 3}.{KINDS[found[2]]}"
     if found := re.fullmatch(r"fpn_([67])_([wb])", name):
         return f"fpn.p{found[1]}.{KINDS[found[2]]}"

@@ -1,4 +1,4 @@
-"""Start from the weights of others: torchvision, detectron2, Detectron, MSRA; write torchvision's.
+"""Start from the weights of others: torchvision, detectron2, Detectron, MSRA.
 
     report = initialise(model, "model_final.pkl")    # or "imagenet", or a checkpoint of this folder
     print(report)                                    # what came from where, what pixels it wants
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from . import pickles
+from common.weights import few, misfits, read
+
 from .anchors import Anchors
-from .formats import Converted, State, Wants, convert, torchvision_names
+from .formats import Converted, State, Wants, convert, permuted, rgb
 from .model import RetinaNet
 
 # COCO's ids of its 80 classes, in order: torchvision's classifier has a channel for each of 0..90.
@@ -40,11 +41,10 @@ class Report:
         lines = [f"{self.loaded} tensors from {wants.source}."]
         for names, what in ((self.kept, "stay as initialised"), (self.unused, "are unused")):
             if names:
-                shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-                lines.append(f"{len(names)} {what}: {shown}.")
+                lines.append(f"{len(names)} {what}: {few(names)}.")
         if wants.mean is not None:
             order = "blue, green, red" if wants.bgr else "red, green, blue"
-            top = 255 if max(wants.mean) > 1 else 1
+            top = 255 if wants.bgr else 1
             lines.append(
                 f"They want pixels {order} in 0..{top}, mean {wants.mean}, std {wants.std}."
             )
@@ -64,11 +64,12 @@ def initialise(
     category_ids: the data set's category id of each label; COCO's 80 let torchvision's 91
         classifier channels find theirs.
     to_rgb: turn the first convolution round, so that weights made for blue, green, red take red,
-        green, blue (still in 0..255).
+        green, blue.
 
-    Weights of a backbone leave the rest as it is; weights for other classes or anchors leave the
-    predicting convolutions as they are, and the report says so. ValueError names the option to
-    change where the weights need another network.
+    Weights of a backbone leave the rest as it is, those of torchvision's Faster, Mask and Keypoint
+    R-CNN give backbone and pyramid; weights for other classes or anchors leave the predicting
+    convolutions as they are. The report says so. ValueError names the option to change where the
+    weights need another network.
     """
     state = _imagenet(model) if str(source) == "imagenet" else read(source)
     converted = convert(state, str(source))
@@ -80,52 +81,6 @@ def initialise(
     _fold(model, converted, report)
     _load(model, converted, report)
     return report
-
-
-def read(path: str | Path) -> State:
-    """Tensors of a weight file by their names; ValueError where it is none, or not safe to read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f'{path} is not a file: give a file of weights, or "imagenet".')
-    if path.suffix == ".pkl":
-        content = pickles.read(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or hostile file can raise anything
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{path} was refused, it is damaged or holds more than tensors: {reason}"
-            ) from error
-    for key in ("parts", "model", "state_dict", "blobs"):  # ours, detectron2, common, Detectron
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors.")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def torchvision_state(model: RetinaNet) -> State:
-    """The model's tensors under torchvision's names, anchors in torchvision's order.
-
-    Loads into `torchvision.models.detection.RetinaNet` with the same backbone, pyramid and heads.
-    Boxes agree to the pixel only if the model's own anchors are "torchvision".
-    """
-    if not model.backbone.name.startswith("res") or model.shared_tower or model.softmax:
-        raise ValueError(
-            "torchvision's RetinaNet has a ResNet, two towers and sigmoids: a mini backbone, "
-            "shared_tower and softmax cannot be exported."
-        )
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    grid = model.anchor_grid
-    theirs = replace(grid, mode="torchvision", offset=0.0, ratios=tuple(sorted(grid.ratios)))
-    order = [grid.order.index(anchor) for anchor in theirs.order]
-    for head in ("classification", "regression"):
-        for kind in ("weight", "bias"):
-            name = f"{head}.predict.{kind}"
-            state[name] = _permuted(state[name], order)
-    return torchvision_names(state)
 
 
 def _imagenet(model: RetinaNet) -> State:
@@ -163,13 +118,8 @@ def _turn(converted: Converted, report: Report) -> None:
     mean, std = converted.wants.mean, converted.wants.std
     assert mean is not None, converted.wants
     assert std is not None, converted.wants
-    report.wants = replace(converted.wants, bgr=False, mean=mean[::-1], std=std[::-1])
-
-
-def _permuted(tensor: Tensor, anchors: list[int], classes: list[int] | None = None) -> Tensor:
-    """(a * D, ...) channels of a predicting convolution, anchors and outputs in this order."""
-    tensor = tensor.unflatten(0, (len(anchors), -1))[anchors]  # (a, D, ...)
-    return (tensor if classes is None else tensor[:, classes]).flatten(0, 1)
+    mean, std = rgb(mean[::-1]), rgb(std[::-1])
+    report.wants = replace(converted.wants, bgr=False, mean=mean, std=std)
 
 
 def _order_predictions(
@@ -202,7 +152,7 @@ def _order_predictions(
         for kind in ("weight", "bias"):
             name = f"{head}.predict.{kind}"
             if name in tensors:
-                tensors[name] = _permuted(tensors[name], order, chosen)
+                tensors[name] = permuted(tensors[name], order, chosen)
     if grid.mode != wants.anchors:
         report.notes.append(
             f"They were trained on {wants.anchors} anchors, the model has {grid.mode}: boxes shift "
@@ -234,29 +184,22 @@ def _fold(model: RetinaNet, converted: Converted, report: Report) -> None:
 
 def _load(model: RetinaNet, converted: Converted, report: Report) -> None:
     """Copy what fits; stop where a shape or the backbone's blocks differ."""
-    own, tensors, source = model.state_dict(), converted.tensors, converted.wants.source
-    for name, value in tensors.items():
-        if name in own and own[name].shape != value.shape:
-            raise ValueError(
-                f"{source} does not fit: {name} is {tuple(value.shape)} there and "
-                f"{tuple(own[name].shape)} in the model."
-            )
-    report.kept = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
-    missing = [name for name in report.kept if name.startswith("backbone.")]
-    surplus = [name for name in tensors if name not in own]
-    blocks = {name.split(".")[1] for name in own if name.startswith("backbone.")}
-    extra = [
-        name
-        for name in surplus
-        if name.startswith("backbone.")
-        and name.split(".")[1] in blocks
-        and not name.endswith("num_batches_tracked")
-    ]
-    if missing or extra:
+    own, tensors = model.state_dict(), converted.tensors
+    blocks = tuple({".".join(n.split(".")[:2]) + "." for n in own if n.startswith("backbone.")})
+    counters = "num_batches_tracked"
+    given = {
+        name: value
+        for name, value in tensors.items()
+        if name in own or (name.startswith(blocks) and not name.endswith(counters))
+    }
+    needed = {n: v for n, v in own.items() if n in given or n.startswith("backbone.")}
+    if found := misfits(needed, given):
         raise ValueError(
-            f"{source} is of another backbone than {model.backbone.name}: it lacks {len(missing)} "
-            f"of the model's tensors and has {len(extra)} more, such as {(missing + extra)[0]}."
+            f"{converted.wants.source} does not fit the model, of backbone {model.backbone.name}: "
+            f"{found}. Give it the network of that file, such as model.backbone=resnet101."
         )
-    report.unused += [n for n in surplus if not n.endswith("num_batches_tracked")]
+    report.kept = [n for n in own if n not in tensors and not n.endswith(counters)]
+    surplus = [name for name in tensors if name not in own]
+    report.unused += [n for n in surplus if not n.endswith(counters)]
     report.loaded = len(tensors) - len(surplus)
     model.load_state_dict({n: v for n, v in tensors.items() if n in own}, strict=False)

@@ -4,11 +4,12 @@
     print(report)                                 # what came from where, what pixels it wants
     save_backbone(net, "resnet50.pt")             # torchvision.models.resnet50() loads it strictly
 
-`convert` recognises a format by its names: torchvision and our own checkpoints, SlowFast's 2-D
-ImageNet models, the Caffe2 trainer of the paper's time, and Detectron's or MSRA's backbones.
+`convert` recognises a format by its names: torchvision, its R-CNNs and our own checkpoints,
+SlowFast's 2-D ImageNet models, the Caffe2 trainer of the paper's time, and Detectron's or MSRA's
+backbones. Whatever the order of a file's pixels, the network reads red, green, blue in 0..1.
 """
 
-import os
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model_weights
 
-from . import pickles
-from .model import Bottleneck
+from common.sealed import write
+from common.weights import State, few, misfits, read
 
-State = dict[str, Tensor]
+from .model import Bottleneck
 
 DOWNLOADS = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RGB = f"red, green, blue in 0..1, mean {MEAN}, std {STD}"
+D1_MEAN = (102.9801, 115.9465, 122.7717)  # blue, green, red in 0..255
 # Caffe2 kept the variance where the name says inverse variance.
 BLOBS = {"w": "weight", "s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
 NORM = r"_(s|b|rm|riv)"
@@ -34,11 +35,17 @@ NORM = r"_(s|b|rm|riv)"
 
 @dataclass
 class Converted:
-    """Tensors under torchvision's names, and what they expect of the network and the pixels."""
+    """Tensors under torchvision's names, and what they expect of the network and the pixels.
+
+    mean, std: of red, green, blue in 0..1. told: the file is of a trainer with that mean and std;
+        else it may be of any.
+    """
 
     tensors: State
     source: str
-    pixels: str = RGB
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    told: bool = True
     stride_in_1x1: bool = False
     affine: bool = False  # norms are affine maps, the statistics of activations are folded in
     unused: list[str] = field(default_factory=list)
@@ -56,11 +63,18 @@ class Report:
         return "\n".join([f"{self.loaded} tensors from {self.source}.", *self.notes])
 
 
-def initialise(model: nn.Module, source: str | Path) -> Report:
+def initialise(
+    model: nn.Module,
+    source: str | Path,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Report:
     """Load weights into a network of `resnet`, whatever their format, and report.
 
     source: a file (.pt, .pth, .pyth, .pkl), or "imagenet" or "imagenet-v2": torchvision's first or
         second weights of this network.
+    mean, std: of the data's pixels, red, green, blue in 0..1. ValueError with those to set where
+        the weights are known to be trained on others.
 
     A last layer for other classes stays as initialised. Weights with stride 2 in the 1x1
     convolutions move the model's strides there. ValueError where the weights are of another
@@ -74,7 +88,7 @@ def initialise(model: nn.Module, source: str | Path) -> Report:
     else:
         state = read(source)
     converted = convert(state, str(source))
-    notes = [f"They want pixels {converted.pixels}."]
+    notes = [_require_pixels(converted, mean, std)]
     tensors, own = converted.tensors, model.state_dict()
     if "fc.weight" not in tensors or tensors["fc.weight"].shape != own["fc.weight"].shape:
         theirs = len(tensors["fc.weight"]) if "fc.weight" in tensors else "no"
@@ -93,39 +107,31 @@ def initialise(model: nn.Module, source: str | Path) -> Report:
             "correctly but cannot go on training with batch statistics."
         )
     if converted.unused:
-        notes.append(f"{len(converted.unused)} are unused: {', '.join(converted.unused[:6])}.")
+        notes.append(f"{len(converted.unused)} are unused: {few(converted.unused)}.")
     model.load_state_dict(tensors, strict=False)
     return Report(converted.source, len(tensors), notes)
 
 
-def read(path: str | Path) -> State:
-    """Tensors of a weight file by their names; ValueError where it is none, or not safe to read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: give weights, or one of {', '.join(DOWNLOADS)}.")
-    if path.suffix == ".pkl":
-        content = pickles.read(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or hostile file can raise anything
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{path} was refused, it is damaged or holds more than tensors: {reason}"
-            ) from error
-    for key in ("parts", "model", "model_state", "state_dict", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors.")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    return {re.sub(r"^(module\.|gpu_\d+/)", "", name): value for name, value in state.items()}
+def _require_pixels(converted: Converted, mean: Sequence[float], std: Sequence[float]) -> str:
+    """What the weights want of the pixels; ValueError where the data is known to give others."""
+    shown = [f"[{','.join(map(str, values))}]" for values in (converted.mean, converted.std)]
+    pairs = zip((*converted.mean, *converted.std), (*mean, *std), strict=False)
+    if converted.told and not all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs):
+        raise ValueError(
+            f"{converted.source} wants other pixels than the data gives: set data.mean={shown[0]} "
+            f"data.std={shown[1]}"
+        )
+    if not converted.told:
+        return f"torchvision's weights want pixels of data.mean={shown[0]} data.std={shown[1]}."
+    return f"They want pixels of data.mean={shown[0]} data.std={shown[1]}, as the data gives."
 
 
 def convert(state: State, source: str = "the file") -> Converted:
     """Recognise a format by its names and give torchvision's; ValueError where none fits."""
     if "layer1.0.conv1.weight" in state:
-        return Converted(dict(state), f"{source} (torchvision's names)")
+        return Converted(dict(state), f"{source} (torchvision's names)", told=False)
+    if "backbone.body.conv1.weight" in state:
+        return _rcnn(state, f"{source} (torchvision detector)")
     if "s1.pathway0_stem.conv.weight" in state:
         return _slowfast(state, f"{source} (SlowFast)")
     if "comp_0_conv_1_w" in state:
@@ -133,9 +139,19 @@ def convert(state: State, source: str = "the file") -> Converted:
     if "res2_0_branch2a_w" in state:
         return _detectron(state, f"{source} (Detectron)")
     raise ValueError(
-        f"{source} is in no known format (it holds {', '.join(list(state)[:3]) or 'nothing'}): "
+        f"{source} is in no known format (it holds {few(state, 3)}): "
         "known are torchvision, SlowFast, the Caffe2 trainer, Detectron and this folder's own."
     )
+
+
+def _rcnn(state: State, source: str) -> Converted:
+    """The backbone. Norms of files with the old names were frozen with eps = 0."""
+    converted = _renamed(state, source, [(r"backbone\.body\.(.*)", lambda m: m[1])])
+    if "backbone.fpn.inner_blocks.0.weight" in state:
+        for name in [n for n in converted.tensors if n.endswith("running_var")]:
+            weight, var = name.replace("running_var", "weight"), converted.tensors[name]
+            converted.tensors[weight] = converted.tensors[weight] * (1 + 1e-5 / var).sqrt()
+    return converted
 
 
 def _slowfast(state: State, source: str) -> Converted:
@@ -192,7 +208,7 @@ def _caffe2_trainer(state: State, source: str) -> Converted:
         (r"last_out_L\d+_([wb])", lambda m: f"fc.{BLOBS[m[1]]}"),
     ]
     converted = _renamed(state, source, patterns)
-    converted.pixels = "blue, green, red in 0..255, mean 128, std 128, as that trainer read them"
+    _turn(converted, mean=(128.0,) * 3, std=(128.0,) * 3)
     _fold_biases(converted)
     return converted
 
@@ -216,9 +232,9 @@ def _detectron(state: State, source: str) -> Converted:
         (r"(?:fc1000|pred)_([wb])", lambda m: f"fc.{BLOBS[m[1]]}"),
     ]
     converted = _renamed(state, source, patterns)
-    middle = converted.tensors["layer1.0.conv2.weight"]
-    converted.stride_in_1x1 = middle.shape[0] == middle.shape[1]
-    converted.pixels = "blue, green, red in 0..255, less (102.9801, 115.9465, 122.7717)"
+    middle = converted.tensors.get("layer1.0.conv2.weight")
+    converted.stride_in_1x1 = middle is None or middle.shape[0] == middle.shape[1]
+    _turn(converted, mean=D1_MEAN, std=(1.0,) * 3)
     converted.affine = True
     for name in [n for n in converted.tensors if re.search(r"(bn\d|downsample\.1)\.weight$", n)]:
         scale, prefix = converted.tensors[name], name.removesuffix("weight")
@@ -241,31 +257,32 @@ def _renamed(state: State, source: str, patterns: list) -> Converted:
     return converted
 
 
+def _turn(converted: Converted, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """From blue, green, red in 0..255 to the pixels that this folder reads."""
+    if "conv1.weight" in converted.tensors:
+        converted.tensors["conv1.weight"] = converted.tensors["conv1.weight"].flip(1)
+    converted.mean, converted.std = (
+        tuple(round(value / 255, 8) for value in values[::-1]) for values in (mean, std)
+    )
+
+
 def _fold_biases(converted: Converted) -> None:
     """A convolution's bias before a norm only shifts the mean that the norm subtracts."""
     tensors = converted.tensors
     for name in [n for n in tensors if re.search(r"(conv\d|downsample\.0)\.bias$", n)]:
         norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
         mean = norm.removesuffix("bias") + "running_mean"
-        tensors[mean] = tensors[mean] - tensors.pop(name)
+        if mean in tensors:
+            tensors[mean] = tensors[mean] - tensors.pop(name)
 
 
 def _require(own: State, tensors: State, source: str) -> None:
     """Stop where names or shapes are of another network."""
-    needed = {n for n in own if not n.startswith("fc.") and not n.endswith("num_batches_tracked")}
-    missing = sorted(needed - set(tensors))
-    surplus = sorted(set(tensors) - set(own))
-    if missing or surplus:
+    wanted = {n: value for n, value in own.items() if n in tensors or not n.startswith("fc.")}
+    if found := misfits(wanted, tensors):
         raise ValueError(
-            f"{source} is of another network: it lacks {len(missing)} of the model's tensors and "
-            f"has {len(surplus)} more, such as {(missing + surplus)[0]}."
+            f"{source} does not fit the model: {found}. Name the file's network as model.name."
         )
-    for name, value in tensors.items():
-        if own[name].shape != value.shape:
-            raise ValueError(
-                f"{source} does not fit: {name} is {tuple(value.shape)} there and "
-                f"{tuple(own[name].shape)} in the model."
-            )
 
 
 def _stride_in_1x1(model: nn.Module) -> None:
@@ -295,14 +312,4 @@ def save_backbone(
         "std": list(std),
         "stride_in_3x3": True,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"state_dict": state, "meta": meta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write(Path(path), lambda file: torch.save({"state_dict": state, "meta": meta}, file))

@@ -6,18 +6,18 @@ and keeps the background last, with neither box nor mask.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torchvision.ops import FrozenBatchNorm2d
 
+from common.weights import State, few
+
 from .batch import MEAN, STD
 from .instance import MaskRCNN
 from .model import PanopticFPN
-
-State = dict[str, Tensor]
 
 # COCO's ids of its 80 classes, in order: torchvision's classifier has a row for each of 0..90.
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
@@ -236,8 +236,3 @@ def _fold(model: MaskRCNN, tensors: State, report: Report) -> None:
 def bare(name: str) -> str:
     """A parameter's name without the part that it belongs to."""
     return name.removeprefix("instance.")
-
-
-def few(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")

@@ -11,12 +11,12 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model_weights
 
-from . import pickles
-from .formats import BOX, MASK, Report, State, bare, few, from_detectron2, from_torchvision
+from common.weights import State, few, misfits, read
+
+from .formats import BOX, MASK, Report, bare, from_detectron2, from_torchvision
 from .instance import MaskRCNN
 from .model import PanopticFPN, Separate
 
@@ -61,7 +61,7 @@ def initialise(
         tensors = _placed(from_torchvision(detector, state, report, category_ids))
     else:
         raise ValueError(
-            f"{report.source} is in no known format (it holds {few(state) or 'nothing'}): known "
+            f"{report.source} is in no known format (it holds {few(state, 3)}): known "
             "are detectron2's Panoptic FPN, torchvision's Mask R-CNN and ResNets, and own ones."
         )
     _load(model, tensors, report)
@@ -85,30 +85,6 @@ def weights_file(source: str | Path) -> Path:
     if not files:
         raise ValueError(f"{folders[0]} has no checkpoint: train that run first.")
     return files[-1]
-
-
-def read(path: str | Path) -> State:
-    """Tensors of a weight file by their names; ValueError where it is none, or not safe to read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f'{path} is not a file: give a file of weights, or "imagenet".')
-    if path.suffix == ".pkl":
-        content = pickles.read(path)
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or hostile file can raise anything
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{path} was refused, it is damaged or holds more than tensors: {reason}"
-            ) from error
-    for key in ("parts", "model", "state_dict"):  # ours, detectron2, common
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors.")
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def _bodies(model: PanopticFPN | Separate) -> dict[str, nn.Module]:
@@ -137,13 +113,11 @@ def _backbone(model: PanopticFPN | Separate, state: State, report: Report) -> St
                 f"{report.source} wants stride 2 in the 3x3 convolutions: set "
                 "model.stride_in_1x1=False."
             )
-        own = set(one.state_dict())
-        known = {n for n in state if not n.startswith("fc.") and "num_batches" not in n}
-        different = sorted(known ^ {name for name in own if "num_batches" not in name})
-        if different:
+        known = [n for n in state if not n.startswith("fc.") and "num_batches" not in n]
+        if found := misfits(one.state_dict(), {name: state[name] for name in known}):
             raise ValueError(
-                f"{report.source} and the model's backbone differ in {few(different)}: name its "
-                "network as model.backbone, and a norm other than gn."
+                f"{report.source} does not fit the model's backbone: {found}. Name its network as "
+                "model.backbone, and a norm other than gn."
             )
         tensors |= {f"{prefix}{name}": state[name] for name in known}
     report.unused = [name for name in state if name.startswith("fc.")]
@@ -170,8 +144,7 @@ def _placed(tensors: State) -> State:
 
 def _load(model: PanopticFPN | Separate, tensors: State, report: Report) -> None:
     """Copy what fits; stop where anything but the number of classes does not."""
-    own = model.state_dict()
-    fitting = {}
+    own, fitting, others = model.state_dict(), {}, {}
     for name, value in tensors.items():
         if name not in own:
             if name not in report.unused and not name.endswith("num_batches_tracked"):
@@ -183,17 +156,13 @@ def _load(model: PanopticFPN | Separate, tensors: State, report: Report) -> None
             note = f"{bare(name).rsplit('.', 1)[0]} has other classes and starts anew."
             report.notes += [note] if note not in report.notes else []
         else:
-            raise ValueError(
-                f"{report.source} does not fit: {name} is {tuple(value.shape)} there and "
-                f"{tuple(own[name].shape)} in the model."
-            )
-    for prefix in _bodies(model):
-        names = [n for n in own if n.startswith(prefix) and not n.endswith("num_batches_tracked")]
-        missing = [name for name in names if name not in fitting]
-        if 0 < len(missing) < len(names):
-            raise ValueError(
-                f"{report.source} lacks {few(missing)}: name its network as model.backbone."
-            )
+            others[name] = value
+    started = tuple(p for p in _bodies(model) if any(name.startswith(p) for name in fitting))
+    wanted = {n: own[n] for n in own if n in others or n.startswith(started)}
+    if found := misfits(wanted, others | {n: fitting[n] for n in fitting if n in wanted}):
+        raise ValueError(
+            f"{report.source} does not fit the model: {found}. Name its network as model.backbone."
+        )
     if not fitting:
         raise ValueError(f"{report.source} holds nothing of this model: is model.name right?")
     report.kept = [n for n in own if n not in fitting and not n.endswith("num_batches_tracked")]

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import checkpoint
+from common import checkpoint, pickles
 from common.clevr.vocabulary import Vocabulary
+from common.weights import State, named
 from program_execution import weights
-from program_execution.model import Network
+from program_execution.model import PARTS, Network
 
 EMBEDDINGS = ("generator.encoder_embed.weight", "baseline.rnn.embed.weight")  # a row for each word
 
@@ -46,22 +47,18 @@ def initialise(network: Network, source: str, words: Vocabulary) -> str:
     return f"{path}: {', '.join(loaded)}"
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], Vocabulary | None]:
+def read(path: Path) -> tuple[State, Vocabulary | None]:
     """Tensors by name with the part in front, `engine.stem.0.weight`, and the vocabulary.
 
-    path: a checkpoint of ours, with vocab.json beside it; a file of the public code; or one that
-    convert.py wrote. The latter two are read by `weights.load`, which runs nothing they say.
+    path: a checkpoint of ours, with vocab.json beside it, or its tensors alone; a file of the
+    public code; or one that convert.py wrote. Nothing in it is run.
     """
-    try:
-        content = checkpoint.load(path)
-    except checkpoint.CheckpointError:  # of 2017, perhaps; `weights.load` says what is wrong
-        content = {}
-    if "parts" in content:
+    state = named(pickles.read(path))
+    if any(name.partition(".")[0] in PARTS for name in state):
         beside = path.parent / "vocab.json"
-        words = Vocabulary.load(beside) if beside.is_file() else None
-        return content["parts"]["model"], words
+        return state, Vocabulary.load(beside) if beside.is_file() else None
     models = weights.load(path)
-    state: dict[str, Tensor] = {}
+    state = {}
     for name in models.options:
         part = getattr(models, name)
         state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}

@@ -9,15 +9,18 @@ A file of the public code is a dictionary: `program_generator_kwargs` and `_stat
 be absent. Our networks have its tensors' names, so only the options need translation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import pickles
+from common import pickles
+from common.sealed import write
+from common.weights import State, misfits, named, plain_names
+
 from .baselines import CnnLstm, CnnLstmSA, Lstm
 from .engine import ExecutionEngine
 from .seq2seq import ProgramGenerator
@@ -29,6 +32,7 @@ BASELINES: dict[str, Callable[..., Network]] = {
     "CNN+LSTM": CnnLstm,
     "CNN+LSTM+SA": CnnLstmSA,
 }
+NETWORKS = {"generator", "engine", "baseline"}
 VOCABULARIES = ("question_token_to_idx", "program_token_to_idx", "answer_token_to_idx")
 
 
@@ -54,17 +58,20 @@ def load(path: str | Path) -> Models:
     in it has a part that ours do not have.
     """
     content = pickles.read(path)
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        options, states = content["options"], content["states"]
-        vocabulary = content["vocabulary"]
-    else:
-        options, states = _translated(content, str(path))
-        vocabulary = _vocabulary(content)
-    models = Models(vocabulary=vocabulary, options=options)
-    for name, state in states.items():
-        network = _network(name, options[name])
-        _copy(network, state, f"{path} ({name})")
-        setattr(models, name, network.eval())
+    try:
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            options, states = content["options"], content["states"]
+            vocabulary = content["vocabulary"]
+        else:
+            options, states = _translated(content, str(path))
+            vocabulary = _vocabulary(content)
+        models = Models(vocabulary=vocabulary, options=options)
+        for name in NETWORKS & states.keys():
+            setattr(models, name, _built(name, options[name], states[name], f"{path} ({name})"))
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be loaded, its options make no network: {type(error).__name__} {error}."
+        ) from error
     return models
 
 
@@ -77,9 +84,7 @@ def save(models: Models, path: str | Path) -> None:
         "states": {name: dict(state) for name, state in states.items()},
         "vocabulary": models.vocabulary,
     }
-    partial = Path(path).with_name(Path(path).name + ".tmp")
-    torch.save(content, partial)
-    partial.replace(path)
+    write(Path(path), lambda file: torch.save(content, file))
 
 
 def initialise(network: nn.Module, path: str | Path) -> None:
@@ -90,45 +95,44 @@ def initialise(network: nn.Module, path: str | Path) -> None:
     nothing is changed.
     """
     own = set(network.state_dict())
-    sets = list(_tensor_sets(pickles.read(path)))
+    sets = tensor_sets(pickles.read(path))
     if not sets:
         raise ValueError(f"{path} holds no named tensors: give a checkpoint of weights.")
     nearest = max(sets, key=lambda state: len(own & set(state)) - len(own ^ set(state)))
-    _copy(network, nearest, str(path))
+    _require(network, nearest, str(path))
+    network.load_state_dict(nearest, strict=False)
 
 
-def _tensor_sets(content: Any) -> Iterator[dict[str, Tensor]]:
-    """Every dictionary of named tensors inside."""
-    if not isinstance(content, dict):
-        return
-    tensors = {str(k).removeprefix("module."): v for k, v in content.items() if torch.is_tensor(v)}
-    if tensors:
-        yield tensors
-    for value in content.values():
-        yield from _tensor_sets(value)
+def tensor_sets(content: Any) -> list[State]:
+    """Every dictionary of named tensors inside, by their plain names."""
+    sets, seen, left = [], set(), [content]
+    for value in left:  # which grows; a hostile file may hold itself
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            state = {str(key): item for key, item in value.items() if torch.is_tensor(item)}
+            sets += [plain_names(state)] if state else []
+            left.extend(value.values())
+    return sets
 
 
-def _copy(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and "num_batches" not in name]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    faults = (("misses", missing), ("has no place for", unexpected), ("has other shapes:", shapes))
-    found = [f"{what} {_few(names)}" for what, names in faults if names]
-    if found:
+def _require(network: nn.Module, state: State, where: str) -> None:
+    """Stop where the network's tensors and the file's differ in name or shape."""
+    if found := misfits(network.state_dict(), state):
         raise ValueError(
-            f"{where} does not fit the network, which {'; '.join(found)}: were they built for "
-            "other vocabularies, features or sizes?"
+            f"{where} does not fit the network, {found}: were they built for other vocabularies, "
+            "features or sizes?"
         )
-    network.load_state_dict(dict(state), strict=False)
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def _built(name: str, options: dict[str, Any], state: State, where: str) -> nn.Module:
+    """The network in eval mode; first without memory, as options may name any size."""
+    if max(options.get(key, 1) for key in ("layers", "stem_layers", "rounds")) > len(state):
+        raise ValueError(f"{where} has fewer tensors than its options have layers.")
+    with torch.device("meta"):
+        _require(_network(name, options), state, where)
+    network = _network(name, options)
+    network.load_state_dict(state, strict=False)
+    return network.eval()
 
 
 def _network(name: str, options: dict[str, Any]) -> nn.Module:
@@ -168,7 +172,7 @@ def _translated(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any
             raise ValueError(f"{where} lacks {error} of the {theirs}'s options.") from error
         except ValueError as error:
             raise ValueError(f"{where} cannot be loaded, its {theirs} {error}.") from error
-        states[ours] = state
+        states[ours] = named(state)
     if not states:
         raise ValueError(
             f"{where} is no checkpoint of program generator, execution engine or baseline."
@@ -176,7 +180,7 @@ def _translated(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any
     return options, states
 
 
-def _require(given: Mapping[str, Any], **wanted: Any) -> None:
+def _known(given: Mapping[str, Any], **wanted: Any) -> None:
     """Options of the public code that change a network in ways ours does not know."""
     for name, value in wanted.items():
         if given.get(name, value) != value:
@@ -198,7 +202,7 @@ def _engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
     norms = [given.get(f"{part}_batchnorm", False) for part in ("stem", "module", "classifier")]
     if len({bool(norm) for norm in norms}) > 1:
         raise ValueError("has batch normalisation in some parts only, here it is in all or none")
-    _require(given, module_residual=True, classifier_downsample="maxpool2", classifier_dropout=0)
+    _known(given, module_residual=True, classifier_downsample="maxpool2", classifier_dropout=0)
     program = given["vocab"]["program_token_to_idx"]
     return {
         "tokens": sorted(program, key=program.__getitem__),
@@ -215,7 +219,7 @@ def _engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _baseline_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["kind"] not in BASELINES:
         raise ValueError(f"is of type {given['kind']!r}, and {', '.join(BASELINES)} are known")
-    _require(
+    _known(
         given, fc_use_batchnorm=False, fc_dropout=0, cnn_num_res_blocks=0, cnn_pooling="maxpool2"
     )
     options = {

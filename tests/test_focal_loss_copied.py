@@ -91,7 +91,7 @@ def test_the_library_files_train_inside_another_package_with_nothing_but_torch(t
         if not SCRIPT.search(path.read_text()):
             shutil.copy(path, away)
     modules = [path.stem for path in away.glob("*.py") if path.stem != "__init__"]
-    assert {"model", "criterion", "detect", "loss", "weights"} <= set(modules)
+    assert {"model", "criterion", "detect", "loss", "formats"} <= set(modules)
     script = tmp_path / "nested.py"
     script.write_text(NESTED)
     printed = python("-I", str(script), str(tmp_path), *modules, cwd=tmp_path).splitlines()

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+)
 from torchvision.ops import FrozenBatchNorm2d
 
 from panoptic import weights
@@ -260,6 +264,24 @@ def test_a_mask_rcnn_of_torchvision_gives_its_detections(torchvisions, tmp_path)
     assert (ours["masks"] != masks).float().mean() < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*meta parameter")
+@pytest.mark.parametrize("build", [fasterrcnn_resnet50_fpn, keypointrcnn_resnet50_fpn])
+def test_other_rcnns_of_torchvision_give_all_but_what_they_have_not(build, tmp_path):
+    with torch.device("meta"):
+        theirs = build(weights=None, weights_backbone=None).state_dict()
+        model = PanopticFPN(thing_classes=90, stuff_classes=2, aligned=False)
+    state = {f"model.{name}": torch.zeros(value.shape) for name, value in theirs.items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "rcnn.pth")
+    report = weights.initialise(model, tmp_path / "rcnn.pth")
+    assert all(name.split(".")[1] in ("backbone", "rpn", "roi_heads") for name in report.unused)
+    kept = {".".join(name.removeprefix("instance.").split(".")[:2]) for name in report.kept}
+    masks = {"roi_heads.mask_head", "roi_heads.mask_predictor"}
+    assert {name for name in kept if not name.startswith("sem_seg_head")} - masks <= {
+        "roi_heads.box_predictor"
+    }
+    assert "stay as initialised" in str(report)
+
+
 @torch.no_grad()
 def test_torchvisions_first_file_has_old_names_and_norms_without_eps(torchvisions, tmp_path):
     state = {}
@@ -321,9 +343,9 @@ def test_two_own_checkpoints_of_the_parts_make_the_pair(tmp_path):
         ({"norm": "bn"}, "set model.norm=frozen"),
         (
             {"backbone": "resnet101"},
-            r"lacks .*layer3\.6.*: name its network as model.backbone",
+            r"255 missing: .*layer3\.6.*Name its network as model.backbone",
         ),
-        ({"sizes": Sizes(channels=32)}, r"does not fit: .* is \(.*\) there and \(.*\) in the"),
+        ({"sizes": Sizes(channels=32)}, r"of another shape: .* \(16, .*\) for \(32, "),
     ],
 )
 def test_a_model_that_does_not_suit_is_refused_unchanged(options, message, zoo):

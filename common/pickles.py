@@ -1,0 +1,95 @@
+"""Weight files of others, read without running anything they say.
+
+    content = read("model_final.pkl")      # tensors, numbers, text, lists, tuples, dicts
+
+Three forms are told apart by their first bytes:
+
+    one pickle, with NumPy's arrays inside                                    (Caffe2, Detectron)
+    magic number, protocol, sizes of integers, the object, keys, storages     (PyTorch up to 1.5)
+    a zip archive of data.pkl and a file for each storage                     (since 1.6)
+"""
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
+
+from .unpickler import Machine
+
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch up to 1.5
+
+
+class Refused(ValueError):
+    """A weight file that is damaged, or more than tensors and plain values; it is named."""
+
+
+def read(path: str | Path) -> Any:
+    """Content of a weight file, its arrays and tensors as tensors on the CPU.
+
+    What the file shares is shared here: a container may stand in several places, even in itself,
+    and tensors of one storage have their memory in common. Raises Refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise Refused(f"{path} is not a file: give a file of weights.")
+    try:
+        with path.open("rb") as file:
+            return _content(file, path.stat().st_size)
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged or hostile file can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise Refused(
+            f"{path} was refused, it is damaged or more than tensors and plain values: {reason}. "
+            "Nothing of it was run; use the file as its authors publish it."
+        ) from error
+
+
+def _content(file: BinaryIO, size: int) -> Any:
+    machine = Machine(size)
+    start = file.read(4)
+    file.seek(0)
+    if start == b"PK\3\4":
+        return _archive(machine, file, size)
+    content = machine.run(file)
+    return _stream(machine, file) if type(content) is int and content == MAGIC else content
+
+
+def _archive(machine: Machine, file: BinaryIO, size: int) -> Any:
+    """The form since PyTorch 1.6; uncompressed, so that its members are no larger than the file."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UnpicklingError("it is a compressed archive, which torch.save does not write")
+        if sum(member.file_size for member in members) > size:
+            raise UnpicklingError("its members claim more bytes than the file has")
+        names = [member.filename for member in members if member.filename.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise UnpicklingError("the archive has no data.pkl")
+        root = names[0].removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise UnpicklingError("it was written on a big-endian machine")
+        machine.load = lambda key, count: bytearray(archive.read(f"{root}data/{key}"))
+        return machine.run(io.BytesIO(archive.read(names[0])))
+
+
+def _stream(machine: Machine, file: BinaryIO) -> Any:
+    """The form up to PyTorch 1.5, behind its magic number."""
+    machine.load = lambda key, count: bytearray(count)  # filled at the end
+    machine.run(file)
+    if not machine.run(file)["little_endian"]:
+        raise UnpicklingError("it was written on a big-endian machine")
+    content, keys = machine.run(file), machine.run(file)
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(machine.storages):
+        raise UnpicklingError("its storages are not those of its tensors")
+    for key in keys:
+        storage = machine.storages[key]
+        (numbers,) = struct.unpack("<q", file.read(8))
+        if numbers != storage.numbers:
+            raise UnpicklingError(f"storage {key} has {numbers} numbers, not {storage.numbers}")
+        if file.readinto(storage.content) != len(storage.content):  # type: ignore[attr-defined]
+            raise UnpicklingError(f"storage {key} is cut off")
+    return content
