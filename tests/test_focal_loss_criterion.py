@@ -120,30 +120,31 @@ def test_a_batch_without_objects_trains_the_classes_and_costs_no_box(normalizer)
     assert none.count_nonzero() == 0  # zeros, not a missing gradient, which DDP would wait for
 
 
-def slopes(pictures: list[int]) -> Tensor:
-    """Gradient, by the `world` loss of some of four pictures, of two factors."""
+def slopes(images: list[int], pieces: int = 1) -> Tensor:
+    """Gradient, by the `world` loss of some of four images, of two factors."""
     logits, offsets, anchors, targets = batch(2, 7, 0, 4)
     factors = torch.ones(2, requires_grad=True)
-    losses = DetectionLoss(normalizer="world")(
-        factors[0] * logits.detach()[pictures],
-        factors[1] * offsets.detach()[pictures],
-        anchors,
-        [targets[i] for i in pictures],
-    )
-    return torch.autograd.grad(sum(losses.values()), factors)[0]
+    criterion = DetectionLoss(normalizer="world")
+    assigned = criterion.assignment(anchors, [targets[i] for i in images])
+    shares = torch.tensor(images).chunk(pieces)
+    for share, piece in zip(shares, assigned.split(pieces), strict=True):
+        predicted = factors[0] * logits.detach()[share], factors[1] * offsets.detach()[share]
+        sum(criterion(*predicted, anchors, piece).values()).backward()
+    assert factors.grad is not None
+    return factors.grad
 
 
 def _process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    gradient = slopes([[0, 1], [2, 3]][rank])
+    gradient = slopes([[0, 1], [2, 3]][rank], pieces=2)
     torch.distributed.all_reduce(gradient)
     torch.save(gradient / 2, f"{folder}/{rank}.pt")  # the mean, as DDP takes it
     torch.distributed.destroy_process_group()
 
 
-def test_world_in_two_processes_has_the_gradient_of_one_process_with_both_batches(tmp_path):
+def test_world_in_two_processes_of_two_pieces_has_the_gradient_of_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), slopes([0, 1, 2, 3]))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from common import checkpoint, dist
 from common.data import seed_everything
-from focal_loss import data, train
+from focal_loss import analyse, data, train
+from focal_loss.anchors import Anchors
 from focal_loss.config import Config, Data, Loss, Model, Scenes
 from focal_loss.criterion import DetectionLoss
 from focal_loss.model import RetinaNet
@@ -30,7 +32,7 @@ CFG = Config(
     warmup=2,
     warmup_start=0.25,
     milestones=[0.7],
-    clip=0.5,
+    clip=2.4,
     ema=0.6,
     evaluate_every=2,
     data=Data(
@@ -86,6 +88,7 @@ def states_by_hand() -> tuple[State, list[State]]:
     of_norms = {parameter for module in norms for parameter in module.parameters()}
     velocity: dict[str, Tensor | float] = {name: 0.0 for name, _ in model.named_parameters()}
     averages: list[State] = []
+    clipped: list[bool] = []
     batches = data.training_batches(data.build(CFG.data, "train"), CFG, 0, 3)
     for batch, factor in zip(batches, FACTORS, strict=True):
         model.zero_grad()
@@ -93,18 +96,19 @@ def states_by_hand() -> tuple[State, list[State]]:
         losses = criterion(logits, offsets, model.anchors(96, 96), batch.targets)
         (losses["classification"] + losses["box"]).backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-        assert norm > 0.5  # clipping is at work
+        norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
+        clipped.append(norm > 2.4)
         for name, parameter in model.named_parameters():
             bias = name.endswith("bias") and parameter not in of_norms
             decay = 0.0 if bias or parameter in of_norms else 0.01
-            slope = 0.5 / norm * gradients[name] + decay * parameter.detach()
+            slope = min(1.0, 2.4 / norm) * gradients[name] + decay * parameter.detach()
             velocity[name] = 0.8 * velocity[name] + slope
             parameter.data -= 0.2 * (3 if bias else 1) * factor * velocity[name]
         now = {name: value.clone() for name, value in model.state_dict().items()}
         before = averages[-1] if averages else now
         averages.append({name: 0.6 * before[name] + 0.4 * now[name] for name in now})
     assert averages[-1].keys() == dict(model.named_parameters()).keys()  # no other state
+    assert clipped == [False, True, False]
     return now, averages
 
 
@@ -120,7 +124,8 @@ def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path, mon
         return {"AP": 1.0, "AP50": 2.0, "AP75": 3.0}
 
     monkeypatch.setattr(train, "evaluate", evaluate)
-    train.train(replace(CFG, output_dir=str(tmp_path)))
+    cfg = replace(CFG, output_dir=str(tmp_path))
+    train.train(cfg)
     parts = checkpoint.load(tmp_path / "checkpoint-00000003.pt")["parts"]
     weights, averages = states_by_hand()
     assert_close(parts["model"], weights)
@@ -128,6 +133,10 @@ def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path, mon
     assert_close({k: v for k, v in parts["average"].items() if k != "n_averaged"}, averaged)
     for found, expected in zip(scored, averages[1:], strict=True):  # after steps 2 and 3
         assert_close(found, expected)
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.structured(cfg), tmp_path / ".hydra" / "config.yaml")
+    assert_close(analyse.load(tmp_path)[0].state_dict(), averages[-1])
+    checkpoint.unlock(tmp_path)
     lines = [json.loads(line) for line in Path(tmp_path, "metrics.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.05, 0.02])
 
@@ -141,3 +150,54 @@ def test_a_batch_that_gives_no_equal_pieces_stops_before_the_first_step(monkeypa
         "choose a multiple of 32",
     ):
         data.training_batches(dataset, replace(CFG, batch_size=16), 0, 1)
+
+
+def test_the_figures_of_the_first_images_only_have_names_that_say_so(tmp_path):
+    cfg = replace(CFG, output_dir=str(tmp_path), evaluate_images=3)
+    validation = data.build(cfg.data, "val")
+    model = RetinaNet(num_classes=3, **asdict(cfg.model))
+    names = {"AP_first_3", "AP50_first_3", "AP75_first_3"}
+    assert train.scored(model, cfg, validation).keys() == names
+    assert "AP" in train.scored(model, replace(cfg, evaluate_images=0), validation)
+    assert [train.due(step, cfg) for step in (1, 2, 3, 4)] == [False, True, False, True]
+    last = replace(cfg, steps=4, evaluate_images=0)
+    assert [train.due(step, last) for step in (2, 4)] == [True, False]
+    assert (len(validation.first(3)), len(validation.first(9)), len(validation)) == (3, 4, 4)
+
+
+class Boxes:
+    """A source of two images with five boxes, one of them a crowd, times `factor`."""
+
+    names, category_ids, categories, files = ["cell"], [1], None, ["a", "b"]
+    rows = ([[30, 40, 70, 90], [4, 50, 20, 66], [9, 9, 39, 39]], [[50, 10, 90, 20], [0, 0, 96, 96]])
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __len__(self) -> int:
+        return 2
+
+    def target(self, index: int) -> dict:
+        boxes = self.factor * torch.tensor(self.rows[index], dtype=torch.float32)
+        crowd = torch.tensor([False, False, index == 0][: len(boxes)])
+        return {"boxes": boxes, "iscrowd": crowd, "size": (96, 96)}
+
+
+@pytest.mark.parametrize(
+    ("factor", "words", "message"),
+    [
+        (1, {}, ""),
+        (0.1, {}, "3 of 4 objects have no positive anchor: none overlaps them by an IoU of 0.4;"),
+        (0.1, {"resize": True, "short_side": [960]}, ""),  # at the training scale
+        (1 / 96, {"low_quality": "any"}, ""),
+        (1 / 96, {}, "4 of 4 objects have no positive anchor: boxes have to be in pixels"),
+    ],
+)
+def test_objects_that_no_anchor_answers_for_are_counted(factor, words, message, capsys):
+    loss = Loss(low_quality=words.pop("low_quality", "d1"))
+    cfg = replace(CFG.data, long_side=960, **words)
+    grid = Anchors(levels=(2, 5), size=2.0)  # from 8 pixels on
+    data.report_unmatched(data.Detection(Boxes(factor), cfg, training=True), grid, loss)
+    printed = capsys.readouterr().out
+    assert printed.startswith(message)
+    assert bool(printed) == bool(message)
