@@ -123,15 +123,6 @@ class ExecutionEngine(nn.Module):
         initialisation: str = "default",
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("initialisation", initialisation, INITIALISATIONS),
-            ("malformed", malformed, MALFORMED),
-            ("execution", execution, EXECUTIONS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
-        if batch_norm and execution == "bmm":
-            raise ValueError('batch_norm needs execution "grouped" or "reference", not "bmm".')
         if stem_layers == 0 and feature_size[0] != module_dim:
             raise ValueError(
                 f"without a stem the features' {feature_size[0]} channels go to the modules: set "
@@ -139,20 +130,24 @@ class ExecutionEngine(nn.Module):
             )
         self.language = Language(tokens, arities)
         self.feature_size = tuple(feature_size)
-        self.batch_norm, self.malformed = batch_norm, malformed
-        self.execution, self.share = execution, share
+        self.batch_norm, self.initialisation = batch_norm, initialisation
+        self.malformed, self.execution, self.share = malformed, execution, share
+        self._require_options()
         self.stem = build_stem(feature_size[0], module_dim, stem_layers, batch_norm)
         hidden = (classifier_fc,) if isinstance(classifier_fc, int) else tuple(classifier_fc)
         size = (module_dim, *feature_size[1:])
         self.classifier = build_classifier(size, answers, classifier_proj, hidden, batch_norm)
+        taken = {*vars(self), *self._modules}
         for token, inputs in zip(self.language.tokens, self.language.arities, strict=True):
-            if "." in token or not token or hasattr(self, token):
+            if "." in token or not token or token in taken:
                 raise ValueError(
                     f"program token {token!r} cannot name a module: it is empty, has a dot, or is "
-                    "an attribute of PyTorch's modules; choose another name."
+                    "a name that the engine uses itself; choose another name."
                 )
             block = BinaryBlock if inputs == 2 else ResidualBlock
-            self.add_module(token, block(module_dim, batch_norm=batch_norm))
+            # Not add_module, which refuses names of methods such as `double`: modules are found by
+            # `by_token` alone, so a method keeps its name.
+            setattr(self, token, block(module_dim, batch_norm=batch_norm))
         if initialisation == "he":
             self._start_wide()
 
@@ -173,6 +168,7 @@ class ExecutionEngine(nn.Module):
 
         ValueError names the question whose program or image does not exist.
         """
+        self._require_options()
         rows = self.language.rows(programs)
         images = self._images(features, len(rows), image_of)
         maps = self.stem(features)
@@ -221,6 +217,22 @@ class ExecutionEngine(nn.Module):
         bias = torch.cat([last.bias, torch.full_like(last.bias[:1].expand(count), -50.0)])
         last.weight, last.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         last.out_features += count
+
+    def _require_options(self) -> None:
+        """Raise ValueError for options that do not exist, or do not go together.
+
+        Checked with every batch, as they can be set on a finished engine too.
+        """
+        for name, choices in (
+            ("initialisation", INITIALISATIONS),
+            ("malformed", MALFORMED),
+            ("execution", EXECUTIONS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
+        if self.batch_norm and self.execution == "bmm":
+            raise ValueError('batch_norm needs execution "grouped" or "reference", not "bmm".')
 
     @torch.no_grad()
     def _start_wide(self) -> None:

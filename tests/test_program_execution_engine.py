@@ -329,6 +329,42 @@ def test_a_vocabulary_of_ones_own_runs_with_its_arities():
     torch.testing.assert_close(model(features, programs), reference(features, programs))
 
 
+def test_tokens_may_have_the_names_of_methods():
+    tokens, arities = ["<NULL>", "image", "double", "forward", "train"], [1, 0, 1, 2, 1]
+    features, programs = torch.randn(2, 5, 6, 4), torch.tensor([[3, 2, 1, 1], [4, 1, 0, 0]])
+    model = engine(tokens=tokens, arities=arities)
+    other = engine(tokens=["<NULL>", "image", "a", "b", "c"], arities=arities)
+    state = model.state_dict()
+    assert {name.split(".")[0] for name in state} == {*tokens, "stem", "classifier"}
+    renamed = dict(zip(tokens[2:], "abc", strict=True))
+    other.load_state_dict(
+        {renamed.get(head := n.split(".")[0], head) + n[len(head) :]: v for n, v in state.items()}
+    )
+    torch.testing.assert_close(model(features, programs), other(features, programs))
+    copied = copy.deepcopy(model).double().train()
+    assert {p.dtype for p in copied.parameters()} == {torch.float64}
+    torch.testing.assert_close(
+        copied(features.double(), programs), model.double()(features.double(), programs)
+    )
+
+
+def test_an_option_set_later_holds_or_is_refused_in_a_sentence():
+    features, programs = torch.randn(3, 5, 6, 4), well_formed(3)
+    model = engine()
+    expected = model(features, programs)
+    for execution in ("bmm", "reference", "grouped"):
+        model.execution = execution
+        torch.testing.assert_close(model(features, programs), expected)
+    for model, option, value, message in (
+        (engine(), "execution", "fast", "execution is 'fast'"),
+        (engine(), "malformed", "drop", "malformed is 'drop'"),
+        (engine(batch_norm=True), "execution", "bmm", "batch_norm needs execution"),
+    ):
+        setattr(model, option, value)
+        with pytest.raises(ValueError, match=message):
+            model(features, programs)
+
+
 def test_new_answers_leave_the_old_ones_and_are_never_given():
     model, programs = engine(), well_formed(5)
     features = torch.randn(5, 5, 6, 4)
@@ -361,7 +397,8 @@ def test_bad_input_is_named_with_its_question(programs, features, images, messag
     [
         ({"execution": "fast"}, "execution is 'fast'"),
         ({"malformed": "drop"}, "malformed is 'drop'"),
-        ({"tokens": ["<NULL>", "scene", "train"]}, "'train' cannot name a module"),
+        ({"tokens": ["<NULL>", "scene", "stem"]}, "'stem' cannot name a module"),
+        ({"tokens": ["<NULL>", "scene", "training"]}, "'training' cannot name a module"),
         ({"tokens": ["<NULL>", "scene", "a.b"]}, "'a.b' cannot name a module"),
         ({"tokens": ["scene"]}, "first program token has to be <NULL>"),
         ({"tokens": ["<NULL>", "count"]}, "no program token has arity 0"),
