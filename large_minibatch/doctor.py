@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import run as run_command
-from large_minibatch import doctor_data, doctor_step
+from large_minibatch import doctor_data, doctor_pieces, doctor_step
 from large_minibatch.doctor_subject import (
     FileBuild,
     Finding,
@@ -76,6 +76,14 @@ CHECKS = [
         doctor_step.accumulation,
         "Divide the mean loss of each of a micro-batches by a, once; clear the gradients before "
         "the first of them only.",
+    ),
+    Check(
+        "divided by number of pieces",
+        "Sec. 3, Remark 3",
+        doctor_pieces.divisor,
+        "Accumulated gradients are divided by another number than there are pieces: count the "
+        "pieces that your loader makes, not those that you planned, and weigh a smaller last one "
+        "by its images.",
     ),
     Check(
         "mean over workers",

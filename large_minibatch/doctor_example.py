@@ -12,6 +12,7 @@ from large_minibatch.recipe import Schedule, reference_lr
 from large_minibatch.sgd import MomentumSGD, decay_split
 
 EXAMPLES, VALIDATION = 50_021, 1_003
+PER_FORWARD = 64
 Batch = tuple[Tensor, Tensor]
 
 
@@ -29,6 +30,11 @@ def build(batch_size: int = 1024) -> Subject:
         for images, labels in batches:
             (F.cross_entropy(model(images), labels) / len(batches)).backward()
         optimizer.step()
+
+    def share(batch: Batch) -> None:
+        """One optimizer step on all images of a process."""
+        images, labels = (part.split(PER_FORWARD) for part in batch)
+        accumulate(list(zip(images, labels, strict=True)))
 
     def set_rate(epoch: int, iteration: int) -> None:
         for group in optimizer.param_groups:
@@ -49,8 +55,10 @@ def build(batch_size: int = 1024) -> Subject:
         optimizer=optimizer,
         step=lambda batch: accumulate([batch]),
         accumulate=accumulate,
+        share=share,
+        per_process=4 * PER_FORWARD,
         distributed=True,
-        per_forward=64,
+        per_forward=PER_FORWARD,
         shape=(3, 16, 16),
         batch_size=batch_size,
         steps_per_epoch=steps,

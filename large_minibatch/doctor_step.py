@@ -114,13 +114,16 @@ def aggregation(loop: Loop) -> Verdict:
         return _several(loop, "workers", doctor_workers.WORKERS, "workers")
     outcome = doctor_workers.outcome(loop)
     if outcome.sync:
-        raise NotExamined("SyncBatchNorm does not run on a CPU, and gloo is examined there.")
+        raise NotExamined(
+            "two processes are examined on a CPU, where SyncBatchNorm does not run: show the loop "
+            "with BatchNorm2d for this check."
+        )
     if outcome.apart > 1e-6:
         text = f"After a step the weights of two processes differ by {outcome.apart:.2g}, 0"
         return True, f"{text} expected: their gradients are not exchanged."
     if outcome.missing:
         raise NotExamined(outcome.missing)
-    return _shares(list(outcome.shares), _alone(loop), "workers")
+    return _shares(list(outcome.shares), alone(loop), "workers")
 
 
 def _several(loop: Loop, part: str, count: int, name: str) -> Verdict:
@@ -131,10 +134,10 @@ def _several(loop: Loop, part: str, count: int, name: str) -> Verdict:
     before = weights(subject)
     moved = change(subject, part, batches)
     *shares, _ = fit(moved, [*slopes, before], matrices(before))
-    return _shares(shares, _alone(loop), name)
+    return _shares(shares, alone(loop), name)
 
 
-def _alone(loop: Loop) -> float:
+def alone(loop: Loop) -> float:
     """How much the gradient counts in a step on one batch."""
     subject = prepare(loop)
     before = weights(subject)

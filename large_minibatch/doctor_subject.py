@@ -41,6 +41,8 @@ class Subject:
     optimizer: Optimizer | None = None
     step: Callable[[Batch], object] | None = None
     accumulate: Callable[[list[Batch]], object] | None = None  # one step on several micro-batches
+    share: Callable[[Batch], object] | None = None  # one step on `per_process` images, cut by you
+    per_process: int | None = None  # images of a step in one process of your loop
     workers: Callable[[list[Batch]], object] | None = None  # one step, a batch for each worker
     distributed: bool = False  # `step` sums over processes: two (gloo) call build() and step()
     set_lr: Callable[[float], object] | None = None  # default: written to optimizer.param_groups

@@ -45,9 +45,15 @@ class Outcome:
 
 
 def outcome(loop: Loop) -> Outcome:
-    """What two processes of the loop do; they run once."""
+    """What two processes of the loop do; they run once.
+
+    A loop that fails there alone loses the checks that need them, no others.
+    """
     if loop.outcome is None:
-        loop.outcome = run(loop)
+        try:
+            loop.outcome = run(loop)
+        except LoopError as error:
+            loop.outcome = Outcome(missing=str(error))
     return loop.outcome
 
 
@@ -109,8 +115,9 @@ def _worker(rank: int, folder: str, loop: Loop) -> None:
         seen = _examine(rank, loop)
     except NotExamined as reason:
         seen = Outcome(missing=str(reason))
-    except LoopError as error:
-        seen = Outcome(error=str(error))
+    except LoopError as error:  # DistributedDataParallel refuses SyncBatchNorm on a CPU
+        sync = "SyncBatchNorm" in str(error)
+        seen = Outcome(sync=True) if sync else Outcome(error=str(error))
     temporary = Path(folder, f"{rank}.tmp")
     temporary.write_bytes(pickle.dumps(seen))
     temporary.rename(Path(folder, f"{rank}.pickle"))

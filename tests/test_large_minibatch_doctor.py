@@ -386,4 +386,4 @@ def test_without_an_argument_the_interface_and_a_complete_file_are_printed(capsy
 def test_the_example_passes_every_check(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["doctor.py", "example"])
     doctor.main()
-    assert "0 found, 0 advice, 17 ok, 0 not examined" in capsys.readouterr().out
+    assert "0 found, 0 advice, 18 ok, 0 not examined" in capsys.readouterr().out

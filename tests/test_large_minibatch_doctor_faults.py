@@ -1,5 +1,6 @@
 """The doctor on training steps: each pitfall planted is found, alone, and a clean step has none."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from large_minibatch.doctor import Finding, Subject, examine
-from large_minibatch.doctor_subject import LoopError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -272,6 +272,44 @@ def test_a_wrong_sum_over_micro_batches_is_found(settings, measured):
     assert measured in texts["mean over micro-batches"]
 
 
+def pieces(per_forward: int, count: Callable[[int], float], drops: bool = False):
+    """`build` of a loop that cuts 80 images into pieces and divides their losses by `count`."""
+
+    def build() -> Subject:
+        subject = loop()()
+        model, optimizer = subject.model, subject.optimizer
+
+        def share(batch: Batch) -> None:
+            optimizer.zero_grad()
+            for images, labels in zip(*(part.split(per_forward) for part in batch), strict=True):
+                if drops and len(images) < per_forward:
+                    continue
+                (F.cross_entropy(model(images), labels) / count(len(images))).backward()
+            optimizer.step()
+
+        return replace(subject, share=share, per_process=80)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("build", "measured"),
+    [
+        (pieces(20, lambda size: 4), ""),
+        (pieces(80, lambda size: 1), ""),
+        (pieces(32, lambda size: 80 / size), ""),
+        (pieces(20, lambda size: 3), "in 4 pieces, and the loss of one of 20 is divided by 3, 4"),
+        (pieces(16, lambda size: 4), "in 5 pieces, and the loss of one of 16 is divided by 4, 5"),
+        (pieces(32, lambda size: 3), "in 3 pieces, and the loss of one of 16 is divided by 3, 5"),
+        (pieces(32, lambda size: 2, drops=True), "Of the 80 images of a process 64 are computed"),
+    ],
+)
+def test_losses_divided_by_another_number_than_there_are_pieces_are_found(build, measured):
+    finding = one(build, "divided by number of pieces")
+    assert finding.status == ("found" if measured else "ok")
+    assert measured in finding.text
+
+
 def test_a_wrong_sum_over_workers_of_one_process_is_found():
     texts = found(loop(scale=lambda count: 1.0, accumulate=None))
     assert list(texts) == ["mean over workers"]
@@ -322,12 +360,28 @@ def test_sync_batch_norm_is_found_though_it_needs_a_gpu():
     assert one(build, "mean over workers").status == "not examined"
 
 
-def test_an_error_in_a_process_names_its_reason():
+def test_distributed_data_parallel_around_sync_batch_norm_loses_no_other_check():
+    def build():
+        subject = loop(net=lambda: nn.SyncBatchNorm.convert_sync_batchnorm(network()))()
+        model = subject.model
+        if distributed.is_initialized():  # refuses SyncBatchNorm on a CPU
+            model = nn.parallel.DistributedDataParallel(model)
+        return replace(subject, model=model, distributed=True)
+
+    status = {f.check: f.status for f in examine(build)}
+    assert status["BN within a worker"] == "found"
+    assert status["mean over workers"] == "not examined"
+    assert list(status.values()).count("ok") == 7
+
+
+def test_an_error_in_a_process_names_its_reason_and_loses_no_other_check():
     def exchange(gradient):
         raise RuntimeError("no such link")
 
-    with pytest.raises(LoopError, match=r"In 2 processes: step\(\) .* no such link"):
-        one(processes(exchange), "mean over workers")
+    checks = ["mean over workers", "BN within a worker", "mean over micro-batches"]
+    findings = {f.check: f for f in examine(processes(exchange), only=checks)}
+    assert [findings[name].status for name in checks] == ["not examined", "not examined", "ok"]
+    assert re.search(r"In 2 processes: step\(\) .* no such link", findings[checks[0]].text)
 
 
 @pytest.mark.parametrize(
