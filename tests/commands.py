@@ -149,10 +149,10 @@ class Commands:
         return self.started[-1]
 
     def run(
-        self, folder: str | Path, *words: str, script: str = "train.py", **env: str
+        self, folder: str | Path, *words: str, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """`run_alone`, sooner."""
-        return self.start(folder, *words, script=script, **env).completed()
+        """`run_alone`, sooner; the options are those of `start`."""
+        return self.start(folder, *words, **options).completed()
 
     def start_ranks(
         self, folder: str | Path, *words: str, script: str = "train.py", **env: str

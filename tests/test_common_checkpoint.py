@@ -28,6 +28,7 @@ from common.checkpoint import CheckpointError, load, load_backbone, load_matchin
 from common.log import Log
 from common.optim import parameter_groups, warmup_multistep
 from common.options import Options
+from tests.commands import Commands, Run, environment
 
 MIB = 1 << 20
 
@@ -415,16 +416,18 @@ def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def script(folder: Path, body: str, *arguments: object) -> subprocess.Popen:
-    """Run `body` in another process."""
+def write(folder: Path, body: str) -> Path:
+    """Write a script of `body`."""
     text = "import os, sys, time, torch\nfrom common import checkpoint, dist\n"
     path = folder / "script.py"
     path.write_text(text + textwrap.dedent(body))
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(path), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return path
+
+
+def script(commands: Commands, folder: Path, body: str, *arguments: object) -> Run:
+    """Start `body` in another process."""
+    path = write(folder, body)
+    return commands.start(folder, *map(str, arguments), script=path.name, forking=True)
 
 
 def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
@@ -435,7 +438,8 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         checkpoint.save(folder, step, weight=weight * step)
     """
     folder.mkdir()
-    writer = script(tmp_path, body, folder)
+    command = [sys.executable, str(write(tmp_path, body)), str(folder)]
+    writer = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE)
     try:
         while True:  # stop it in the midst of a file after the first
             assert writer.poll() is None, writer.communicate()
@@ -458,7 +462,9 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(
+    commands: Commands, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     body = """
     checkpoint.resume(sys.argv[1])
@@ -468,13 +474,11 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_pat
     print("locked", flush=True)
     time.sleep(100)
     """
-    first = script(tmp_path, body, folder)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "locked\n"
+    first = script(commands, tmp_path, body, folder)
+    first.until(1, "locked")
     with pytest.raises(CheckpointError, match=f"in use by process {first.pid} on .*hydra.run.dir"):
         resume(folder)
     first.kill()
-    first.wait()
     assert resume(folder) == 0
     assert resume(folder) == 0, "the same process may ask again"
 
@@ -489,7 +493,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             checkpoint.lock(tmp_path / "readonly")
 
 
-def test_two_ranks_resume_their_own_random_states_and_share_failures(tmp_path: Path) -> None:
+def test_two_ranks_resume_their_own_random_states_and_share_failures(
+    commands: Commands, tmp_path: Path
+) -> None:
     body = """
     import resource
 
@@ -515,11 +521,13 @@ def test_two_ranks_resume_their_own_random_states_and_share_failures(tmp_path: P
         assert found[0][3] != found[1][3]
         print([report[:3] for report in found])
     """
-    out, err = script(tmp_path, body, tmp_path / "run").communicate(timeout=100)
-    assert out.strip() == "[(1, True, True), (1, True, True)]", err
+    done = script(commands, tmp_path, body, tmp_path / "run").completed()
+    assert done.stdout.strip() == "[(1, True, True), (1, True, True)]", done.stderr
 
 
-def test_a_killed_run_that_is_repeated_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_run_that_is_repeated_ends_as_an_uninterrupted_one(
+    commands: Commands, tmp_path: Path
+) -> None:
     body = """
     def train(folder, steps=40):
         torch.manual_seed(0)
@@ -539,9 +547,7 @@ def test_a_killed_run_that_is_repeated_ends_as_an_uninterrupted_one(tmp_path: Pa
     if __name__ == "__main__":
         train(sys.argv[1])
     """
-    killed = script(tmp_path, body, tmp_path / "a")
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    assert script(commands, tmp_path, body, tmp_path / "a").wait() == -signal.SIGKILL
     names: dict[str, Any] = {"__name__": "script"}
     exec((tmp_path / "script.py").read_text(), names)
     names["sys"] = type("NoArguments", (), {"argv": []})

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from torch.optim import SGD
 from common.config import explain, require_choice, require_range, run, typed
 from common.errors import UserError
 from common.optim import parameter_groups, warmup_multistep
+from tests.commands import Commands
 
 APP = """
 import os
@@ -222,20 +224,11 @@ def test_a_script_of_another_checkout_is_refused(
         typed(OmegaConf.structured(Config))
 
 
-def command(conf: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess:
-    """Run the example application."""
-    script = conf.parent / "train.py"
-    script.write_text(APP)
-    env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-    return subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=conf.parent,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+@pytest.fixture
+def command(conf: Path, commands: Commands) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the example application."""
+    (conf.parent / "train.py").write_text(APP)
+    return partial(commands.run, conf.parent, HYDRA_FULL_ERROR="0")
 
 
 @pytest.mark.parametrize(
@@ -248,23 +241,23 @@ def command(conf: Path, *arguments: str, **extra: str) -> subprocess.CompletedPr
     ids=["composing", "filling in", "training"],
 )
 def test_the_command_prints_one_sentence_and_exits_with_2(
-    conf: Path, override: str, sentence: str
+    command: Callable, override: str, sentence: str
 ) -> None:
-    done = command(conf, override)
+    done = command(override)
     assert (done.returncode, done.stderr) == (2, sentence + "\n")
     assert "trained" not in done.stdout
 
 
-def test_a_fault_of_the_code_keeps_its_traceback(conf: Path) -> None:
-    done = command(conf, "steps=14")
+def test_a_fault_of_the_code_keeps_its_traceback(command: Callable) -> None:
+    done = command("steps=14")
     assert done.returncode == 1
     assert "invalid literal for int" in done.stderr
     assert "Traceback" in done.stderr
     assert 'int("x")' in done.stderr
 
 
-def test_several_runs_in_one_command_also_with_two_processes(conf: Path) -> None:
-    done = command(conf, "-m", "processes=1,2")
+def test_several_runs_in_one_command_also_with_two_processes(command: Callable, conf: Path) -> None:
+    done = command("-m", "processes=1,2", forking=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("trained")]
     assert lines == ["trained scenes 2.0 5"] * 3
