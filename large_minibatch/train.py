@@ -209,7 +209,7 @@ def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
     settings: Config = config.typed(cfg)
     if settings.versus:
-        versus.run_all(run, cfg, columns=COLUMNS, first="loss", curve="train_error", along="epoch")
+        versus.run_all(run, cfg, columns=COLUMNS, curve="val_error", along="epoch")
     else:
         dist.launch(run, settings, settings.processes)
 

@@ -185,7 +185,7 @@ def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
     settings: Config = config.typed(cfg)
     if settings.versus:
-        versus.run_all(run, cfg, columns=COLUMNS, first="semantic", curve="PQ")
+        versus.run_all(run, cfg, columns=COLUMNS, curve="PQ")
     else:
         dist.launch(run, settings, settings.processes)
 

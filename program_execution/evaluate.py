@@ -128,8 +128,11 @@ def figures(network: Network, cfg: Config, sets: dict[str, batches.Questions]) -
 
 
 def brief(found: dict[str, float]) -> dict[str, float]:
-    """The figures that are shown while a run learns; result.json has those of every type."""
-    return {name: found[name] for name in (*ANSWERS, *PROGRAMS, "executed") if name in found}
+    """The figures that are shown while a run learns; result.json has those of every type.
+
+    They are of fewer questions, perhaps of another split, and not of the best weights: as `val_`.
+    """
+    return {f"val_{n}": found[n] for n in (*ANSWERS, *PROGRAMS, "executed") if n in found}
 
 
 def columns(cfg: Config) -> tuple[str, ...]:

@@ -286,7 +286,7 @@ def main(cfg: DictConfig) -> None:
     settings: Config = config.typed(cfg)
     if settings.versus:
         data.build_ahead(settings.data)  # once, instead of in every process
-        versus.run_all(run, cfg, columns=evaluate.ANSWERS, first="loss", curve="accuracy")
+        versus.run_all(run, cfg, columns=evaluate.ANSWERS, curve="val_accuracy")
     else:
         dist.launch(run, settings, settings.processes)
 

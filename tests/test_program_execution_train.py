@@ -166,7 +166,7 @@ def test_the_best_weights_are_the_ones_that_are_evaluated(whole):
     _, folder, _ = whole
     best = checkpoint.load(folder / "joint" / "best.pt")["meta"]["best"]["accuracy"]
     lines = lines_of(folder / "joint")
-    assert best == max(line["accuracy"] for line in lines if "accuracy" in line)
+    assert best == max(line["val_accuracy"] for line in lines if "val_accuracy" in line)
     result = json.loads((folder / "joint" / "result.json").read_text())["metrics"]
     assert result["accuracy"] == pytest.approx(best)
 
