@@ -267,6 +267,13 @@ def validation_batches(
     return (held.batch(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
 
 
+def some(dataset: Pictures | InMemory, indices: list[int]) -> Batch:
+    """The validation images `indices` as one batch."""
+    if isinstance(dataset, Pictures):
+        return collate([dataset[i] for i in indices])
+    return dataset.batch(indices)
+
+
 def look_through(dataset: Pictures | InMemory, cfg: Config) -> None:
     """Read this process's share of the validation images once, as the evaluation will.
 

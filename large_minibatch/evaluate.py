@@ -14,7 +14,8 @@ from common.metrics import Accuracy, Average
 from large_minibatch import buffers, data, recipe
 from large_minibatch.config import Config
 
-SHOWN = 32  # pictures of predictions
+SHOWN = 32  # images of predictions
+FRAME = 4  # pixels around each
 
 
 @torch.no_grad()
@@ -74,24 +75,38 @@ def settle_buffers(model: nn.Module, cfg: Config, plan: recipe.Plan, dataset: An
 
 @torch.no_grad()
 def contact_sheet(model: nn.Module, cfg: Config, dataset: Any) -> None:
-    """Write `predictions.png`: the first validation pictures, each under what it was taken for."""
-    batch = next(iter(data.validation_batches(dataset, cfg, SHOWN)), None)
-    if not dist.is_main() or batch is None:
+    """Write `predictions.png`: validation images, spread over the set, with answer and truth.
+
+    The frame is green where the answer is right and red where it is wrong.
+    """
+    if not dist.is_main() or not len(dataset):
         return
+    batch = data.some(dataset, torch.linspace(0, len(dataset) - 1, SHOWN).long().unique().tolist())
     training = model.training
     logits = model.eval()(data.normalise(batch.images.to(dist.device()), cfg.data))
     logits = among(logits, data.evaluated_columns(dataset, cfg.data))
     model.train(training)
-    names = dataset.classes
-    titles = [
-        names[found] if found == label else f"{names[found]}, not {names[label]}"
-        for found, label in zip(logits.argmax(1).tolist(), batch.labels.tolist(), strict=True)
-    ]
+    names, titles, images = dataset.classes, [], []
     scale = max(1, round(128 / max(batch.images.shape[-2:])))
-    images = [F.interpolate(i[None], scale_factor=scale)[0] for i in batch.images]
+    found, labels = logits.argmax(1).tolist(), batch.labels.tolist()
+    for image, answer, label in zip(batch.images, found, labels, strict=True):
+        right = answer == label
+        titles.append(names[answer] + (": right" if right else f": is {names[label]}"))
+        large = F.interpolate(image[None], scale_factor=scale)[0]
+        images.append(framed(large, draw.PALETTE[2 if right else 0]))
     draw.save_png(
         draw.grid(images, columns=8, titles=titles), Path(cfg.output_dir, "predictions.png")
     )
+
+
+def framed(image: Tensor, color: tuple[int, int, int]) -> Tensor:
+    """The image, uint8 (3, H, W), with a border of `FRAME` pixels around it."""
+    _, H, W = image.shape
+    sheet = torch.tensor(color, dtype=torch.uint8)[:, None, None].repeat(
+        1, H + 2 * FRAME, W + 2 * FRAME
+    )
+    sheet[:, FRAME : FRAME + H, FRAME : FRAME + W] = image
+    return sheet
 
 
 class History:

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, draw
 from common.tables import compose_rows
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Model, Norm, Rate
 from large_minibatch.config import Scenes as ScenesConfig
-from large_minibatch.evaluate import History, evaluate
+from large_minibatch.evaluate import History, contact_sheet, evaluate
 from large_minibatch.mixup import mix
 from large_minibatch.tables import TABLES
 from large_minibatch.train import due, planned, train
@@ -162,6 +162,29 @@ def test_a_class_that_evaluation_leaves_out_is_never_answered(tmp_path):
     assert errors["every"]["val_error"] == pytest.approx(500 / 6)  # "a" is right once in six
     assert errors["some"]["val_error"] == pytest.approx(300 / 5)  # of b and c "b", twice in five
     assert errors["some"]["val_loss"] == pytest.approx((3 * 1 + 5 * math.log(1 + math.exp(-1))) / 5)
+
+
+def test_the_sheet_shows_answer_and_truth_of_images_spread_over_the_set(tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(draw, "save_png", lambda image, path: None)
+    monkeypatch.setattr(draw, "grid", lambda images, **options: sheets.append((images, options)))
+    for k, name in enumerate("abc"):
+        for i in range(20):
+            (tmp_path / "val" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            image = Image.new("RGB", (20 + i, 24), (80 * k, 0, 0))  # sizes differ
+            image.save(tmp_path / "val" / name / f"{i}.jpg")
+            image.save(tmp_path / "train" / name / f"{i}.jpg")
+    cfg = Data(name="folder", root=str(tmp_path), size=16, resize=20, workers=0)
+    for in_memory in (False, True):
+        cfg = replace(cfg, in_memory=in_memory)
+        dataset = data.build(cfg, "val")
+        contact_sheet(Answers(), replace(SMALL, data=cfg), dataset)
+    (images, options), (again, _) = sheets
+    assert options["titles"] == ["a: right"] * 11 + ["a: is b"] * 11 + ["a: is c"] * 10
+    assert all(torch.equal(a, b) for a, b in zip(images, again, strict=True))
+    frames = [tuple(image[:, 0, 0].tolist()) for image in images]
+    assert frames == [draw.PALETTE[2]] * 11 + [draw.PALETTE[0]] * 21
 
 
 def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them(tmp_path):
