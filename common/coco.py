@@ -107,12 +107,12 @@ class CocoDataset(Dataset):
         if unknown:
             raise ValueError(
                 f"{self.where}: annotation {unknown.get('id')} of image {unknown['image_id']} is "
-                f"of category {unknown['category_id']}, which {self.categories.where} has not: "
-                f"it has {sorted(self.label_of)}"
+                f"of category {unknown['category_id']}, which is none of {sorted(self.label_of)} "
+                f"in {self.categories.where}"
             )
         found = find_instances(content, self.where, kind=self.kind, strict=strict)
         self.problems, self._image, self._crowd = found.problems, found.image, found.crowd
-        labels = [self.label_of[annotations[i]["category_id"]] for i in found.position]
+        labels = [self.label_of[annotations[i]["category_id"]] for i in found.position.tolist()]
         self._labels = np.array(labels, np.int64)
         self._area = found.area.astype(np.float32)
         limit = self.sizes[found.image][:, ::-1]  # width, height

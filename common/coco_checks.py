@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,13 @@ def _check_references(content: dict[str, list[dict]], where: str) -> None:
         if key == "annotations":
             continue
         listed = {entry["id"] for entry in content[key]}
-        if not listed.issuperset(a[f"{noun}_id"] for a in annotations):
-            a = next(a for a in annotations if a[f"{noun}_id"] not in listed)
+        field = f"{noun}_id"
+        if not listed.issuperset(map(itemgetter(field), annotations)):
+            a = next(a for a in annotations if a[field] not in listed)
             of = f" of image {a['image_id']}" if noun == "category" else ""
             raise ValueError(
-                f"{where}: annotation {a.get('id')}{of} is of {noun} {a[f'{noun}_id']}, which is "
-                f"not in `{key}`"
+                f"{where}: annotation {a.get('id')}{of} is of {noun} {a[field]}, which is not in "
+                f"`{key}`"
             )
 
 
@@ -133,6 +135,17 @@ class Categories:
     def by_id(self) -> dict[int, str]:
         """Category id -> name; empty where the names are not known."""
         return dict(zip(self.ids, self.names, strict=True)) if self.names else {}
+
+    def state_dict(self) -> dict[str, list]:
+        """What a checkpoint keeps, so that a run resumes with the same categories only."""
+        return {"ids": list(self.ids), "names": list(self.names or [])}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        """Raise ValueError unless a checkpoint has the same categories."""
+        kept = dict(zip(state["ids"], state["names"], strict=True))
+        check_same_categories(self.by_id(), self.where, kept, "the checkpoint")
+        if list(self.ids) != state["ids"]:
+            raise ValueError(f"it has the category ids {state['ids']}, {self.where} {self.ids}")
 
 
 def category_names(entries: list[dict]) -> dict[int, str]:

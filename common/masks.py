@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-_NUMBERS = (int, float, np.number)
 _MOST_DIGITS = 6  # of a compressed run; six hold 2^29 pixels, and more overflow in pycocotools
 
 
@@ -39,7 +38,8 @@ def check_polygon(points: Any, height: int, width: int) -> str | None:
     """
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         return "has a polygon that is no x1, y1, x2, y2, ... of three points or more"
-    if not all(issubclass(kind, _NUMBERS) for kind in set(map(type, points))):
+    kinds = set(map(type, points))
+    if not kinds <= {int, float} and not all(issubclass(k, np.number) for k in kinds):
         return "has a polygon that holds something else than numbers"
     reach = max(height, width)
     if not (min(points) >= -reach and max(points) <= 2 * reach and sum(points) == sum(points)):

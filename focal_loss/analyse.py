@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import checkpoint, dist
+from common.coco import Categories
 from common.config import run as run_command
 from common.config import typed
 from focal_loss import cdf, data
@@ -26,7 +27,7 @@ from focal_loss.model import RetinaNet
 POSITIVES, NEGATIVES = 100_000, 10_000_000  # samples of the paper's figure
 
 
-def load(folder: Path) -> tuple[RetinaNet, Config, list[int]]:
+def load(folder: Path) -> tuple[RetinaNet, Config, Categories]:
     """The trained model of a run, averaged where the run averages, its settings, its categories."""
     files = sorted(folder.glob("checkpoint-*.pt"))
     settings = folder / ".hydra" / "config.yaml"
@@ -43,13 +44,13 @@ def load(folder: Path) -> tuple[RetinaNet, Config, list[int]]:
     }
     print(checkpoint.load_matching(model, averaged or parts["model"]))
     model.to(dist.device()).to(memory_format=torch.channels_last)
-    return model.eval(), cfg, parts["category_ids"]
+    return model.eval(), cfg, Categories(**parts["categories"], where=str(files[-1]))
 
 
 @torch.no_grad()
-def anchor_logits(model: RetinaNet, cfg: Config, category_ids: list[int]) -> tuple[Tensor, Tensor]:
+def anchor_logits(model: RetinaNet, cfg: Config, categories: Categories) -> tuple[Tensor, Tensor]:
     """x_t of positive and of negative logits on the validation pictures, as many as in Fig. 4."""
-    dataset = data.build(cfg.data, "val", category_ids)
+    dataset = data.build(cfg.data, "val", categories)
     positives, negatives = [], []
     device = dist.device()
     share = NEGATIVES / max(1, len(dataset))  # of each picture, so that all pictures count
@@ -73,8 +74,8 @@ def anchor_logits(model: RetinaNet, cfg: Config, category_ids: list[int]) -> tup
 
 def report(folder: Path) -> None:
     """Write Fig. 4 of a run and print its shares as a Markdown table."""
-    model, cfg, category_ids = load(folder)
-    positives, negatives = anchor_logits(model, cfg, category_ids)
+    model, cfg, categories = load(folder)
+    positives, negatives = anchor_logits(model, cfg, categories)
     rows = cdf.write(folder, positives, negatives)
     print(f"\nShare of the loss; {len(positives):,} positives, {len(negatives):,} negatives")
     print("| " + " | ".join(rows[0]) + " |\n|" + "--:|" * len(rows[0]))

@@ -24,13 +24,11 @@ from focal_loss.config import Scenes as ScenesConfig
 from focal_loss.weights import Report
 
 
-def build(
-    cfg: DataConfig, split: str, categories: Categories | Sequence[int] | None = None
-) -> "Detection":
+def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> "Detection":
     """The pictures of `split`, "train" or "val", with what that split does to them.
 
-    categories: those of the training set, which this split must follow, or their ids by label; by
-    default the file's own by rising id.
+    categories: those of the training set, which this split must follow; by default the file's own
+    by rising id.
     """
     training = split == "train"
     if cfg.name == "scenes":
@@ -38,8 +36,6 @@ def build(
     else:
         name = cfg.train if training else cfg.val
         folders, files = find_split(cfg.root, name)
-        if categories is not None and not isinstance(categories, Categories):
-            categories = Categories(categories)
         source = CocoDataset(
             folders,
             files,
@@ -86,7 +82,11 @@ class Detection(Dataset):
         self.source, self.cfg, self.training = source, cfg, training
         self.names: list[str] = source.names
         self.category_ids: list[int] = source.category_ids
-        self.categories = None if isinstance(source, Scenes) else source.categories
+        self.categories = (
+            Categories(source.category_ids, source.names, "the built-in scenes")
+            if isinstance(source, Scenes)
+            else source.categories
+        )
         self.files: Sequence[str] = source.files
         sides = cfg.short_side if training else [cfg.test_short_side]
         self.resize = transforms.Resize(sides, cfg.long_side) if cfg.resize else None

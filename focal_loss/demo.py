@@ -27,8 +27,8 @@ def main() -> None:
         raise ValueError(
             "usage: python demo.py run=outputs/... [image=FILE] [out=FILE] [score=0.3]"
         )
-    model, cfg, category_ids = load(Path(words["run"]))
-    view = data.build(cfg.data, "val", category_ids)
+    model, cfg, categories = load(Path(words["run"]))
+    view = data.build(cfg.data, "val", categories)
     image = read_image(words["image"]) if "image" in words else view[0][0]
     size = (image.shape[1], image.shape[2])
     target = {"boxes": torch.zeros(0, 4), "size": size, "file": words.get("image", "built-in")}

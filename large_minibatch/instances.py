@@ -59,8 +59,11 @@ class Instances(Dataset):
             )
         self.files = self.source.files
         self.category_ids: list[int] = self.source.category_ids
-        scenes = isinstance(self.source, Scenes)
-        self.categories = None if scenes else self.source.categories
+        self.categories = (
+            Categories(self.category_ids, self.source.names, "the built-in scenes")
+            if isinstance(self.source, Scenes)
+            else self.source.categories
+        )
         self.flip = HorizontalFlip(cfg.flip if training else 0)
         whole = len(self.source)
         self.count = min(whole, cfg.limit or whole) if training else whole

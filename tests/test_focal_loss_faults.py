@@ -7,6 +7,7 @@ random states and losses, to the bit. Most commands are forks of a warm process,
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -19,9 +20,16 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from PIL import Image
 
 from common import checkpoint
+from common.check_data import main as check_data
+from common.coco import CocoDataset, find_split
+from common.config import typed
+from focal_loss.config import Config
+from focal_loss.train import train as train_here
 from tests.commands import REPOSITORY, Commands, Run, environment
 
 PROJECT = REPOSITORY / "focal_loss"
@@ -305,7 +313,10 @@ def refused(outcome: tuple[int, str], *words: str) -> None:
         assert word in text
 
 
-def test_a_set_with_gaps_in_its_category_ids_trains_and_prints_its_metrics(train, tmp_path):
+def test_a_set_with_gaps_in_its_category_ids_trains_and_prints_its_metrics(coco, train, tmp_path):
+    val = coco.content["val"]  # knows one category less, which the model finds all the same
+    val["categories"] = [c for c in val["categories"] if c["id"] != 16]
+    val["annotations"] = [a for a in val["annotations"] if a["category_id"] != 16]
     code, text = train("test.score=0", "test.per_class=true")
     assert code == 0, text
     logged = next(line for line in text.splitlines() if line.startswith("step 3/3  AP "))
@@ -339,7 +350,7 @@ def test_pictures_without_any_box_are_negatives_or_left_out(coco, train, tmp_pat
     assert code == 0, text
     steps = lines(tmp_path / "run")
     assert all(line["box"] == 0 and line["classification"] > 0 for line in steps[:-1])
-    assert steps[-1]["AP"] is None
+    assert "AP" not in steps[-1]
 
     def no_json(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -352,7 +363,8 @@ def test_boxes_without_area_are_dropped_with_their_count_or_stop_the_run(coco, t
     for i in (1, 4):
         coco.content["train"]["annotations"][i]["bbox"][2] = 0
     file = coco.root / "annotations" / "train.json"
-    fault = f"{file}: of 10 instances, 2 with a box of no area (first annotation ids [1, 4])"
+    fault = f"{file}: of 10 instances, 2 with a box of no area "
+    fault += "(first annotation ids [1, 4] of images [0, 20])"
     code, text = train()
     assert code == 0, text
     assert f"{fault}; 2 dropped" in text
@@ -366,3 +378,73 @@ def test_faults_of_the_validation_set_are_found_before_training(coco, train, tmp
     del coco.content["val"]
     (coco.root / "annotations" / "val.json").unlink()
     refused(train(), "no annotations of 'val'", "ROOT/annotations/{train,val,test}.json")
+
+
+def exchange(content: dict[str, list], key: str, one: str, other: str) -> None:
+    """Exchange two fields of the first entry with each other, or a field of the first two."""
+    first = content[key][0]
+    second = content[key][1] if one == other else first
+    first[one], second[other] = second[other], first[one]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: exchange(c, "images", "width", "height"), r"5.png is 64 x 48 .* 48 x 64"),
+        (
+            lambda c: exchange(c, "categories", "name", "name"),
+            r"'cup' has id 7 in .*/val.json, but 90 in .*/train.json",
+        ),
+        (lambda c: c.update(images=[]), "val.json: the list `images` is empty"),
+        (
+            lambda c: c["images"][0].update(width="64"),
+            r"val.json: image 50 has '64' as its `width`",
+        ),
+        (lambda c: c["images"][1].update(height=None), r"image 60 has null as its `height`"),
+        (lambda c: c["images"][1].update(file_name="9.png"), r"9.png is listed in .*val.json, but"),
+        (lambda c: c["annotations"][1].update(iscrowd="no"), r"annotation 11 of image 50 has 'no'"),
+    ],
+)
+def test_training_and_check_data_find_the_same_faults_before_step_1(
+    coco, tmp_path, capsys, spoil, message
+):
+    spoil(coco.content["val"])
+    words = coco.words(f"output_dir={tmp_path}/run")
+    ConfigStore.instance().store("schema", Config)
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        cfg = typed(compose("config", list(words)))
+    with pytest.raises(ValueError, match=message):
+        train_here(cfg)
+    assert not (tmp_path / "run").exists()
+    assert check_data(["coco_format", str(coco.root)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_check_data_says_what_is_odd_where_training_goes_on(coco, capsys):
+    val = coco.content["val"]
+    val["annotations"][0]["bbox"] = [4, 6, 22]
+    val["annotations"][1]["bbox"] = [4, 6, 3, 3]
+    coco.words()
+    assert check_data(["coco_format", str(coco.root)]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: " in printed
+    assert "1 with a box that is not four finite numbers (first annotation ids [10] of" in printed
+    assert "1 of 3 objects are smaller than 64 square pixels" in printed
+    coco.content["train"]["annotations"] = []
+    coco.words()
+    assert check_data(["coco_format", str(coco.root)]) == 2
+    assert "train.json has nothing to train on" in capsys.readouterr().err
+
+
+def test_a_run_resumes_with_the_same_names_only(coco, tmp_path):
+    coco.words()
+    categories = CocoDataset(*find_split(coco.root, "train")).categories
+    checkpoint.save(tmp_path, 1, categories=categories)
+    assert checkpoint.resume(tmp_path, categories=categories) == 1
+    exchange(coco.content["train"], "categories", "name", "name")
+    coco.words()
+    categories = CocoDataset(*find_split(coco.root, "train")).categories
+    with pytest.raises(
+        ValueError, match=r"'cup' has id 7 in .*train.json, but 90 in the checkpoint"
+    ):
+        checkpoint.resume(tmp_path, categories=categories)
