@@ -1,11 +1,12 @@
 """Sec. 3.4, 4.1 and Table 1d: the divisors of both losses, hard example mining, and the whole."""
 
+import os
+import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -144,8 +145,11 @@ def _process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_world_in_two_processes_of_two_pieces_has_the_gradient_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+def test_world_in_two_processes_of_two_pieces_has_the_gradient_of_the_whole_batch(
+    commands, tmp_path
+):
+    for rank in commands.start_ranks(tmp_path, str(tmp_path), script=__file__):
+        assert rank.wait() == 0, rank.text
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), slopes([0, 1, 2, 3]))
 
@@ -379,3 +383,7 @@ def test_the_criterion_mines_each_picture_among_its_predicted_boxes_or_its_ancho
     per_class = offsets.unsqueeze(2).expand(-1, -1, K, -1).flatten(2)
     same = DetectionLoss(**options)(logits, per_class, anchors, targets)
     torch.testing.assert_close(same["classification"], predicted["classification"])
+
+
+if __name__ == "__main__":
+    _process(int(os.environ["RANK"]), sys.argv[1])

@@ -1,17 +1,14 @@
 """Sums over processes: Sec. 4.1's algorithms on real gloo processes, beside `dist.all_reduce`.
 
-Run as a program, this file is what the processes do: `python <file> FOLDER` forks them after one
+Run as a script, this file is what the processes do: `python <file> FOLDER` forks them after one
 import of torch, and leaves what each rank saw in FOLDER.
 """
 
 import datetime
 import multiprocessing
-import os
 import random
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,14 +91,10 @@ def test_an_error_in_a_lane_reaches_whoever_waits_for_the_gradient():
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> list[dict]:
+def seen(commands, tmp_path_factory) -> list[dict]:
     """What every rank of one run of 8 processes saw."""
     folder = tmp_path_factory.mktemp("allreduce")
-    repository = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = str(repository)
-    command = [sys.executable, "-W", "ignore", __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = commands.run(folder, str(folder), script=__file__)
     assert done.returncode == 0, done.stderr
     torch.serialization.add_safe_globals([sums.Traffic])
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]

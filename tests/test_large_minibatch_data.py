@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,12 +178,14 @@ if __name__ == "__main__":
 """
 
 
-def test_one_process_and_two_see_the_same_pictures_under_the_same_augmentation(tree, tmp_path):
+def test_one_process_and_two_see_the_same_pictures_under_the_same_augmentation(
+    commands, tree, tmp_path
+):
     script, out = tmp_path / "collect.py", tmp_path / "found.pt"
     script.write_text(SCRIPT)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(script), str(tree), str(out)]
-    subprocess.run(words, env=environment, check=True, timeout=300)
+    words = (str(tree), str(out))
+    done = commands.run(tmp_path, *words, script=script.name, forking=True)
+    assert done.returncode == 0, done.stderr
     alone: dict = {}
     exec(SCRIPT, alone)
     one, two = (sorted(items, key=repr) for items in (alone["collect"](str(tree)), torch.load(out)))

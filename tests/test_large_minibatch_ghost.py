@@ -1,14 +1,14 @@
 """Ghost batch norm is as many workers' batch norms; the buffers are those of k workers."""
 
 import copy
-import tempfile
+import os
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -279,11 +279,12 @@ def worker(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes():
+def two_processes(commands, tmp_path_factory):
     """What each of two gloo processes with half of the batch computed."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(worker, (folder,), nprocs=2)
-        yield [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    folder = tmp_path_factory.mktemp("two")
+    for rank in commands.start_ranks(folder, str(folder), script=__file__):
+        assert rank.wait() == 0, rank.text
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 def test_gradients_are_those_of_ddp_with_a_worker_a_group(two_processes):
@@ -350,3 +351,7 @@ def test_precise_variance_survives_a_large_mean():
     buffers.precise(net, x.split(16))
     expected = x.double().var(correction=0).float()
     torch.testing.assert_close(net[0].running_var[0], expected, rtol=1e-5, atol=0)
+
+
+if __name__ == "__main__":
+    worker(int(os.environ["RANK"]), sys.argv[1])

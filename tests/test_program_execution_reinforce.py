@@ -1,10 +1,6 @@
 """Sec. 3.4 of the paper: REINFORCE, against the exact expectation over all programs."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -207,6 +203,7 @@ def test_a_baseline_goes_on_from_its_state_dict():
 
 
 TWO_PROCESSES = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -229,12 +226,12 @@ class Policy(torch.nn.Module):
         return rewards, policy_loss(decoded.log_probs, decoded.mask, rewards, subtracted)
 
 torch.manual_seed(0)
-rank, policy, questions = int(sys.argv[1]), Policy(), torch.tensor([[1, 4, 2]] * 8)
+rank, policy, questions = int(os.environ["RANK"]), Policy(), torch.tensor([[1, 4, 2]] * 8)
 weights = list(policy.parameters())
 mean = torch.cat([policy(questions, seed, 0.0)[0] for seed in (0, 1)]).mean()
 losses = [policy(questions, seed, 0.1 * mean)[1] for seed in (0, 1)]
 whole = torch.autograd.grad(sum(losses) / 2, weights)
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
 network = DistributedDataParallel(policy)
 network(questions, rank)[1].backward()
 assert 0 < mean < 1
@@ -244,13 +241,12 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_baseline_and_the_gradient_of_one_with_both_batches(tmp_path):
-    root = str(Path(__file__).resolve().parent.parent)
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    words = [[sys.executable, "-c", TWO_PROCESSES, str(i), f"{tmp_path}/group"] for i in (0, 1)]
-    started = [subprocess.Popen(each, env=env, stderr=subprocess.PIPE, text=True) for each in words]
-    ends = [process.communicate(timeout=200)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], ends
+def test_two_processes_share_the_baseline_and_the_gradient_of_one_with_both_batches(
+    commands, tmp_path
+):
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    for rank in commands.start_ranks(tmp_path, f"{tmp_path}/group", script="script.py"):
+        assert rank.wait() == 0, rank.text
 
 
 def test_what_does_not_fit_is_refused():
