@@ -117,16 +117,29 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(path: str | Path) -> Any:
-    """Content of a JSON file in UTF-8, 16 or 32; ValueError names the file and the position."""
+def read_bytes(path: str | Path) -> bytes:
+    """Content of a regular file; ValueError where there is none, or it cannot be read."""
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         fault = "is not a regular file" if os.path.exists(path) else "does not exist"
         raise ValueError(f"{path} {fault}")
     try:
-        with without_collector():
-            return json.loads(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file in UTF-8, 16 or 32; ValueError names the file and the position."""
+    data = read_bytes(path)
+    with without_collector(), json_faults(path):
+        return json.loads(data)
+
+
+@contextmanager
+def json_faults(path: str | Path) -> Iterator[None]:
+    """Turn what reading JSON text raises into a ValueError that names the file."""
+    try:
+        yield
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply to be read") from error
     except json.JSONDecodeError as error:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,8 @@ def test_relations_that_contradict_the_coordinates_are_refused_unless_asked_for(
         ({"objects": [{"size": "huge"}]}, r"object 0: size 'huge' is not one of small, large"),
         ({"directions": {"left": [1, 0, 0]}}, "`directions` lacks right, behind, front"),
         ({"directions": dict.fromkeys(DIRECTIONS, 1)}, "direction .* three finite numbers"),
+        ({"directions": dict.fromkeys(DIRECTIONS, (1, 0, 10**400))}, "three finite numbers"),
+        ({"directions": dict.fromkeys(DIRECTIONS, ("1", 0, 0))}, "three finite numbers"),
         ({"relationships": {"left": [[1], [0]]}}, "relation left needs one list for each of 3"),
         ({"relationships": {"left": [[1], [3], []]}}, r"relation left of object 1 .*\[3\]"),
         ({"relationships": {"left": [[0], [], []]}}, r"relation left of object 0 .*\[0\]"),
@@ -177,11 +180,14 @@ def test_the_release_and_the_public_generator_give_the_same_question(tmp_path: P
         answer=1,
         image="CLEVR_val_000000",
     )
+    older = question()
     for row in public["program"]:
         row["type"] = row.pop("function")
         row["_output"] = [0]
-    released, generated = read_questions(written(tmp_path, question(), public))
-    assert generated.program == released.program
+    for row in (*older["program"], *public["program"][:2]):
+        row["side_inputs"] = row.pop("value_inputs")
+    released, generated, old = read_questions(written(tmp_path, question(), public, older))
+    assert generated.program == old.program == released.program
     assert (generated.family, generated.answer) == (released.family, released.answer) == (72, "1")
     assert (generated.template, generated.template_index) == ("one_hop", 0)
     assert program_tokens(released) == [
@@ -226,8 +232,15 @@ def test_questions_come_back_as_they_were_written(tmp_path: Path) -> None:
         ([node("scene"), node("filter_color", 0, value="mauve"), node("count", 1)], "mauve"),
         ([node("scene"), *(node("filter_color", i, value="red") for i in range(200))], "more than"),
         ([], "no functions"),
-        ([{"inputs": []}], "function 0 is not an object"),
+        ([{"inputs": []}], "function 0 has no name"),
+        ([None], "function 0 is not an object"),
+        ("scene", "program is not a list"),
         ([node("scene"), {"function": "count", "inputs": ["0"]}], "function 1: .*whole numbers"),
+        ([node("scene"), {"function": "count", "inputs": [True]}], "function 1: .*whole numbers"),
+        ([node("scene"), {"function": "count", "inputs": None}], "function 1: .*whole numbers"),
+        ([node("scene"), node("count", 0) | {"value_inputs": "red"}], "function 1: .*of words"),
+        ([node("scene"), node("count", 0) | {"value_inputs": [["red"]]}], "function 1: .*of words"),
+        ([{"function": "scene", "inputs": [], "side_inputs": ["red"]}], "scene.* has 1 value"),
     ],
 )
 def test_a_bad_program_is_named_by_file_and_question(
@@ -242,7 +255,10 @@ def test_a_bad_program_is_named_by_file_and_question(
     ("changes", "message"),
     [
         ({"question": " "}, "question 5 has no text"),
+        ({"question": None}, "question 5 has no text"),
         ({"image_index": "0"}, "question 5 has no whole `image_index`"),
+        ({"image_index": 10**400}, "question 5 has no whole `image_index`"),
+        ({"question_index": "5"}, "entry 0: question_index '5'"),
         ({"image_filename": "/etc/passwd"}, "question 5: image_filename .*leads out"),
         ({"answer": 1.5}, "question 5: answer 1.5 is neither"),
         ({"question_family_index": "one"}, "question 5: question_family_index 'one'"),
@@ -272,6 +288,31 @@ def test_a_file_that_is_cut_off_or_of_another_kind_is_named(tmp_path: Path) -> N
     assert read_questions(path) == []
     with pytest.raises(ValueError, match="is not a questions file"):
         read_questions(written(tmp_path, scene(), key="scenes"))
+
+
+@pytest.mark.parametrize("read", [read_questions, read_scenes])
+def test_what_is_no_json_text_is_named_and_utf_16_is_read(read, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    for content, message in (
+        (b"\xff{}", "is not UTF-8 text"),
+        (b"[" * 100_000, "is nested too deeply|is not a questions file"),
+        (b'{"questions": ' + b"[" * 100_000, "is nested too deeply"),
+        (b'{"questions": [' + b"9" * 5000 + b"]}", "holds a number that is too long"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"file\.json {message}"):
+            read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"file\.json is not a regular file"):
+        read(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"file\.json does not exist"):
+        read(path)
+    content = {"questions": [question()]} if read is read_questions else {"scenes": [scene()]}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32-le"):
+        path.write_bytes(json.dumps(content).encode(encoding))
+        assert len(read(path)) == 1
 
 
 def test_families_get_the_names_of_the_template_files_by_their_skeleton(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import sealed
-from ..coco_files import whole, without_collector
+from ..coco_files import json_faults, read_bytes, whole, without_collector
 from .functions import RELATIONS, parse_token
 from .programs import Node, check_nodes, to_prefix, to_tree
 from .scene_graph import check_file_name
@@ -54,17 +54,9 @@ def read_questions(path: str | Path) -> list[Question]:
     Raises ValueError naming the file and the question's index.
     """
     programs = _Programs()
-    questions = []
-    try:
-        with without_collector():
-            for i, row in enumerate(_rows(Path(path))):
-                questions.append(_question(row, i, str(path), programs))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON, or was cut off: {error.msg} at line {error.lineno}, "
-            f"column {error.colno}"
-        ) from error
-    return questions
+    with without_collector():
+        rows = _rows(Path(path))
+        return [_question(row, i, str(path), programs) for i, row in enumerate(rows)]
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
@@ -138,10 +130,13 @@ def _files_by_skeleton() -> dict[tuple[str, ...], str]:
 
 
 class _Reader:
-    """A walk through a JSON text; raises json.JSONDecodeError where it is none."""
+    """A walk through a JSON file; raises ValueError where it is none."""
 
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
+    def __init__(self, path: Path) -> None:
+        data = read_bytes(path)
+        with json_faults(path):
+            self.text = data.decode(json.detect_encoding(data))
+        self.path, self.at = path, 0
         self.decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
@@ -155,14 +150,20 @@ class _Reader:
         found = self.peek()
         if found not in expected:
             wanted = " or ".join(map(repr, expected))
-            raise json.JSONDecodeError(f"Expecting {wanted}", self.text, self.at)
+            self.refuse(f"Expecting {wanted}")
         self.at += 1
         return found
+
+    def refuse(self, fault: str) -> NoReturn:
+        """Raise ValueError that names the place."""
+        with json_faults(self.path):
+            raise json.JSONDecodeError(fault, self.text, self.at)
 
     def value(self) -> Any:
         """The next value."""
         self.peek()
-        value, self.at = self.decode(self.text, self.at)
+        with json_faults(self.path):
+            value, self.at = self.decode(self.text, self.at)
         return value
 
     def items(self, close: str) -> Iterator[None]:
@@ -177,7 +178,7 @@ class _Reader:
 
 def _rows(path: Path) -> Iterator[Any]:
     """The entries of the list `questions`, one at a time: all of CLEVR's at once take gigabytes."""
-    reader = _Reader(_text(path))
+    reader = _Reader(path)
     found = False
     if reader.peek() == "{":
         reader.sign("{")
@@ -192,19 +193,9 @@ def _rows(path: Path) -> Iterator[Any]:
             else:
                 reader.value()
         if reader.peek():
-            raise json.JSONDecodeError("Extra data", reader.text, reader.at)
+            reader.refuse("Extra data")
     if not found:
         raise ValueError(f"{path} is not a questions file: expected an object with `questions`")
-
-
-def _text(path: Path) -> str:
-    """All of a text file."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason}, byte {error.start}") from error
 
 
 def _question(row: Any, i: int, file: str, programs: "_Programs") -> Question:
@@ -226,7 +217,7 @@ def _question(row: Any, i: int, file: str, programs: "_Programs") -> Question:
         text=text,
         image_index=image,
         image_filename=check_file_name(row.get("image_filename"), where),
-        split=str(row.get("split", "")),
+        split=str(row.get("split") or ""),
         index=index,
         answer=_answer(row.get("answer"), where),
         program=programs.read(row["program"], where) if row.get("program") is not None else None,
@@ -291,23 +282,23 @@ class _Programs:
         return known
 
     def _node(self, row: Any, where: str) -> Node:
-        try:
-            name = row["function"] if "function" in row else row["type"]
-            key = (name, tuple(row["inputs"]), tuple(row.get("value_inputs", ())))
-            node = self.nodes.get(key)
-        except (KeyError, TypeError, AttributeError) as error:
+        """A function; the public generator's own files say `type` and `side_inputs`."""
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is not an object {{...}}: {row!r:.80}")
+        name, inputs = row.get("function", row.get("type")), row.get("inputs")
+        values = row.get("value_inputs", row.get("side_inputs")) or []
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has no name as its `function` (or `type`): {row!r:.80}")
+        if not isinstance(inputs, list) or not all(whole(source) for source in inputs):
+            raise ValueError(f"{where}: `inputs` must be a list of whole numbers: {row!r:.80}")
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise ValueError(
-                f"{where} is not an object with `function` (or `type`), `inputs` and "
-                f"`value_inputs`: {row!r}"
-            ) from error
+                f"{where}: `value_inputs` (or `side_inputs`) must be a list of words: {row!r:.80}"
+            )
+        key = (name, tuple(inputs), tuple(values))
+        node = self.nodes.get(key)
         if node is None:
-            name, inputs, values = key
-            texts = isinstance(name, str) and all(isinstance(value, str) for value in values)
-            if not texts or not all(whole(j) for j in inputs):
-                raise ValueError(
-                    f"{where}: {row!r} needs a name, whole numbers as inputs and words as values"
-                )
-            node = self.nodes[key] = Node(name, inputs, values)
+            node = self.nodes[key] = Node(*key)
         return node
 
 

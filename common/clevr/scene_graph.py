@@ -5,7 +5,7 @@ released pictures of 480 x 320, their third value is the depth along the optical
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -176,7 +176,7 @@ def _graph(row: Any, where: str, check: bool) -> SceneGraph:
             raise ValueError(_difference(relations, computed, where))
         relations = computed
     assert relations is not None, where
-    split = str(row.get("split", row.get("spit", "")))
+    split = str(row.get("split") or row.get("spit") or "")
     return SceneGraph(index, name, split, things, relations, directions)
 
 
@@ -200,9 +200,9 @@ def _thing(row: Any, where: str) -> Thing:
 
 def _vector(values: Any, where: str) -> Vector:
     numbers = values if isinstance(values, list | tuple) else []
-    sound = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+    sound = all(isinstance(v, int | float) and abs(v) <= sys.float_info.max for v in numbers)
     if len(numbers) != 3 or not sound:
-        raise ValueError(f"{where} must be three finite numbers, not {values!r}")
+        raise ValueError(f"{where} must be three finite numbers, not {values!r:.80}")
     return tuple(numbers)
 
 
