@@ -186,7 +186,10 @@ def grid(
     titles: Sequence[str] | None = None,
     padding: int = 4,
 ) -> Tensor:
-    """Images of any sizes side by side, `columns` to a line, on white, each below its title."""
+    """Images of any sizes side by side, `columns` to a line, on white, each below its title.
+
+    A line is as high as its highest image, a column as wide as its widest.
+    """
     if not images:
         raise ValueError("a grid needs at least one image")
     if titles is not None and len(titles) != len(images):
@@ -194,19 +197,21 @@ def grid(
     font = ImageFont.load_default(TEXT_HEIGHT)
     head = TEXT_HEIGHT + 6 if titles is not None else 0
     texts = [font.getlength(title) for title in titles or ()]
-    width = max(*(image.shape[2] for image in images), *(int(t) + 2 for t in texts), 1) + padding
-    height = max(image.shape[1] for image in images) + padding + head
     columns = min(columns, len(images))
-    lines = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * width + padding, lines * height + padding), "white")
+    wide = [max(image.shape[2] for image in images[i::columns]) for i in range(columns)]
+    wide = [max(w, *(int(t) + 2 for t in texts[i::columns]), 1) for i, w in enumerate(wide)]
+    starts = range(0, len(images), columns)
+    high = [max(image.shape[1] for image in images[i : i + columns]) + head for i in starts]
+    size = (sum(wide) + padding * (columns + 1), sum(high) + padding * (len(high) + 1))
+    sheet = Image.new("RGB", size, "white")
     canvas = ImageDraw.Draw(sheet)
     for i, image in enumerate(images):
-        x, y = padding + i % columns * width, padding + i // columns * height
-        left = x + (width - padding - image.shape[2]) // 2
-        sheet.paste(_enlarged(image, 1), (left, y + head))
+        line, column = divmod(i, columns)
+        x, y = (padding * (k + 1) + sum(z[:k]) for k, z in ((column, wide), (line, high)))
+        sheet.paste(_enlarged(image, 1), (x + (wide[column] - image.shape[2]) // 2, y + head))
         if titles is not None:
-            middle = x + (width - padding) / 2
-            canvas.text((middle, y + head / 2), titles[i], "black", font, anchor="mm")
+            middle = (x + wide[column] / 2, y + head / 2)
+            canvas.text(middle, titles[i], "black", font, anchor="mm")
     return pil_to_tensor(sheet)
 
 

@@ -131,7 +131,7 @@ class Test:
     batch_size: int = 8
     evaluator: str = "pycocotools"  # pycocotools | faster, the same figures sooner
     per_class: bool = False
-    pictures: int = 16  # pictures of detections to write
+    pictures: int = 12  # images to draw, the truth beside the detections
 
 
 @dataclass

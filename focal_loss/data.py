@@ -219,12 +219,12 @@ def report_unmatched(dataset: Detection, grid: Anchors, loss: Loss) -> None:
     count = int(((best < least) | (best == 0)).sum())
     if not count:
         return
-    advice = f"none overlaps them by an IoU of {least}; small ones need a smaller model.anchor_size"
+    why = f"as none overlaps them by an IoU of {least}: small ones need a smaller model.anchor_size"
     if boxes.max() < 8:  # of the pixels of a resized image
-        advice = "boxes have to be in pixels, these seem to be in 0..1"
+        why = "as their boxes seem to be in 0..1: give them in pixels"
     elif dataset.resize:
-        advice += " or a larger data.short_side"
-    print(f"{count:,} of {len(boxes):,} objects have no positive anchor: {advice}.")
+        why += " or a larger data.short_side"
+    print(f"{count:,} of {len(boxes):,} objects have no positive anchor, {why}.")
 
 
 def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> Iterable[Batch]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 from tqdm import tqdm
 
 from common import coco_eval, dist, draw
@@ -19,6 +20,7 @@ from focal_loss.model import RetinaNet
 
 COLUMNS = ("AP", "AP50", "AP75")
 SHOWN = 0.5  # score from which a detection is drawn
+WIDTH = 288  # pixels of an image in the sheet of detections
 
 
 def evaluate(
@@ -99,26 +101,35 @@ def detect(model: RetinaNet, batch: data.Batch, cfg: Config, category_ids: list[
 
 
 def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) -> Tensor:
-    """The first pictures with what was found in them; (3, H, W) uint8."""
+    """The first images, each with its objects and beside that with what was found; (3, H, W) uint8.
+
+    Those of alike shape stand together, so that little of the sheet stays white.
+    """
     by_image: dict[int, list[dict]] = {}
     for detection in detections:
         by_image.setdefault(detection["image_id"], []).append(detection)
     label_of = {category: label for label, category in enumerate(dataset.category_ids)}
-    panels = []
+    pairs = []
     for index in range(min(cfg.test.pictures, len(dataset))):
         image, target = dataset.source[index]
+        real = ~target["iscrowd"]
+        truth = panel(image, target["boxes"][real], target["labels"][real], dataset.names)
         found = [d for d in by_image.get(target["image_id"], []) if d["score"] >= SHOWN]
         boxes = torch.tensor([d["bbox"] for d in found]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-        scale = max(1, round(288 / min(image.shape[-2:])))
-        panels.append(
-            draw.boxes(
-                image,
-                boxes,
-                labels=torch.tensor([label_of[d["category_id"]] for d in found]),
-                scores=torch.tensor([d["score"] for d in found]),
-                names=dataset.names,
-                scale=scale,
-            )
-        )
-    return draw.grid(panels, columns=4)
+        labels = torch.tensor([label_of[d["category_id"]] for d in found])
+        scores = torch.tensor([d["score"] for d in found])
+        pairs.append((truth, panel(image, boxes, labels, dataset.names, scores)))
+    pairs.sort(key=lambda pair: pair[0].shape[1])
+    titles = ["truth", "detected"] * len(pairs)
+    return draw.grid([each for pair in pairs for each in pair], columns=6, titles=titles)
+
+
+def panel(
+    image: Tensor, boxes: Tensor, labels: Tensor, names: list[str], scores: Tensor | None = None
+) -> Tensor:
+    """An image with boxes (M, 4), as wide as all others; (3, H, WIDTH) uint8."""
+    factor = WIDTH / image.shape[-1]
+    height = max(1, round(factor * image.shape[-2]))
+    picture = resize(image, [height, WIDTH], InterpolationMode.BICUBIC, antialias=True)
+    return draw.boxes(picture, factor * boxes, labels=labels, scores=scores, names=names)

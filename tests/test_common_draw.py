@@ -142,6 +142,16 @@ def test_a_grid_holds_each_picture_unchanged_in_reading_order():
         draw.grid([], 2)
 
 
+def test_a_grid_of_images_of_several_sizes_is_laid_out_by_line_and_column():
+    shapes = [(20, 30), (20, 30), (60, 10), (50, 10), (5, 7)]
+    images = [torch.full((3, *shape), i, dtype=torch.uint8) for i, shape in enumerate(shapes)]
+    sheet = draw.grid(images, 2, padding=1)
+    assert sheet.shape == (3, 20 + 60 + 5 + 4, 30 + 30 + 3)
+    assert (sheet[:, 22:82, 11:21] == 2).all()  # in the middle of its column
+    assert (sheet[:, 22:72, 42:52] == 3).all()
+    assert [(sheet == i).all(0).sum() for i in range(5)] == [600, 600, 600, 500, 35]
+
+
 def test_a_legend_shows_the_palette():
     swatches = draw.legend(NAMES)
     for color in draw.palette(3):

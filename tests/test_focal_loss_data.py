@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 import focal_loss
+from common import draw
 from common.config import typed
 from common.tables import compose_rows
 from focal_loss import cdf, data
@@ -143,6 +144,33 @@ def test_no_detection_at_all_scores_0(smoke):
     model = RetinaNet(num_classes=3, **asdict(smoke.model))  # starts at p = 0.01 < 0.05
     assert evaluate(model, smoke, dataset)["AP"] == 0
     assert contact_sheet(dataset, [], smoke).dtype == torch.uint8
+
+
+class Photographs:
+    """Grey ones of several shapes and sizes, with one object of class 1 each."""
+
+    shapes = ((48, 64), (640, 480), (480, 640), (90, 160), (75, 100), (80, 60)) * 2
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict]:
+        height, width = self.shapes[index]
+        boxes = torch.tensor([[0.2 * width, 0.3 * height, 0.6 * width, 0.9 * height]])
+        target = {"boxes": boxes, "labels": torch.tensor([1]), "iscrowd": torch.tensor([False])}
+        image = torch.full((3, height, width), 100, dtype=torch.uint8)
+        return image, target | {"image_id": index}
+
+
+def test_the_sheet_shows_truth_beside_detections_and_photographs_of_all_shapes_fill_it(smoke):
+    dataset = data.build(smoke.data, "val")
+    dataset.source, dataset.count = Photographs(), 12
+    cfg = replace(smoke, test=replace(smoke.test, pictures=12))
+    found = [{"image_id": 0, "category_id": 3, "bbox": [5, 6, 20, 30], "score": 0.9}]
+    found += [{"image_id": 1, "category_id": 2, "bbox": [5, 6, 20, 30], "score": 0.3}]
+    sheet = contact_sheet(dataset, found, cfg)
+    assert (sheet == 255).all(0).float().mean() < 0.2
+    colors = [torch.tensor(color)[:, None, None] for color in draw.palette(3)]
+    none, truth, detected = [int((sheet == color).all(0).sum()) for color in colors]
+    assert none == 0
+    assert truth > 8 * detected > 0  # twelve objects, one detection that is sure enough
 
 
 def test_detections_are_in_pixels_of_the_file_and_in_its_categories(smoke):

@@ -187,10 +187,10 @@ class Boxes:
     ("factor", "words", "message"),
     [
         (1, {}, ""),
-        (0.1, {}, "3 of 4 objects have no positive anchor: none overlaps them by an IoU of 0.4;"),
+        (0.1, {}, "3 of 4 objects have no positive anchor, as none overlaps them by an IoU of 0.4"),
         (0.1, {"resize": True, "short_side": [960]}, ""),  # at the training scale
         (1 / 96, {"low_quality": "any"}, ""),
-        (1 / 96, {}, "4 of 4 objects have no positive anchor: boxes have to be in pixels"),
+        (1 / 96, {}, "4 of 4 objects have no positive anchor, as their boxes seem to be in 0..1"),
     ],
 )
 def test_objects_that_no_anchor_answers_for_are_counted(factor, words, message, capsys):
