@@ -141,7 +141,7 @@ class Log:
         """Remove all lines but the `wanted` ones from `metrics.jsonl`."""
         path = self.folder / "metrics.jsonl"
         text = "".join(json.dumps(line) + "\n" for line in read(self.folder) if wanted(line))
-        if path.is_file() and text != path.read_text():
+        if path.is_file() and text.encode() != path.read_bytes():
             self._guard(lambda: files.write_text(path, text))
 
     def _flush(self) -> None:

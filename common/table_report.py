@@ -112,15 +112,13 @@ def _cells(
     """Heading and rows of the Markdown table."""
     grid = [key for key in table.grid_of(request.scale) if key in choices[0].point.values]
     points = math.prod(len(table.grid_of(request.scale)[key]) for key in grid)
-    head = [
-        table.name,
-        *(f"{column} {who}" for column in table.columns for who in ("paper", "ours")),
-    ]
+    columns = _known(table, choices)
+    head = [table.name, *(f"{column} {who}" for column in columns for who in ("paper", "ours"))]
     head += ["seeds", *grid, "run", "hardware, time"]
     lines = []
     for row, choice in zip(table.rows, choices, strict=True):
         line = [row.name]
-        for column in table.columns:
+        for column in columns:
             paper = row.paper.get(column)
             line.append(DASH if paper is None else f"{paper:.{table.digits}f}")
             if column in row.memory:
@@ -139,6 +137,18 @@ def _cells(
         line.append(_hardware(choice))
         lines.append(line)
     return head, lines
+
+
+def _known(table: Table, choices: Sequence[Choice]) -> list[str]:
+    """The columns that the paper or a run has a figure for; all, as long as no run has finished."""
+    done = [choice for choice in choices if choice.results]
+    return [
+        column
+        for column in table.columns
+        if not done
+        or any(column in row.paper for row in table.rows)
+        or any(figures(table, choice.results, column) for choice in done)
+    ]
 
 
 def _ours(table: Table, choice: Choice, column: str) -> str:
@@ -213,7 +223,7 @@ def _chart(path: Path, table: Table, scale: str, choices: Sequence[Choice]) -> N
 
     present = [(row, c) for row, c in zip(table.rows, choices, strict=True) if c.results]
     panels: dict[str, dict[str, Sequence[draw.Interval]]] = {}
-    for column in table.columns:
+    for column in _known(table, choices):
         theirs: list[draw.Interval] = []
         measured: list[draw.Interval] = []
         for row, choice in present:

@@ -7,6 +7,7 @@ import pickle
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from common import checkpoint
+from common import checkpoint, lock
 from common.checkpoint import CheckpointError, load, load_backbone, load_matching, resume, save
 from common.log import Log
 from common.optim import parameter_groups, warmup_multistep
@@ -416,6 +417,32 @@ def test_a_full_file_system_keeps_the_old_checkpoint(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, bool, int]] = []  # function, whether of a folder, its size
+
+    def note(name: str) -> None:
+        original = getattr(os, name)
+
+        def noted(file: Any, *more: Any) -> None:
+            status = os.stat(file)
+            calls.append((name, stat.S_ISDIR(status.st_mode), status.st_size))
+            original(file, *more)
+
+        monkeypatch.setattr(os, name, noted)
+
+    note("fsync")
+    note("replace")
+    size = save(tmp_path, 1, weight=torch.ones(1000)).stat().st_size
+    assert [(name, folder) for name, folder, _ in calls] == [
+        ("fsync", False),
+        ("replace", False),
+        ("fsync", True),
+    ]
+    assert calls[0][2] == size  # all of it
+
+
 def write(folder: Path, body: str) -> Path:
     """Write a script of `body`."""
     text = "import os, sys, time, torch\nfrom common import checkpoint, dist\n"
@@ -481,6 +508,20 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(
     first.kill()
     assert resume(folder) == 0
     assert resume(folder) == 0, "the same process may ask again"
+
+
+def test_a_strange_lock_is_quoted_in_one_short_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(lock, "_claim", refuse)
+    (tmp_path / ".lock").write_bytes(b"\xff" * 10_000 + b"\n\n")
+    with pytest.raises(CheckpointError, match="is in use by") as refusal:
+        checkpoint.lock(tmp_path)
+    assert len(str(refusal.value)) < 500
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

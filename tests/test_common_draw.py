@@ -185,3 +185,13 @@ def test_curves_and_intervals_are_valid_pictures(tmp_path):
             picture.load()
             assert picture.format == "PNG"
             assert len(picture.convert("L").getcolors()) > 5
+
+
+def test_bars_show_what_was_measured_and_leave_out_what_nobody_has(tmp_path):
+    panels = {"AP": {"a": 31.2, "b": None}, "AP_small": {"a": None, "b": None}}
+    draw.bars(tmp_path / "one.png", {"AP": panels["AP"]})
+    draw.bars(tmp_path / "two.png", panels)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert draw.palette(1)[0] in colors

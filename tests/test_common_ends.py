@@ -13,7 +13,7 @@ import pytest
 from tests.commands import Commands, Run
 
 APP = """
-import multiprocessing, os, shutil, sys, time
+import os, shutil, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 import hydra, torch
@@ -79,8 +79,6 @@ def main(cfg):
         with ProcessPoolExecutor(2) as pool:
             list(pool.map(wait, range(2)))
     if settings.versus:
-        spawn, fork = multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")
-        multiprocessing.get_context = lambda kind: fork  # a new process would import torch again
         work = refuse if settings.work == "refuse" else train
         versus.run_all(work, cfg, columns=(), curve="AP")
     else:
@@ -172,7 +170,7 @@ def test_a_stop_signal_ends_all_processes_with_one_line(
 
 def test_settings_side_by_side_have_names_and_stop_together(commands: Commands, app: Path) -> None:
     words = ("work=steps", "threads=1", "+versus.a=[]", "+versus.long=['lr=0.2']")
-    run = commands.start(app, *words)
+    run = commands.start(app, *words, forking=True)
     for name in ("a    | step", "long | step"):
         run.until(3, name)
     os.kill(run.pid, signal.SIGINT)
@@ -185,7 +183,8 @@ def test_settings_side_by_side_have_names_and_stop_together(commands: Commands, 
 
 
 def test_settings_that_all_fail_alike_say_so_once(commands: Commands, app: Path) -> None:
-    done = commands.run(app, "work=refuse", "threads=1", "+versus.a=[]", "+versus.b=[]")
+    words = ("work=refuse", "threads=1", "+versus.a=[]", "+versus.b=[]")
+    done = commands.run(app, *words, forking=True)
     assert (done.returncode, done.stderr) == (2, "0.1 is refused.\n")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common import log as log_module
-from common.log import Diverged, Log, read, require_finite
+from common.log import Diverged, Log, note_changes, read, require_finite
 
 
 def lines(folder: Path) -> list[dict]:
@@ -88,6 +88,29 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_removed(tmp_path: Path) -> Non
     assert [line["step"] for line in read(tmp_path)] == [2, 4]
     train(tmp_path, 4, 10).close()
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10]
+
+
+def test_damaged_lines_do_not_keep_a_run_from_resuming(tmp_path: Path) -> None:
+    train(tmp_path, 0, 4).close()
+    damaged = [
+        b"\xff\xfe\x00",
+        b'{"step": 4, "loss": \xff}',
+        b"[" * 100_000,
+        b'{"step": 3, "loss": ' + b"9" * 5000 + b"}",
+        b'{"step": 3, "loss": ' + b"9" * 400 + b"}",
+        b'{"step": 3, "loss": "none"}',
+        b'{"step": "3"}',
+        b"[3]",
+    ]
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b"\n".join(damaged))
+    (tmp_path / "run.json").write_bytes(b'{"changed": \xff')
+    note_changes(tmp_path, 4, {"every": [2, 1]})
+    train(tmp_path, 4, 6).close()
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["changed"] == [{"step": 4, "options": {"every": [2, 1]}}]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_nan_is_left_out_and_infinity_is_null_in_json(
