@@ -1,7 +1,8 @@
 """Tensors by name out of a weight file, whatever they are wrapped in, and what does not fit."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def plain_names(state: State) -> State:
     plain = [(name, PREFIX.sub("", name), value) for name, value in found]
     taught = [each for each in plain if "teacher." in each[0].removesuffix(each[1])]
     return {name: value for _, name, value in taught or plain}
+
+
+@contextmanager
+def converting(source: str | Path) -> Iterator[None]:
+    """Raise ValueError where the tensors of a known format have not the shapes of that format."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source} has tensors of other shapes than its names promise ({reason}): use the file "
+            "as its authors publish it."
+        ) from error
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -264,6 +264,8 @@ def _from_detectron2(name: str, prefix: str, convs: list[int]) -> str | None:
         if found := re.fullmatch(rf"head\.{part}_subnet\.(\d+)\.(\w+)", name):
             index = int(found[1])  # a norm follows its convolution
             conv = index if index in convs else index - 1
+            if conv not in convs:
+                return None
             layer = "conv" if index in convs else "norm"
             return f"{ours}.tower.{convs.index(conv)}.{layer}.{found[2]}"
     return None

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from common.weights import few, misfits, read
+from common.weights import converting, few, misfits, read
 
 from .anchors import Anchors
 from .formats import Converted, State, Wants, convert, permuted, rgb
@@ -72,13 +72,14 @@ def initialise(
     weights need another network.
     """
     state = _imagenet(model) if str(source) == "imagenet" else read(source)
-    converted = convert(state, str(source))
-    report = Report(converted.wants, unused=converted.unused)
-    _require(model, converted)
-    if to_rgb and converted.wants.bgr:
-        _turn(converted, report)
-    _order_predictions(model, converted, report, category_ids)
-    _fold(model, converted, report)
+    with converting(source):
+        converted = convert(state, str(source))
+        report = Report(converted.wants, unused=converted.unused)
+        _require(model, converted)
+        if to_rgb and converted.wants.bgr:
+            _turn(converted, report)
+        _order_predictions(model, converted, report, category_ids)
+        _fold(model, converted, report)
     _load(model, converted, report)
     return report
 

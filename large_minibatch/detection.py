@@ -164,7 +164,7 @@ def load_backbone(network: MaskRCNN, state: Mapping[str, Tensor]) -> int:
         "not finite": [n for n, v in given.items() if n in own and not torch.isfinite(v).all()],
     }
     found = "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         for what, names in problems.items()
         if names
     )

@@ -35,6 +35,8 @@ from common.config import require_choice, require_range
 from common.data import BadImages, eval_loader, seed_everything, train_loader
 from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
+from common.options import Options
+from common.weights import few, read
 from large_minibatch.detection import (
     PICTURES_PER_GPU,
     FineTuning,
@@ -43,6 +45,7 @@ from large_minibatch.detection import (
     mask_rcnn,
 )
 from large_minibatch.instances import Instances, TransferData, collate, to_device
+from large_minibatch.weights import Converted, convert
 
 COLUMNS = ("box_AP", "mask_AP")  # percent
 
@@ -96,6 +99,13 @@ class TransferConfig:
             require_range(name, getattr(self, name), 1)
 
 
+# What a run may be resumed with otherwise: its length, where it runs, what it says.
+MAY_CHANGE = (
+    *("steps", "processes", "threads", "log_every", "save_every", "evaluate_every"),
+    *("only_evaluate", "evaluator", "model.score", "model.detections"),
+    *("data.root", "data.val", "data.workers"),
+)
+
 ConfigStore.instance().store("transfer_schema", TransferConfig)
 
 
@@ -130,6 +140,7 @@ def train(cfg: TransferConfig) -> dict[str, float]:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": training.category_ids, "gpus": recipe.gpus}
     parts |= {"categories": training.categories}
+    parts |= {"options": Options(cfg, MAY_CHANGE)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start)
@@ -192,15 +203,18 @@ def initialise(model: MaskRCNN, cfg: TransferConfig) -> None:
     # Differs: Table 3b starts from MSRA's ResNet-50, whose stride is in the 1x1 convolutions.
     if cfg.init == "imagenet":
         weights = get_model_weights(cfg.model.backbone)["IMAGENET1K_V1"]
-        state = weights.get_state_dict(check_hash=True)
+        state, unused = weights.get_state_dict(check_hash=True), []
     else:
-        state = classification_weights(weights_file(cfg.init))
+        converted = classification_weights(weights_file(cfg.init))
+        state, unused = converted.tensors, converted.unused
     try:
         loaded = load_backbone(model, state)
     except ValueError as error:
         raise ValueError(f"{cfg.init}: {error} (model.backbone={cfg.model.backbone}).") from None
     if dist.is_main():
         print(f"{loaded} tensors of the backbone loaded from {cfg.init}.")
+        if unused:
+            print(f"{len(unused)} are unused: {few(unused)}.")
 
 
 def weights_file(init: str) -> Path:
@@ -220,20 +234,11 @@ def weights_file(init: str) -> Path:
     return files[-1]
 
 
-def classification_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint of this repository, or of a plain file, by their names."""
-    content: Any = checkpoint.load(path)
-    if isinstance(content, dict) and isinstance(content.get("parts"), dict):
-        content = content["parts"]
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {str(name): v for name, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors by name: give a file of a network's weights.")
-    return tensors
+def classification_weights(path: str | Path) -> Converted:
+    """Tensors by torchvision's names: of a checkpoint of ours, a plain file or an R-CNN."""
+    state = read(path)
+    rcnn = "backbone.body.conv1.weight" in state
+    return convert(state, str(path)) if rcnn else Converted(state, str(path))
 
 
 def training_batches(

@@ -21,7 +21,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from common.sealed import write
-from common.weights import State, few, misfits, read
+from common.weights import State, converting, few, misfits, read
 
 from .model import Bottleneck
 
@@ -87,11 +87,12 @@ def initialise(
         state = weights[DOWNLOADS[str(source)]].get_state_dict(check_hash=True)
     else:
         state = read(source)
-    converted = convert(state, str(source))
+    with converting(source):
+        converted = convert(state, str(source))
     notes = [_require_pixels(converted, mean, std)]
     tensors, own = converted.tensors, model.state_dict()
     if "fc.weight" not in tensors or tensors["fc.weight"].shape != own["fc.weight"].shape:
-        theirs = len(tensors["fc.weight"]) if "fc.weight" in tensors else "no"
+        theirs = tensors["fc.weight"].shape[:1].numel() if "fc.weight" in tensors else "no"
         notes.append(
             f"The file has {theirs} classes, the model {len(own['fc.weight'])}: its last layer "
             "stays as initialised."

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 from torchvision.models import get_model_weights
 
-from common.weights import State, few, misfits, read
+from common.weights import State, converting, few, misfits, read
 
 from .formats import BOX, MASK, Report, bare, from_detectron2, from_torchvision
 from .instance import MaskRCNN
@@ -47,23 +47,24 @@ def initialise(
         path = weights_file(source)
         state, report = read(path), Report(str(path))
     own = set(model.state_dict())
-    if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
-        tensors = _backbone(model, state, report)
-    elif any(name.startswith("backbone.bottom_up.") for name in state):
-        detector = _detector(model, report)
-        network = model if isinstance(model, PanopticFPN) else detector
-        tensors = _placed(from_detectron2(network, state, report))
-    elif any(name.startswith(("sem_seg_head.", "semantic.", "instance.")) for name in state):
-        tensors = dict(state)  # a checkpoint of this folder: names and shapes decide
-        report.unused = [name for name in state if name not in own]
-    elif any(name.startswith("backbone.body.") for name in state):
-        detector = _detector(model, report)
-        tensors = _placed(from_torchvision(detector, state, report, category_ids))
-    else:
-        raise ValueError(
-            f"{report.source} is in no known format (it holds {few(state, 3)}): known "
-            "are detectron2's Panoptic FPN, torchvision's Mask R-CNN and ResNets, and own ones."
-        )
+    with converting(source):
+        if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
+            tensors = _backbone(model, state, report)
+        elif any(name.startswith("backbone.bottom_up.") for name in state):
+            detector = _detector(model, report)
+            network = model if isinstance(model, PanopticFPN) else detector
+            tensors = _placed(from_detectron2(network, state, report))
+        elif any(name.startswith(("sem_seg_head.", "semantic.", "instance.")) for name in state):
+            tensors = dict(state)  # a checkpoint of this folder: names and shapes decide
+            report.unused = [name for name in state if name not in own]
+        elif any(name.startswith("backbone.body.") for name in state):
+            detector = _detector(model, report)
+            tensors = _placed(from_torchvision(detector, state, report, category_ids))
+        else:
+            raise ValueError(
+                f"{report.source} is in no known format (it holds {few(state, 3)}): known "
+                "are detectron2's Panoptic FPN, torchvision's Mask R-CNN and ResNets, and own ones."
+            )
     _load(model, tensors, report)
     return report
 

@@ -411,9 +411,13 @@ def test_the_pixels_asked_for_are_those_of_detectron2(tmp_path, mean, std, strid
 # Refusals
 
 
-def test_weights_of_another_network_are_refused_with_the_option_to_set(tmp_path):
-    source = network(stride_in_1x1=True)
-    path = write_pickle(tmp_path / "final.pkl", {"blobs": caffe2_blobs(source)})
+@pytest.fixture(scope="module")
+def blobs() -> dict[str, np.ndarray]:
+    return caffe2_blobs(network(stride_in_1x1=True))
+
+
+def test_weights_of_another_network_are_refused_with_the_option_to_set(tmp_path, blobs):
+    path = write_pickle(tmp_path / "final.pkl", {"blobs": blobs})
     for options, sentence in (
         ({}, "set model.stride_in_1x1=True"),
         ({"stride_in_1x1": True, "p6": "p5"}, "set model.p6=c5"),
@@ -438,6 +442,26 @@ def test_a_deeper_backbone_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"resnet18: \d+ unknown: .*layer1\.2"):
         weights.initialise(model, tmp_path / "r34.pth")
     assert torch.equal(model.backbone.conv1.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "res4_1_branch2c_bn_s",
+            (3, 5),
+            r"than its names promise \(The size of tensor",
+        ),
+        ("retnet_cls_pred_fpn3_w", (1,), "other shapes than its names promise"),
+        ("fpn_6_w", (2, 2), r"1 of another shape: fpn\.p6\.weight \(2, 2\) for"),
+    ],
+)
+def test_right_names_with_other_shapes_end_in_a_sentence(tmp_path, blobs, name, shape, message):
+    path = write_pickle(tmp_path / "final.pkl", {"blobs": blobs | {name: np.zeros(shape, "f4")}})
+    with torch.device("meta"):
+        model = fresh(stride_in_1x1=True)
+    with pytest.raises(ValueError, match=message):
+        weights.initialise(model, path)
 
 
 def test_unknown_and_missing_files_are_answered_with_a_sentence(tmp_path):
