@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common import spawn
 from common.coco import Categories, CocoDataset, find_split, has_split
 from common.images import ImageFolder, image_size
 
@@ -136,4 +137,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with spawn.ending_at_once():
+        sys.exit(main())

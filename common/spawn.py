@@ -67,7 +67,8 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
             for number in range(processes):
                 receive, send = context.Pipe(duplex=False)
                 worker = context.Process(target=_worker, args=(entry, number, send, steps, args))
-                start_worker(worker)
+                with out_of_reach():
+                    worker.start()
                 send.close()
                 workers.append(worker)
                 pipes.append(receive)
@@ -85,11 +86,18 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
     return _conclude(outcomes, steps, preempted if asked else None)
 
 
-def start_worker(worker: Any) -> None:
-    """Start a process that a terminal's Ctrl-C does not reach, not even while it imports torch."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a new process inherits
+@contextmanager
+def out_of_reach() -> Iterator[None]:
+    """A terminal's Ctrl-C does not reach the processes that are started meanwhile.
+
+    Not while they import torch either: a new process inherits which signals are ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        worker.start()
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -99,7 +107,7 @@ def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Let `handler` take SIGTERM, SIGUSR1 and SIGINT meanwhile (in the main thread only).
 
     A process that this one forks, such as a loader, ignores them, but for SIGTERM, which ends it; a
-    worker of `start_worker` ignores SIGINT still.
+    process that was started `out_of_reach` ignores SIGINT still.
     """
     owner = os.getpid()
 

@@ -95,7 +95,8 @@ def _train(run: Callable[[Any], object], settings: Mapping[str, DictConfig]) -> 
             while running or (waiting and not asked):
                 while waiting and not asked and len(running) < dist.cores():
                     process = waiting.pop(0)
-                    spawn.start_worker(process)
+                    with spawn.out_of_reach():
+                        process.start()
                     running.append(process)
                     if asked:  # while it was started
                         process.terminate()

@@ -25,6 +25,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from common import spawn
 from common.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
@@ -304,4 +305,5 @@ _COMMANDS = {"check": _check, "sort_val": _sort_val, "resize": _resize}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with spawn.ending_at_once():
+        sys.exit(main())

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common import dist, draw
+from common import dist, draw, spawn
 from common.clevr import arrays, builtin, features, questions, scene_graph, vocabulary
 from common.clevr.vocabulary import Vocabulary
 from common.errors import sentence
@@ -266,4 +266,5 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with spawn.ending_at_once():
+        sys.exit(main())

@@ -22,6 +22,7 @@ from typing import Final
 
 from tqdm import tqdm
 
+from ..spawn import out_of_reach
 from .functions import ATTRIBUTES
 from .options import KINDS, Kind, Option, Output, View, finish, masked
 from .questions import Question
@@ -118,7 +119,9 @@ def _run(settings: _Settings, blocks: list[Block], workers: int) -> Iterator[Mad
         return
     # spawned: a fork of a process in which torch has threads may hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, blocks)
+        with out_of_reach():
+            made = pool.map(work, blocks)
+        yield from made
 
 
 def _block(settings: _Settings, block: Block) -> Made:
