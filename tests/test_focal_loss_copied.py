@@ -1,5 +1,6 @@
 """What a user copies away works there: the project beside `common`, or its library files alone."""
 
+import importlib
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -80,6 +83,27 @@ def test_the_project_and_common_copied_elsewhere_train_with_their_own_code(tmp_p
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["steps"] == 2
     assert "AP" in result["metrics"]
+
+
+def rows_of_files() -> list[list[str]]:
+    """The files of each row of the README's table of what works alone."""
+    text = (REPOSITORY / "focal_loss" / "README.md").read_text()
+    table = text.split("| for | files |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)\.py`", line) for line in table.splitlines()]
+    return [row for row in rows if row]
+
+
+@pytest.mark.parametrize("files", rows_of_files(), ids=lambda files: files[-1])
+def test_the_files_that_the_readme_names_work_without_the_others(files, tmp_path, monkeypatch):
+    away = tmp_path / f"only_{files[-1]}"
+    away.mkdir()
+    for name in files:
+        shutil.copy(REPOSITORY / "focal_loss" / f"{name}.py", away)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in files:
+        module = importlib.import_module(f"{away.name}.{name}")
+        for imported in vars(module).values():
+            assert not getattr(imported, "__module__", "").startswith(("focal_loss", "common"))
 
 
 def test_the_library_files_train_inside_another_package_with_nothing_but_torch(tmp_path):

@@ -296,13 +296,17 @@ def test_sizes_of_another_batch_are_refused():
 # Export
 
 
-def test_the_exported_network_gives_the_same_outputs():
+def test_the_exported_network_gives_the_same_outputs_for_any_number_of_images(tmp_path):
+    shapes = {"images": {0: torch.export.Dim("N")}}
     for options in (MINI, {"num_classes": 2, "backbone": "resnet18", "channels": 8, "convs": 1}):
         model = RetinaNet(**options).eval()
-        images = torch.randn(1, 3, 64, 96)
-        program = torch.export.export(model, (images,))
-        for exported, eager in zip(program.module()(images), model(images), strict=True):
-            torch.testing.assert_close(exported, eager, atol=1e-5, rtol=0)
+        program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
+        torch.export.save(program, tmp_path / "net.pt2")
+        network = torch.export.load(tmp_path / "net.pt2").module()
+        for count in (1, 3):
+            images = torch.randn(count, 3, 64, 96)
+            for exported, eager in zip(network(images), model(images), strict=True):
+                torch.testing.assert_close(exported, eager, atol=1e-5, rtol=0)
 
 
 def test_the_onnx_network_gives_the_same_outputs(tmp_path):
