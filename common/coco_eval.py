@@ -99,6 +99,8 @@ def evaluate(
     AR_medium, AR_large; `per_class` adds AP/<name> and AR/<name>. Keypoints: no small area, AR
     (20 detections), AR50 and AR75 in place of AR_1, ...
 
+    ground_truth: content of a COCO-format file, or its path. Its bad instances and exact copies do
+    not count, with one warning (see `coco_instances`).
     detections: dicts of image_id, category_id (the file's), score, and by `kind` "bbox" (x, y,
     width, height), "segm" (`segmentation`, compressed run lengths) or "keypoints".
     max_detections: rising limits per image, default 1, 10, 100; AP uses the last.
@@ -111,9 +113,9 @@ def evaluate(
     if isinstance(ground_truth, str | Path):
         where, ground_truth = str(ground_truth), read_annotations([ground_truth])
     truth = sound_truth(ground_truth, where, kind=SHAPES[kind])
-    _check_detections(detections, truth, kind)
     if kind == "keypoints":
         sigmas = _sigmas(truth, sigmas)
+    _check_detections(detections, truth, kind)
     chosen = None if image_ids is None else sorted(set(image_ids))
     unknown = set(chosen or ()) - {image["id"] for image in truth["images"]}
     if unknown:
@@ -174,16 +176,19 @@ def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None
         raise ValueError(f"the detections are {shown(detections)}, not a list")
     images = {image["id"]: image for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
+    values = 3 * _joints(truth["annotations"]) if kind == "keypoints" else 0
     for i, d in enumerate(detections):
         if not isinstance(d, dict):
             raise ValueError(f"detection {i} is {shown(d)}, not an object {{...}}")
-        fault = _fault(d, images, categories, kind)
+        fault = _fault(d, images, categories, kind, values)
         if fault:
             raise ValueError(f"detection {i} (image {shown(d.get('image_id'))}): {fault}")
 
 
-def _fault(d: dict, images: dict[int, dict], categories: set[int], kind: str) -> str | None:
-    """What is wrong with a detection, None if nothing is."""
+def _fault(
+    d: dict, images: dict[int, dict], categories: set[int], kind: str, values: int
+) -> str | None:
+    """What is wrong with a detection, None if nothing is; values: 3 J, of its keypoints."""
     field = FIELDS[kind]
     shape = d.get(field)
     if not _is_id(d.get("image_id")) or d["image_id"] not in images:
@@ -203,6 +208,8 @@ def _fault(d: dict, images: dict[int, dict], categories: set[int], kind: str) ->
         return f"its {field} is not finite: {shown(shape)}"
     if kind == "bbox" and (len(shape) != 4 or min(shape[2:]) < 0):
         return f"its bbox is no x, y, width, height: {shown(shape)}"
+    if kind == "keypoints" and len(shape) != values:
+        return f"it has {len(shape)} keypoint values, not {values}"
     return None
 
 
@@ -230,8 +237,12 @@ def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[f
 
 def _results(detections: list[dict], kind: str) -> list[dict]:
     """Copies with the one shape that `kind` compares, so that its area is that shape's."""
-    kept = ("image_id", "category_id", "score", FIELDS[kind])
-    return [{key: d[key] for key in kept} for d in detections]
+    results = []
+    for d in detections:
+        shape = d[FIELDS[kind]] if kind == "segm" else [float(v) for v in d[FIELDS[kind]]]
+        ids = {key: d[key] for key in ("image_id", "category_id")}
+        results.append(ids | {"score": float(d["score"]), FIELDS[kind]: shape})
+    return results
 
 
 def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> Any:

@@ -83,7 +83,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB version of an image of any mode."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.max(initial=0) > 65535 or values.min(initial=0) < 0:
             raise ValueError("its pixels have more than 16 bits")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257

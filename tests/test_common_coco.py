@@ -1,5 +1,6 @@
 """COCO-format files, their faults, and the official evaluation."""
 
+import importlib.util
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from common.check_data import main as check_data
 from common.coco import (
@@ -756,12 +758,8 @@ def test_unknown_kinds_backends_and_ground_truth_are_named(content, monkeypatch)
         evaluate(content, [], backend="faster")
 
 
-@pytest.mark.parametrize("kind", ["bbox", "segm", "keypoints"])
-def test_both_evaluators_agree_on_disturbed_real_ground_truth(shared_data, kind, capsys):
-    pytest.importorskip("faster_coco_eval")
-    stem = "person_keypoints" if kind == "keypoints" else "instances"
-    file = shared_data / "coco_mini" / "annotations" / f"{stem}_val2017.json"
-    content = json.loads(file.read_text())
+def disturbed(content, kind):
+    """Detections beside each of the annotations of a file."""
     sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
     rng = np.random.default_rng(0)
     detections = []
@@ -775,13 +773,36 @@ def test_both_evaluators_agree_on_disturbed_real_ground_truth(shared_data, kind,
         if kind == "keypoints":
             entry["keypoints"] = (np.array(a["keypoints"]) + rng.normal(0, 3, 51)).tolist()
         detections.append(entry)
+    return detections
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm", "keypoints"])
+def test_figures_of_real_files_are_those_of_pycocotools_and_the_faster_one(
+    shared_data, kind, capsys
+):
+    stem = "person_keypoints" if kind == "keypoints" else "instances"
+    file = shared_data / "coco_mini" / "annotations" / f"{stem}_val2017.json"
+    content = json.loads(file.read_text())
+    detections = disturbed(content, kind)
     ours = evaluate(file, detections, kind=kind, per_class=True)
     assert 20 < ours["AP"] < 95
-    faster = evaluate(content, detections, kind=kind, per_class=True, backend="faster")
-    assert ours == pytest.approx(faster, nan_ok=True)
     if kind != "segm":
         assert evaluate(file, perfect(content), kind=kind)["AP"] == pytest.approx(100)
     assert capsys.readouterr().out == ""
+    shape = {"segm": "segmentation"}.get(kind, kind)
+    plain = COCO(str(file))
+    results = [{k: d[k] for k in ("image_id", "category_id", "score", shape)} for d in detections]
+    theirs = COCOeval(plain, plain.loadRes(results), kind)
+    theirs.evaluate()
+    theirs.accumulate()
+    theirs.summarize()
+    order = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_100"]
+    if kind == "keypoints":
+        order = ["AP", "AP50", "AP75", "AP_medium", "AP_large", "AR", "AR50", "AR75"]
+    assert [ours[name] for name in order] == (100 * theirs.stats[: len(order)]).tolist()
+    if importlib.util.find_spec("faster_coco_eval"):
+        faster = evaluate(content, detections, kind=kind, per_class=True, backend="faster")
+        assert ours == pytest.approx(faster, nan_ok=True)
 
 
 def test_other_joints_need_their_sigmas():
@@ -795,6 +816,11 @@ def test_other_joints_need_their_sigmas():
     }
     with pytest.raises(ValueError, match="2 keypoints need as many sigmas; there are 17"):
         evaluate(content, perfect(content), kind="keypoints")
+    short = [found(1, None, keypoints=[5, 5, 2])]
+    with pytest.raises(
+        ValueError, match=r"detection 0 \(image 1\): it has 3 keypoint values, not 6"
+    ):
+        evaluate(content, short, kind="keypoints", sigmas=(0.05, 0.1))
     metrics = evaluate(content, perfect(content), kind="keypoints", sigmas=(0.05, 0.1))
     assert (metrics["AP"], metrics["AR"]) == pytest.approx((100, 100))
     # A shift d has similarity exp(-d^2 / (2 area (2 sigma)^2)) = 0.5 for both joints.
