@@ -1,11 +1,11 @@
-"""Training in large_minibatch: processes, resuming, accumulation, norms, what evaluation counts."""
+"""Training in large_minibatch: resuming, accumulation, norms, what evaluation counts."""
 
 import json
 import math
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,6 @@ from large_minibatch.mixup import mix
 from large_minibatch.tables import TABLES
 from large_minibatch.train import due, planned, train
 
-PROJECT = Path(__file__).resolve().parent.parent / "large_minibatch"
 SMALL = Config(
     epochs=2,
     batch_size=32,
@@ -46,19 +45,6 @@ SMALL = Config(
 )
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`python train.py experiment=smoke` with the words, into the folder."""
-    return subprocess.run(
-        [sys.executable, "train.py", "experiment=smoke", *words, f"hydra.run.dir={folder}"],
-        cwd=PROJECT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "FAIR_VISION_TIMEOUT": "60"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def weights(folder: Path, step: int = 6) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder / f"checkpoint-{step:08d}.pt")["parts"]["model"]
 
@@ -67,44 +53,17 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "result.json").read_text())["metrics"]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A run of one process, never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = command(folder)
-    assert done.returncode == 0, done.stderr
-    return folder
+@pytest.fixture
+def command(commands, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python train.py experiment=smoke` with the words, into the test's folder."""
+    words = ("large_minibatch", "experiment=smoke", f"hydra.run.dir={tmp_path}")
+    return partial(commands.run, *words)
 
 
 def require_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
-
-
-def test_two_processes_train_as_one_and_count_each_picture_once(whole, tmp_path):
-    done = command(tmp_path, "processes=2")
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    require_close(weights(whole), weights(tmp_path))
-    assert metrics(whole)["val_error"] == metrics(tmp_path)["val_error"]
-    assert metrics(whole)["train_error"] == metrics(tmp_path)["train_error"]
-
-
-@pytest.mark.slow
-def test_our_own_allreduce_trains_as_ddp(whole, tmp_path):
-    done = command(tmp_path, "processes=2", "allreduce=halving_doubling", "overlap=false")
-    assert done.returncode == 0, done.stderr
-    require_close(weights(whole), weights(tmp_path))
-
-
-@pytest.mark.slow
-def test_another_number_of_processes_resumes_the_same_stream(whole, tmp_path):
-    name = "checkpoint-00000003.pt"
-    (tmp_path / name).write_bytes((whole / name).read_bytes())
-    done = command(tmp_path, "processes=2")
-    assert done.returncode == 0, done.stderr
-    require_close(weights(whole), weights(tmp_path))
 
 
 def test_three_and_three_epochs_are_six(tmp_path):
@@ -187,13 +146,13 @@ def test_the_sheet_shows_answer_and_truth_of_images_spread_over_the_set(tmp_path
     assert frames == [draw.PALETTE[2]] * 11 + [draw.PALETTE[0]] * 21
 
 
-def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them(tmp_path):
+def test_imagenet_5k_asks_for_its_two_lists_and_scenes_refuse_them(command, tmp_path):
     for given, lacking in (("classes", "evaluated"), ("evaluated", "classes")):
         with pytest.raises(ValueError, match=rf"data\.{lacking} is not set"):
             Data(name="imagenet5k", root="x", **{given: "list.txt"})
         with pytest.raises(ValueError, match=rf"data\.{given} is for class folders"):
             Data(name="scenes", root="", **{given: "list.txt"})
-    done = command(tmp_path, "data=imagenet5k", f"data.root={tmp_path}")
+    done = command("data=imagenet5k", f"data.root={tmp_path}")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("data.classes is not set")
 
@@ -217,8 +176,8 @@ def test_the_kept_backbone_is_the_network_that_was_evaluated(tmp_path):
     assert kept["meta"]["mean"] == pytest.approx(SMALL.data.mean)
 
 
-def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(tmp_path):
-    done = command(tmp_path, "rate.base=1e12", "rate.start=1e12", "save_every=1", "epochs=10")
+def test_a_diverging_run_says_so_and_keeps_its_last_checkpoint(command, tmp_path):
+    done = command("rate.base=1e12", "rate.start=1e12", "save_every=1", "epochs=10")
     assert done.returncode == 1
     assert "not finite" in done.stderr
     assert "Traceback" not in done.stderr

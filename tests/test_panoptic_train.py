@@ -1,4 +1,4 @@
-"""Training and evaluation: the run's folder, resuming, two processes, sources, real photographs."""
+"""Training and evaluation: the run's folder, resuming, sources, real photographs."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,6 @@ from panoptic.evaluate import evaluate_files
 from panoptic.parts import Parts, annotation, mean_iou
 from panoptic.sources import Output
 from panoptic.train import COLUMNS, build, poly, seed_of, train
-from tests.commands import run_alone
 
 # Of pycocotools under NumPy 2, in each mask that it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -136,28 +135,6 @@ def test_a_finished_run_started_again_only_evaluates(whole, capsys):
     assert [line.split("|")[0].strip() for line in printed.splitlines()[2:5]] == [
         *("All", "Things", "Stuff"),
     ]
-
-
-def test_two_processes_train_as_one(commands, tmp_path):
-    words = ("experiment=smoke", "steps=3", "predict.pictures=0")
-    one = commands.run("panoptic", *words, "accumulate=2", f"hydra.run.dir={tmp_path}/one")
-    two = run_alone(
-        *("panoptic", *words, "processes=2", f"hydra.run.dir={tmp_path}/two"),
-        FAIR_VISION_TIMEOUT="110",
-    )
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    a, b = weights(tmp_path / "one", 3), weights(tmp_path / "two", 3)
-    # Batch norm's averages are those of the pictures that a process sees; all that learns is alike.
-    learnt = [key for key in a if "running_" not in key and "num_batches" not in key]
-    assert any("semantic" in key for key in learnt)
-    assert any("instance" in key for key in learnt)
-    for key in learnt:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
-    figures = [
-        json.loads((tmp_path / name / "result.json").read_text())["metrics"]
-        for name in ("one", "two")
-    ]
-    assert figures[0].keys() == figures[1].keys()
 
 
 @pytest.mark.parametrize("part", ["semantic", "instance"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint, dist
+from common import checkpoint
 from common.clevr.accuracy import TYPES
 from program_execution import batches, data, decode, demo, draw, explain
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
@@ -177,6 +177,7 @@ def test_fine_tuning_the_generator_alone_leaves_the_engine(tmp_path):
     finished(first)
     people = replace(clevr, train="humans_train", val="humans_val")
     tuned = replace(first, stage="tune", tune=Tune(2, 1e-2, 8, update="pg"), data=people)
+    tuned = replace(tuned, reinforce=Reinforce(entropy=0.1))  # moves it without a right answer too
     finished(replace(tuned, init=[str(tmp_path / "clevr")], output_dir=str(tmp_path / "people")))
     before, after = weights(tmp_path / "clevr", 1), weights(tmp_path / "people", 2)
     words = "generator.encoder_embed.weight"
@@ -299,18 +300,6 @@ def test_pictures_are_seen_by_convolutions_that_learn_with_the_engine(tmp_path):
     assert network.engine.feature_size == (32, 4, 4)
     names = weights(tmp_path, 1)
     assert any(name.startswith("pixels.") for name in names)
-
-
-def test_two_processes_train_as_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAIR_VISION_TIMEOUT", "110")
-    options = {"stage": "ee", "ee": Stage(2, 2e-3, 8), "ee_programs": "ground_truth", "threads": 1}
-    options["evaluate"] = Evaluate(programs="ground_truth", pictures=0)
-    one = finished(settings(tmp_path / "one", **options))
-    two = dist.launch(run, settings(tmp_path / "two", **options), 2)
-    a, b = weights(tmp_path / "one", 2), weights(tmp_path / "two", 2)
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
-    assert one.keys() == two.keys()
 
 
 def test_a_question_of_ones_own_is_answered_and_drawn(whole, tmp_path, monkeypatch, capsys):

@@ -35,8 +35,9 @@ class TrainScript:
         if "typo" in metafunc.fixturenames:
             metafunc.parametrize(("typo", "hint"), self.typos)
 
-    def run(self, commands: Commands, folder: Path, *words: str):
-        return commands.run(self.project, "experiment=smoke", *words, f"hydra.run.dir={folder}")
+    def run(self, commands: Commands, folder: Path, *words: str, forking: bool = False):
+        words = ("experiment=smoke", *words, f"hydra.run.dir={folder}")
+        return commands.run(self.project, *words, forking=forking)
 
     def test_smoke_trains_evaluates_and_leaves_a_full_folder(self, smoke):
         folder = smoke(self.project)
@@ -60,18 +61,21 @@ class TrainScript:
 
     def test_a_finished_run_started_again_only_evaluates(self, smoke, commands, tmp_path):
         folder = shutil.copytree(smoke(self.project), tmp_path / "run")
-        again = self.run(commands, folder)
+        again = self.run(commands, folder, "log_every=2")
         assert again.returncode == 0, again.stderr
+        assert "log_every=2 from step 6 on; it was 1" in again.stderr
         before = weights(smoke(self.project), 6)
         assert all(torch.equal(before[key], value) for key, value in weights(folder, 6).items())
         assert "step 1/6" not in again.stdout + again.stderr
 
-    def test_another_batch_size_does_not_resume(self, smoke, commands, tmp_path):
+    def test_another_batch_size_or_seed_does_not_resume(self, smoke, commands, tmp_path):
         folder = shutil.copytree(smoke(self.project), tmp_path / "run")
         option, old, new = self.batch
-        done = self.run(commands, folder, f"{option}={new}")
+        done = self.run(commands, folder, f"{option}={new}", "seed=1")
         assert done.returncode == 2
         assert "batch_size" in done.stderr
+        assert "seed=0" in done.stderr
+        assert "seed=1" in done.stderr
         assert str(old) in done.stderr
         assert str(new) in done.stderr
 
