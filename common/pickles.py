@@ -43,7 +43,7 @@ def read(path: str | Path) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise Refused(
             f"{path} was refused, it is damaged or more than tensors and plain values: {reason}. "
-            "Nothing of it was run; use the file as its authors publish it."
+            "Nothing of it was run: download it again, or give a file of its tensors alone."
         ) from error
 
 

@@ -298,6 +298,7 @@ CALLS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "argparse Namespace": lambda machine: Namespace(),
         "_codecs encode": Machine.encode,
         "__builtin__ bytes": lambda machine: b"",  # by which Python 3 writes an empty array
+        "__builtin__ set": lambda machine, items: items,
         "numpy dtype": Machine.dtype,
         "numpy ndarray": lambda machine, *_: torch.zeros(0),  # BUILD gives it its content
         "numpy.core.multiarray _reconstruct": lambda machine, *_: torch.zeros(0),

@@ -64,6 +64,7 @@ def test_torchs_files_are_read_exactly(tmp_path, form):
     first = VALUES["view"]
     content = VALUES | PLAIN | {"same": first, "state": OrderedDict(a=first), "args": NAMESPACE}
     content |= {"score": np.float64(0.9), "steps": Counter([1, 1]), "size": torch.Size([2, 3])}
+    content["set"] = {1, 2}
     content["state"]._metadata = OrderedDict(version=1)
     found = read(save(tmp_path / "a.pt", content, form))
     for name, value in VALUES.items():
@@ -71,6 +72,7 @@ def test_torchs_files_are_read_exactly(tmp_path, form):
         assert found[name].dtype == tensor(value).dtype
     assert {name: found[name] for name in PLAIN} == PLAIN
     assert found["same"].data_ptr() == found["view"].data_ptr() == found["state"]["a"].data_ptr()
+    assert found["set"] == [1, 2]
     assert found["args"] == {"rate": 0.5, "names": ["a"]}
     assert (found["score"], found["steps"], found["size"]) == (0.9, {1: 2}, (2, 3))
 
