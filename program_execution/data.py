@@ -9,7 +9,7 @@ Files are `<split>_questions` (.h5 of the public code, or a folder of prepare.py
 `<split>_features` (.h5 or .npy), beside `vocab.json`, and `humans_vocab.json` for people's words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,11 @@ def vocabulary_of(cfg: DataConfig, *splits: str) -> Vocabulary:
     names = [split.partition(":")[0] for split in splits]
     people = [name for name in names if name.startswith(HUMANS)]
     if cfg.name != "builtin":
-        return Vocabulary.load(_root(cfg) / f"{HUMANS if people else ''}vocab.json")
+        file = _root(cfg) / f"{HUMANS if people else ''}vocab.json"
+        if not file.is_file():
+            command = "humans" if people else "clevr"
+            raise ValueError(f"{file} does not exist (data.root): prepare.py {command} makes it.")
+        return Vocabulary.load(file)
     words = vocabulary.build(_made(cfg, names[0].removeprefix(HUMANS)).questions)
     for name in people:
         words = vocabulary.expand(words, _made(cfg, name).questions)
@@ -70,6 +74,48 @@ def build_ahead(cfg: DataConfig) -> None:
     if cfg.name == "builtin":
         for split in (cfg.train, cfg.val, *cfg.also):
             _made(cfg, split.partition(":")[0])
+
+
+def require_ready(
+    dataset: Questions, needs: Mapping[str, str], *, like: Questions | None = None
+) -> None:
+    """Raise ValueError, naming the split, where a run could not go through its questions.
+
+    needs: what they must have, of "answers", "programs" and "scenes", each with the remedy where
+    it is missing. like: the split whose network sees these features too.
+    """
+    rows, features = dataset.rows, dataset.features
+    parts = {"answers": rows.answers, "programs": dataset.programs, "scenes": dataset.scenes}
+    for part, remedy in needs.items():
+        if parts[part] is None:
+            raise ValueError(f"the split {dataset.split!r} has no {part}: {remedy}.")
+    assert features is not None
+    counts = {str(features.path or "the features"): len(features)}
+    if dataset.scenes is not None:
+        counts["data.scenes"] = len(dataset.scenes)
+    for source, count in counts.items():
+        wrong = np.flatnonzero((rows.image_idxs < 0) | (rows.image_idxs >= count))
+        if len(wrong):
+            raise ValueError(
+                f"question {rows.orig_idxs[wrong[0]]} of the split {dataset.split!r} is about "
+                f"image {rows.image_idxs[wrong[0]]}, but {source} holds images 0 to {count - 1}: "
+                "make it from all images of this split, with prepare.py."
+            )
+    size = features.shape[1:]
+    if like is not None and like.features is not None and size != like.features.shape[1:]:
+        raise ValueError(
+            f"{features.path} holds maps of {_times(size)}, but those of the split "
+            f"{like.split!r} are {_times(like.features.shape[1:])}: extract both in one way."
+        )
+    if min(size[1:]) < 2:
+        raise ValueError(
+            f"{features.path} holds maps of {_times(size)}, of which 2 x 2 pooling leaves nothing: "
+            "extract larger ones."
+        )
+
+
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def known(dataset: Questions, count: int, subset: str, seed: int) -> Questions:

@@ -31,8 +31,7 @@ def evaluate(network: Network, cfg: Config, dataset: batches.Questions) -> dict[
     """
     device, words = dist.device(), dataset.words
     answering = cfg.stage != "pg"
-    if answering and dataset.rows.answers is None:
-        raise ValueError(f"the split {dataset.split!r} has no answers to compare with.")
+    data.require_ready(dataset, needs(cfg))
     writing = network.generator is not None and wants_programs(cfg)
     symbolic = SymbolicEngine(words)
     types, sums = TypeAccuracy(), {name: Average() for name in (*PROGRAMS, "executed")}
@@ -65,6 +64,18 @@ def evaluate(network: Network, cfg: Config, dataset: batches.Questions) -> dict[
     return figures
 
 
+def needs(cfg: Config) -> dict[str, str]:
+    """What a split must have to be evaluated, each with the remedy where it does not."""
+    if cfg.stage == "pg":
+        return {}
+    found = {"answers": "name splits whose answers are known (data.val, data.also, tune.val)"}
+    if cfg.model.name == "iep" and not wants_programs(cfg):
+        found["programs"] = "take evaluate.programs=predicted"
+    if cfg.model.engine == "symbolic":
+        found["scenes"] = "give data.scenes=FILE with {split} in its name"
+    return found
+
+
 def wants_programs(cfg: Config) -> bool:
     """Whether the evaluation is of programs that the generator writes."""
     return cfg.stage == "pg" or cfg.evaluate.programs == "predicted"
@@ -82,14 +93,10 @@ def answered(
     with torch.autocast(batch.questions.device.type, torch.bfloat16, enabled=cfg.amp):
         if network.baseline is not None:
             logits = network.guess(batch)
-        elif programs is None:
-            raise ValueError(
-                f"the split {dataset.split!r} has no programs, so evaluate.programs=ground_truth "
-                "does not apply: take evaluate.programs=predicted."
-            )
-        elif network.engine is None:
-            return symbolic(programs, dataset.graphs(), dataset.rows.image_idxs[batch.rows])
         else:
+            assert programs is not None
+            if network.engine is None:
+                return symbolic(programs, dataset.graphs(), dataset.rows.image_idxs[batch.rows])
             logits = network.run(programs, batch.features, batch.image_of)
     logits = logits.float()
     logits[:, : len(SPECIAL)] = -torch.inf

@@ -39,7 +39,6 @@ def train(cfg: Config) -> dict[str, float]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device, stage = dist.device(), cfg.of_stage()
-    # The faults of the validation splits show now, not after training.
     training, validation, sets = datasets(cfg)
     network = build(cfg, training).to(device)
     objective = Objective(cfg, network, training)
@@ -109,17 +108,16 @@ def train_all(cfg: Config) -> dict[str, float]:
     first of `data.also` loses against `data.val`, and what fine-tuning gives back to it.
     """
     started, done, before = time.time(), 0, list(cfg.init)
+    for part in stages_of(cfg)[1:]:
+        if ended(part) is None:
+            datasets(part)  # the faults of its splits show before the first stage
     total = sum(part.of_stage().steps for part in stages_of(cfg))
     record = log.Log(cfg.output_dir, total, every=cfg.log_every, start=0)
     found: dict[str, dict[str, float]] = {}
     lines: list[dict[str, Any]] = []
     for part in stages_of(cfg):
         steps, folder = part.of_stage().steps, Path(part.output_dir)
-        earlier = runs.read_result(folder)
-        if earlier is not None and earlier["steps"] == steps and not earlier["diverged"]:
-            found[part.stage] = earlier["metrics"]
-        else:
-            found[part.stage] = train(replace(part, init=before))
+        found[part.stage] = ended(part) or train(replace(part, init=before))
         lines += [line | {"step": done + line["step"]} for line in log.read(folder)]
         if dist.is_main():
             text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -130,6 +128,14 @@ def train_all(cfg: Config) -> dict[str, float]:
     seconds, columns = time.time() - started, evaluate.columns(stages_of(cfg)[-1])
     result.write(cfg.output_dir, metrics, steps=done, seconds=seconds, columns=columns)
     return metrics
+
+
+def ended(cfg: Config) -> dict[str, float] | None:
+    """The metrics of a stage that has come to its end; None of any other."""
+    earlier = runs.read_result(Path(cfg.output_dir))
+    if earlier is None or earlier["steps"] != cfg.of_stage().steps or earlier["diverged"]:
+        return None
+    return earlier["metrics"]
 
 
 def _put(file: BinaryIO, *, text: str) -> None:
@@ -185,16 +191,29 @@ def datasets(
     training = data.build(options, learn, words, training=True)
     if cfg.stage == "pg":
         training = data.known(training, options.programs, options.subset, cfg.seed)
-    elif training.rows.answers is None:
-        raise ValueError(f"the split {learn!r} has no answers to learn from.")
-    elif cfg.stage == "ee" and cfg.ee_programs == "ground_truth" and training.programs is None:
-        raise ValueError(
-            f"the split {learn!r} has no programs for ee_programs=ground_truth: take predicted."
-        )
     sets = {split: data.build(options, split, words) for split in (options.val, *options.also)}
     chosen = sets[choose] if choose in sets else data.build(options, choose, words)
+    # The faults of all splits show now, not at the first validation.
+    data.require_ready(training, needs(cfg))
+    for judge in (chosen, *sets.values()):
+        data.require_ready(judge, evaluate.needs(cfg), like=training)
+    if cfg.stage == "pg":
+        by_match = {"programs": "name another as data.val, for stage=pg is judged by its programs"}
+        data.require_ready(chosen, by_match)
     few = np.arange(min(len(chosen), cfg.evaluate.questions))
     return training, chosen.subset(few), sets
+
+
+def needs(cfg: Config) -> dict[str, str]:
+    """What the questions that a stage learns from must have, and the remedy where they do not."""
+    if cfg.stage == "pg":
+        return {}  # data.known asks for programs
+    found = {"answers": "name a split whose answers are known (data.train, tune.train)"}
+    if cfg.stage == "ee" and cfg.ee_programs == "ground_truth":
+        found["programs"] = "take ee_programs=predicted"
+    if cfg.model.engine == "symbolic":
+        found["scenes"] = "give data.scenes=FILE with {split} in its name"
+    return found
 
 
 def build(cfg: Config, training: batches.Questions) -> model.Network:

@@ -194,7 +194,7 @@ def test_the_vocabulary_of_another_run_is_an_error(tmp_path: Path) -> None:
         arrays.open_questions(tmp_path / "val", other)
     arrays.write_h5(tmp_path / "val.h5", found)  # without the digest, as the public code writes
     with pytest.raises(
-        ValueError, match=r"val\.h5: a word of question 0 has the number 9, but .* has 9:"
+        ValueError, match=r"val\.h5: a word of question 0 has the number 9, but .* are 0 to 8:"
     ):
         arrays.open_questions(tmp_path / "val.h5", other)
 

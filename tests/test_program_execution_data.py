@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.clevr import builtin, questions
+from common.clevr import arrays, builtin, questions
 from common.clevr.vocabulary import Vocabulary
-from program_execution import batches, data, prepare, symbolic
-from program_execution.config import BuiltIn, Data
+from program_execution import batches, check_data, data, prepare, symbolic, train
+from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Tune
 
 SMALL = BuiltIn(train_images=24, val_images=8, per_image=5, objects=[3, 5], materials=["rubber"])
 MADE = Data(name="builtin", root="", workers=0, builtin=SMALL)
@@ -174,6 +174,102 @@ def test_files_that_are_missing_are_named_with_what_is_expected(prepared, tmp_pa
         data.build(cfg, "test", words)
     with pytest.raises(ValueError, match="is not a folder: give data"):
         data.vocabulary_of(replace(cfg, root=str(tmp_path / "no")), "train")
+
+
+def spoilt(prepared, folder, *, lacking="", features=None, split="val", **parts):
+    """A copy of the prepared folder in which one split has a fault; its settings."""
+    root, _ = prepared
+    words = Vocabulary.load(root / "vocab.json")
+    words.save(folder / "vocab.json")
+    for name in ("train", "val"):
+        rows = data.build(Data("clevr", str(root)), name, words).rows
+        maps = np.load(root / f"{name}_features.npy")
+        if name == split:
+            rows = replace(rows, **{lacking: None} if lacking else {}, **parts)
+            maps = maps if features is None else features(maps)
+        arrays.write_h5(folder / f"{name}_questions.h5", rows, words)
+        np.save(folder / f"{name}_features.npy", maps)
+    return Config(data=Data("clevr", str(folder), workers=0), output_dir=str(folder / "run"))
+
+
+def burnt(maps):
+    maps[3, 0, 0, 0] = np.nan
+    return maps
+
+
+FAULTS = {
+    "no answers": ({"lacking": "answers"}, "the split 'val' has no answers"),
+    "no programs": ({"lacking": "programs"}, "the split 'val' has no programs"),
+    "few images": (
+        {"features": lambda maps: maps[:9]},
+        r"question 45 of the split 'val' is about image 9, but .*val_features.npy holds images 0 "
+        "to 8",
+    ),
+    "few images to train on": (
+        {"features": lambda maps: maps[:3], "split": "train"},
+        r"question 15 of the split 'train' is about image 3, but .*train_features.npy",
+    ),
+    "another size": (
+        {"features": lambda maps: maps[:, :, 1:]},
+        r"val_features.npy holds maps of 18 x 7 x 8, but those of the split 'train' are 18 x 8 x 8",
+    ),
+    "other channels": (
+        {"features": lambda maps: maps[:, 1:]},
+        "holds maps of 17 x 8 x 8, but those of the split 'train' are 18 x 8 x 8",
+    ),
+    "special answers": (
+        {"answers": np.full(60, 2)},
+        r"val_questions.h5: the answer of question 0 has the number 2, .* are 4 to",
+    ),
+    "no image": ({"image_idxs": np.arange(60) - 1}, "question 0 of the split 'val' is about im"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_any_split_shows_before_the_first_stage_and_in_check_data(
+    fault, prepared, tmp_path
+):
+    options, message = FAULTS[fault]
+    cfg = spoilt(prepared, tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        train.train_all(cfg)
+    assert not list(tmp_path.rglob("*.pt"))
+    with pytest.raises(ValueError, match=message):
+        check_data.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stage": "ee", "ee_programs": "ground_truth"}, "'train' has no programs: take ee_progr"),
+        ({"stage": "joint", "evaluate": Evaluate(programs="ground_truth")}, "take evaluate.progra"),
+        ({"stage": "joint", "model": Model(engine="symbolic")}, "no scenes: give data.scenes=FILE"),
+        ({"stage": "all", "tune": Tune(5, train="humans_val")}, "humans_vocab.json does not exist"),
+    ],
+)
+def test_what_a_stage_needs_is_asked_for_before_the_first_one(options, message, prepared, tmp_path):
+    split = "train" if options["stage"] == "ee" else "val"
+    cfg = spoilt(prepared, tmp_path, lacking="programs", split=split)
+    if options["stage"] == "all":
+        cfg = spoilt(prepared, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        train.run(replace(cfg, **options))
+
+
+def test_a_folder_without_a_fault_is_described(prepared, tmp_path, capsys):
+    spoilt(prepared, tmp_path, lacking="programs")
+    check_data.main([str(tmp_path), "--without-programs"])
+    told = capsys.readouterr().out
+    assert "train: 60 questions about 12 images, features 18 x 8 x 8" in told
+    assert "0 with a program that is no well-typed tree" in told
+    assert "val: 60 questions" in told
+    assert "without programs" in told
+    assert told.endswith("no fault found\n")
+    spoilt(prepared, tmp_path, features=burnt)
+    with pytest.raises(ValueError, match=r"val_features.npy: the map of image 3 holds numbers th"):
+        check_data.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        check_data.main([])
 
 
 def test_questions_without_programs_cannot_teach_the_generator():

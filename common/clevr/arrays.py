@@ -16,6 +16,7 @@ import numpy as np
 from .. import sealed
 from ..coco_files import read_json
 from .accuracy import type_of
+from .functions import NULL, SPECIAL, START
 from .maps import H5_SUFFIXES, ByImage, Features, h5py_for, mapped, open_features, open_h5
 from .questions import Question, read_questions
 from .vocabulary import Vocabulary, program_tokens
@@ -250,22 +251,37 @@ def _checked(
     _check_range(arrays, "questions", len(vocabulary.question), f"{where}: a word")
     _check_range(arrays, "programs", len(vocabulary.program), f"{where}: a program token")
     _check_range(arrays, "answers", len(vocabulary.answer), f"{where}: the answer")
+    for name, rows in (("question", arrays.questions), ("program", arrays.programs)):
+        if rows is not None:
+            _check_start(arrays, rows, f"{where}: the {name}")
     if arrays.programs is not None and arrays.types is None:
         arrays = replace(arrays, types=root_types(arrays.programs, vocabulary))
     return arrays
 
 
 def _check_range(arrays: QuestionArrays, part: str, size: int, what: str) -> None:
-    values = arrays.parts().get(part)
-    if values is None or not values.size or (values.min() >= 0 and values.max() < size):
+    values, least = arrays.parts().get(part), len(SPECIAL) if part == "answers" else 0
+    if values is None or not values.size or (values.min() >= least and values.max() < size):
         return
-    bad = (values < 0) | (values >= size)
+    bad = (values < least) | (values >= size)
     row = int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])
     number = int(values[row][bad[row]].flat[0]) if values.ndim == 2 else int(values[row])
     raise ValueError(
         f"{what} of question {int(arrays.orig_idxs[row])} has the number {number}, but the "
-        f"vocabulary has {size}: it belongs to another run"
+        f"vocabulary's are {least} to {size - 1}: it belongs to another run"
     )
+
+
+def _check_start(arrays: QuestionArrays, rows: np.ndarray, what: str) -> None:
+    """Raise ValueError unless every row is START and at least one word or token more."""
+    bad = np.ones(len(rows), bool)
+    if rows.shape[1] > 1:
+        bad = (rows[:, 0] != SPECIAL.index(START)) | (rows[:, 1] == SPECIAL.index(NULL))
+    if bad.any():
+        raise ValueError(
+            f"{what} of question {int(arrays.orig_idxs[bad.argmax()])} is not {START} with words "
+            "behind it: encode the questions anew with prepare.py"
+        )
 
 
 def _all_or_none(questions: Sequence[Question], part: str) -> bool:
