@@ -4,6 +4,7 @@ K pairs of segments that overlap. All areas are whole numbers of pixels.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -43,6 +44,7 @@ class Rules:
     areas: str = "counted"
     unlisted: str = "raise"
     bound: Fraction = field(init=False)
+    _ratio: tuple[int, int] = field(init=False, repr=False)  # bound in whole numbers
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]]
@@ -57,11 +59,13 @@ class Rules:
         threshold = self.threshold
         exact = threshold if isinstance(threshold, Fraction) else Fraction(str(threshold))
         object.__setattr__(self, "bound", exact)
+        object.__setattr__(self, "_ratio", exact.as_integer_ratio())
 
     def exceeds(self, part: int, union: int | float) -> bool:
         """Whether part / union is above the threshold, exactly."""
         exact = union if isinstance(union, int) else Fraction(union)
-        return part * self.bound.denominator > exact * self.bound.numerator
+        over, under = self._ratio
+        return part * under > exact * over
 
 
 PAPER: dict[str, Any] = {
@@ -123,36 +127,38 @@ def match(
     known = _Listing(categories, where, official=rules.unlisted == "official")
     predictions = known.read(prediction_segments, "prediction")
     truths = known.read(truth_segments, "truth", area=json)
-    shared, prediction_area, truth_area = _reconcile(pairs, predictions, truths, rules, where)
+    rows, prediction_area, truth_area = _reconcile(pairs, predictions, truths, rules, where)
     if json:
         truth_area |= {t: segment.area for t, segment in truths.items()}
-    void = {p: n for (t, p), n in shared.items() if t == 0}
+    void: dict[int, int] = {}  # pixels by prediction
+    in_crowds: dict[tuple[int, int], int] = {}  # pixels by truth and prediction
     overlapping = []
-    for (t, p), n in shared.items():
-        if t not in truths or p not in predictions or truths[t].crowd:
+    for t, p, n in rows:  # void comes first
+        if t == 0:
+            void[p] = n
+        truth, prediction = truths.get(t), predictions.get(p)
+        if truth is None or prediction is None:
             continue
-        category = truths[t].category
-        if predictions[p].category != category:
+        category, crowd, _ = truth
+        if crowd:
+            in_crowds[t, p] = n
+        if crowd or prediction.category != category:
             continue
-        union = prediction_area[p] + truth_area[t] - n - void.get(p, 0)
+        area = truth_area[t]
+        union = prediction_area[p] + area - n - void.get(p, 0)
         if union <= 0:
             raise ValueError(
-                f"{where}segment {t} of the truth has area {truth_area[t]} in its list, but shares "
+                f"{where}segment {t} of the truth has area {area} in its list, but shares "
                 f'{n} pixels with segment {p} of the prediction: use areas="counted".'
             )
-        overlapping.append(Outcome(category, t, p, truth_area[t], prediction_area[p], n, union))
+        overlapping.append(Outcome(category, t, p, area, prediction_area[p], n, union))
     tp = [pair for pair in overlapping if rules.exceeds(pair.intersection, pair.union)]
     if 2 * rules.bound < 1:
         tp = _assign(tp)
     fn = _missed(truths, truth_area, {pair.truth for pair in tp})
-    alone = predictions.keys() - {pair.prediction for pair in tp}
-    fp, ignored = _invented(
-        {p: segment for p, segment in predictions.items() if p in alone},
-        prediction_area,
-        shared,
-        _crowds(truths, rules),
-        rules,
-    )
+    matched = {pair.prediction for pair in tp}
+    alone = {p: segment for p, segment in predictions.items() if p not in matched}
+    fp, ignored = _invented(alone, prediction_area, void, in_crowds, _crowds(truths, rules), rules)
     return Matching(tp, fp, fn, ignored, overlapping)
 
 
@@ -170,7 +176,8 @@ def _missed(
 def _invented(
     alone: Mapping[int, _Segment],
     areas: Mapping[int, int],
-    shared: Mapping[tuple[int, int], int],
+    void: Mapping[int, int],
+    in_crowds: Mapping[tuple[int, int], int],
     crowds: Mapping[int, list[int]],
     rules: Rules,
 ) -> tuple[list[Outcome], list[Outcome]]:
@@ -179,8 +186,8 @@ def _invented(
     ignored: list[Outcome] = []
     for p, (category, _, _) in alone.items():
         area = areas[p]
-        crowd = sum(shared.get((t, p), 0) for t in crowds.get(category, ()))
-        excused = _excused(shared.get((0, p), 0), crowd, area, rules)
+        crowd = sum(in_crowds.get((t, p), 0) for t in crowds.get(category, ()))
+        excused = _excused(void.get(p, 0), crowd, area, rules)
         (ignored if excused else fp).append(Outcome(category, 0, p, 0, area, 0, area))
     return fp, ignored
 
@@ -230,37 +237,55 @@ class _Listing(NamedTuple):
     def read(self, segments: Segments, side: str, *, area: bool = False) -> dict[int, _Segment]:
         """Id -> segment, in the order of the list; `area`: the file's is needed."""
         found: dict[int, _Segment] = {}
+        least = 0 if self.official else 1
         for number, entry in enumerate(segments):
-            key, category = whole(entry.get("id")), whole(entry.get("category_id"))
-            if key is None or category is None:
-                wrong = "id" if key is None else "category_id"
-                given = f"{entry[wrong]!r:.40} as {wrong!r}" if wrong in entry else f"no {wrong!r}"
-                raise ValueError(
-                    f"{self.where}segment number {number} of the {side} has {given}: give a whole "
-                    "number."
-                )
-            name = f"{self.where}segment {key} of the {side}"
-            if key == 0 and not self.official:
-                raise ValueError(f"{name} has the id of void: number segments from 1.")
-            if not 0 <= key < LIMIT:
-                raise ValueError(f"{name}: ids go from 1 to {LIMIT - 1}.")
-            if key in found:
-                raise ValueError(f"{name} is listed twice: give every segment an id of its own.")
-            if category not in self.categories:
-                raise ValueError(
-                    f"{name} has category {category}, which is not one of the "
-                    f"{len(self.categories)} categories: add it there, or correct the segment."
-                )
-            crowd = entry.get("iscrowd", 0)
-            if crowd not in (0, 1):
-                raise ValueError(f"{name} has iscrowd {crowd!r:.40}: give 0 or 1.")
-            size = _area(entry.get("area"), name) if area else 0
-            found[key] = _Segment(category, bool(crowd), size)
+            get = entry.get
+            key, category, crowd = get("id"), get("category_id"), get("iscrowd", 0)
+            if type(key) is not int or type(category) is not int:
+                key = self._whole(entry, "id", number, side)
+                category = self._whole(entry, "category_id", number, side)
+            if (
+                not least <= key < LIMIT
+                or key in found
+                or category not in self.categories
+                or crowd not in (0, 1)
+            ):
+                fault = self._fault(key, category, crowd, repeated=key in found)
+                raise ValueError(f"{self.where}segment {key} of the {side}{fault}")
+            size = _area(entry, f"{self.where}segment {key} of the {side}") if area else 0
+            found[key] = _Segment(category, crowd == 1, size)
         return found
 
+    def _whole(self, entry: Mapping[str, Any], name: str, number: int, side: str) -> int:
+        """A number of an entry; ValueError unless it is whole."""
+        value = whole(entry.get(name))
+        if value is None:
+            given = f"{entry[name]!r:.40} as {name!r}" if name in entry else f"no {name!r}"
+            raise ValueError(
+                f"{self.where}segment number {number} of the {side} has {given}: give a whole "
+                "number."
+            )
+        return value
 
-def _area(area: Any, name: str) -> int | float:
+    def _fault(self, key: int, category: int, crowd: Any, *, repeated: bool) -> str:
+        """What is wrong with an entry."""
+        if key == 0 and not self.official:
+            return " has the id of void: number segments from 1."
+        if not 0 <= key < LIMIT:
+            return f": ids go from 1 to {LIMIT - 1}."
+        if repeated:
+            return " is listed twice: give every segment an id of its own."
+        if category not in self.categories:
+            return (
+                f" has category {category}, which is not one of the {len(self.categories)} "
+                "categories: add it there, or correct the segment."
+            )
+        return f" has iscrowd {crowd!r:.40}: give 0 or 1."
+
+
+def _area(entry: Mapping[str, Any], name: str) -> int | float:
     """The area that a file states, which may have a fraction."""
+    area = entry.get("area")
     number = whole(area)
     if number is None and isinstance(area, float) and math.isfinite(area):
         return area
@@ -270,7 +295,7 @@ def _area(area: Any, name: str) -> int | float:
     return number
 
 
-Shared = dict[tuple[int, int], int]  # ids of truth and prediction -> pixels
+Row = tuple[int, int, int]  # ids of truth and prediction, pixels that they share
 
 
 def _reconcile(
@@ -279,22 +304,22 @@ def _reconcile(
     truths: dict[int, _Segment],
     rules: Rules,
     where: str,
-) -> tuple[Shared, dict[int, int], dict[int, int | float]]:
+) -> tuple[list[Row], dict[int, int], dict[int, int | float]]:
     """Pixels by pair of ids, and areas of the prediction's and the truth's ids, by `unlisted`.
 
     Under "void", entries without pixels are taken out of `predictions` and `truths`.
     """
-    t_ids, p_ids, pixels = (column.tolist() for column in pairs)
+    rows: list[Row] = list(zip(*(column.tolist() for column in pairs), strict=True))
     if rules.unlisted == "void":
-        t_ids = [t if t in truths else 0 for t in t_ids]
-        p_ids = [p if p in predictions else 0 for p in p_ids]
-    shared: Shared = {}
-    truth_area: dict[int, int | float] = {}
-    prediction_area: dict[int, int] = {}
-    for t, p, n in zip(t_ids, p_ids, pixels, strict=True):
-        shared[t, p] = shared.get((t, p), 0) + n
-        truth_area[t] = truth_area.get(t, 0) + n
-        prediction_area[p] = prediction_area.get(p, 0) + n
+        sums: dict[tuple[int, int], int] = defaultdict(int)
+        for t, p, n in rows:
+            sums[t if t in truths else 0, p if p in predictions else 0] += n
+        rows = [(t, p, n) for (t, p), n in sorted(sums.items())]
+    truth_area: dict[int, int | float] = defaultdict(int)
+    prediction_area: dict[int, int] = defaultdict(int)
+    for t, p, n in rows:
+        truth_area[t] += n
+        prediction_area[p] += n
     for segments, area, side in (
         (predictions, prediction_area, "prediction"),
         (truths, truth_area, "truth"),
@@ -304,7 +329,7 @@ def _reconcile(
                 del segments[key]
         elif rules.unlisted == "raise" or side == "prediction":
             _same_ids(segments.keys(), area.keys() - {0}, side, where)
-    return shared, prediction_area, truth_area
+    return rows, prediction_area, truth_area
 
 
 def _same_ids(listed: Any, drawn: Any, side: str, where: str) -> None:

@@ -4,9 +4,9 @@ H x W pixels, B images, K pairs of ids that share at least one pixel. Ids are wh
 to 2**24 - 1, what three bytes of a PNG hold. Counts are exact int64.
 
 Segments are connected for the most part, so along the rows an image is a few thousand runs of equal
-ids. Finding where one starts compares neighbours, which a processor does for many pixels at once;
-only the runs are sorted and added up. Sorting all pixels, as `numpy.unique` does, or adding them up
-one by one, as `bincount` does, looks at each pixel by itself.
+ids. Finding where one ends compares neighbours, which a processor does for many pixels at once; the
+runs are added up, by `bincount` where ids are small, else sorted. Sorting all pixels, as
+`numpy.unique` does, or counting them one by one looks at each pixel by itself.
 """
 
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**24  # ids are below
+COUNTS = 2**16  # so many pairs of ids are counted each by itself, where ids are small
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads keys over hashes
 IdMap = np.ndarray | Tensor  # (H, W) or (B, H, W), of any integer type
 
@@ -63,14 +64,19 @@ def batch_overlaps(
 
 def _overlaps(truth: np.ndarray, prediction: np.ndarray, where: str) -> Overlaps:
     t, p = truth.reshape(-1), prediction.reshape(-1)
-    change = t[1:] != t[:-1]
-    change |= p[1:] != p[:-1]
-    starts = np.concatenate([[0], np.flatnonzero(change) + 1])[: t.size]
-    t, p = t[starts], p[starts]
-    _check_range(t, "the truth", where)
-    _check_range(p, "the prediction", where)
+    if not t.size:
+        return _empty()
+    last = _last_of_runs(t, p)
+    lengths = np.diff(last, prepend=-1)
+    t, p = t[last], p[last]
+    most_t, most_p = _largest(t, "the truth", where), _largest(p, "the prediction", where)
+    if (most_t + 1) * (most_p + 1) <= COUNTS:
+        keys = t.astype(np.int64) * (most_p + 1) + p
+        sums = np.bincount(keys, lengths)  # in float64, which is exact below 2**53
+        keys = np.flatnonzero(sums)
+        t, p = np.divmod(keys, most_p + 1)
+        return Overlaps(t, p, sums[keys].astype(np.int64))
     keys = t.astype(np.int64) << 24 | p.astype(np.int64)
-    lengths = np.diff(starts, append=truth.size)
     # Two rounds: runs of equal 16-bit hashes come together by NumPy's radix sort, some times
     # quicker than sorting 64 bits; what is left, even where hashes collide, is few and sorted well.
     hashes = (keys.view(np.uint64) * _GOLDEN >> np.uint64(48)).astype(np.uint16)
@@ -79,12 +85,26 @@ def _overlaps(truth: np.ndarray, prediction: np.ndarray, where: str) -> Overlaps
     return Overlaps(keys >> 24, keys & LIMIT - 1, pixels)
 
 
+def _last_of_runs(t: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Where runs of equal pairs (t, p) end, both (N,); in rising order."""
+    changes = np.empty(-(-t.size // 8) * 8, bool)
+    changes[t.size - 1 :] = False
+    np.not_equal(t[1:], t[:-1], out=changes[: t.size - 1])
+    changes[: t.size - 1] |= p[1:] != p[:-1]
+    changes[t.size - 1] = True
+    # NumPy branches at each element that is set, but not where more than a tenth are, and a branch
+    # that cannot be foreseen costs as much as looking at dozens of elements: first the groups of
+    # 8 that hold one, then those within.
+    groups = changes.view(np.uint64)
+    some = np.flatnonzero(groups != 0)
+    within = np.flatnonzero(groups[some].view(bool))
+    return (some * 8)[within >> 3] + (within & 7)
+
+
 def _added_up(
     keys: np.ndarray, lengths: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """In this order, neighbours of equal key as one, their lengths summed."""
-    if not keys.size:
-        return keys, lengths
     keys = keys[order]
     change = np.ones(keys.shape, bool)
     np.not_equal(keys[1:], keys[:-1], out=change[1:])
@@ -108,8 +128,8 @@ def _batch_on_device(truths: Tensor, predictions: Tensor, names: list[str]) -> l
     wrong = (t < 0) | (t >= LIMIT) | (p < 0) | (p >= LIMIT)
     if wrong.any():
         i = int(image[wrong][0])
-        _check_range(t[image == i].cpu().numpy(), "the truth", names[i])
-        _check_range(p[image == i].cpu().numpy(), "the prediction", names[i])
+        _largest(t[image == i].cpu().numpy(), "the truth", names[i])
+        _largest(p[image == i].cpu().numpy(), "the prediction", names[i])
     keys, place = torch.unique((image << 48) | (t << 24) | p, return_inverse=True)
     pixels = torch.zeros_like(keys).index_add_(0, place, lengths)
     found, counts = torch.stack([keys, pixels]).cpu().numpy()
@@ -157,9 +177,12 @@ def _is_whole(ids: IdMap) -> bool:
     return np.issubdtype(ids.dtype, np.integer)
 
 
-def _check_range(ids: np.ndarray, name: str, where: str) -> None:
-    if ids.size and (ids.min() < 0 or ids.max() >= LIMIT):
+def _largest(ids: np.ndarray, name: str, where: str) -> int:
+    """The largest of some ids; ValueError where one is out of range."""
+    largest = int(ids.max())
+    if largest >= LIMIT or ids.min() < 0:
         wrong = int(ids[(ids < 0) | (ids >= LIMIT)][0])
         raise ValueError(
             f"{where}{name} has id {wrong} in its map: ids go from 0 (void) to {LIMIT - 1}."
         )
+    return largest

@@ -34,7 +34,7 @@ are summed in float64. Metrics are fractions, 0..1. C classes, B images of H x W
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -204,12 +204,20 @@ class PanopticQuality:
         self.categories = {_id(key): bool(thing) for key, thing in categories.items()}
         self.rules = Rules(threshold, void_crowd, crowds, areas, unlisted)
         self.keep_images = keep_images
-        self._place = {category: i for i, category in enumerate(self.categories)}
         self.reset()
+
+    @property
+    def sums(self) -> Tensor:
+        """Float64 (C, 5), see above; a copy."""
+        return torch.tensor([*self._rows.values()], dtype=torch.float64).reshape(-1, 5)
+
+    @sums.setter
+    def sums(self, sums: Tensor) -> None:
+        self._rows = dict(zip(self.categories, sums.tolist(), strict=True))
 
     def reset(self) -> None:
         """Forget all images."""
-        self.sums = torch.zeros(len(self.categories), 5, dtype=torch.float64)
+        self._rows = {category: [0.0] * 5 for category in self.categories}  # of `sums`
         self.count = 0
         self.images: list[str | int] = []
         self._records: list[np.ndarray] = []
@@ -270,20 +278,20 @@ class PanopticQuality:
         return matchings
 
     def _add(self, matching: Matching, image: str | int) -> None:
-        sums = self.sums.numpy()
+        rows = self._rows  # lists: single elements of a tensor are slow
         for column, outcomes in enumerate((matching.tp, matching.fp, matching.fn), 1):
             for outcome in outcomes:
-                sums[self._place[outcome.category], column] += 1
+                rows[outcome.category][column] += 1
         for column, outcomes in ((0, matching.tp), (4, matching.overlapping)):
             for outcome in outcomes:
-                sums[self._place[outcome.category], column] += outcome.iou
+                rows[outcome.category][column] += outcome.iou
         if self.keep_images:
-            rows = [
+            records = [
                 (self.count, kind, *outcome)
                 for kind, outcomes in enumerate((matching.tp, matching.fp, matching.fn))
                 for outcome in outcomes
             ]
-            self._records.append(np.array(rows).reshape(-1, len(Records._fields)))
+            self._records.append(np.array(records).reshape(-1, len(Records._fields)))
             self.images.append(image)
         self.count += 1
 
@@ -330,7 +338,7 @@ class PanopticQuality:
         whole = PanopticQuality(self.categories, **self._options())
         count = torch.full((1, 5), float(self.count), dtype=torch.float64)
         sums = total(torch.cat([self.sums, count])).cpu()
-        whole.sums, whole.count = sums[:-1].clone(), int(sums[-1, 0])
+        whole.sums, whole.count = sums[:-1], int(sums[-1, 0])
         return whole
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,7 +350,7 @@ class PanopticQuality:
         state: dict[str, Any] = {
             "categories": torch.tensor(list(self.categories), dtype=torch.int64),
             "things": torch.tensor(list(self.categories.values()), dtype=torch.bool),
-            "sums": self.sums.clone(),
+            "sums": self.sums,
             "count": torch.tensor(self.count),
         }
         if self.keep_images:
@@ -357,16 +365,14 @@ class PanopticQuality:
         if self.keep_images and "records" not in state:
             raise ValueError("The saved metric did not keep its images: use keep_images=False.")
         self.reset()
-        self.sums += state["sums"].cpu()
+        self.sums = state["sums"]
         self.count = int(state["count"])
         if self.keep_images:
             self._records = [state["records"].cpu().numpy().copy()]
             self.images = list(state["images"])
 
     def _options(self) -> dict[str, Any]:
-        options = asdict(self.rules)
-        del options["bound"]
-        return options
+        return {each.name: getattr(self.rules, each.name) for each in fields(Rules) if each.init}
 
     def _same(self, categories: Mapping[int, bool], name: str) -> None:
         """Refuse other categories, or the same in another order."""
