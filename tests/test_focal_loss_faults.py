@@ -440,6 +440,7 @@ def test_a_run_resumes_with_the_same_names_only(coco, tmp_path):
     categories = CocoDataset(*find_split(coco.root, "train")).categories
     checkpoint.save(tmp_path, 1, categories=categories)
     assert checkpoint.resume(tmp_path, categories=categories) == 1
+    checkpoint.unlock(tmp_path)
     exchange(coco.content["train"], "categories", "name", "name")
     coco.words()
     categories = CocoDataset(*find_split(coco.root, "train")).categories
@@ -447,3 +448,4 @@ def test_a_run_resumes_with_the_same_names_only(coco, tmp_path):
         ValueError, match=r"'cup' has id 7 in .*train.json, but 90 in the checkpoint"
     ):
         checkpoint.resume(tmp_path, categories=categories)
+    checkpoint.unlock(tmp_path)
