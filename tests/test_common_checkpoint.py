@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -508,6 +509,17 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(
     first.kill()
     assert resume(folder) == 0
     assert resume(folder) == 0, "the same process may ask again"
+
+
+def test_nothing_is_saved_where_the_folder_of_a_run_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    checkpoint.lock(folder)
+    shutil.rmtree(folder)
+    for _ in range(2):  # gone, and made again by somebody else
+        with pytest.raises(CheckpointError, match="run was removed while its run was under way"):
+            save(folder, 1, weight=torch.ones(1))
+        assert not list(tmp_path.glob("run/*"))
+        folder.mkdir(exist_ok=True)
 
 
 def test_a_strange_lock_is_quoted_in_one_short_line(
