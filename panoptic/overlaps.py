@@ -70,13 +70,14 @@ def _overlaps(truth: np.ndarray, prediction: np.ndarray, where: str) -> Overlaps
     lengths = np.diff(last, prepend=-1)
     t, p = t[last], p[last]
     most_t, most_p = _largest(t, "the truth", where), _largest(p, "the prediction", where)
+    t, p = t.astype(np.int64), p.astype(np.int64)
     if (most_t + 1) * (most_p + 1) <= COUNTS:
-        keys = t.astype(np.int64) * (most_p + 1) + p
+        keys = t * (most_p + 1) + p
         sums = np.bincount(keys, lengths)  # in float64, which is exact below 2**53
         keys = np.flatnonzero(sums)
         t, p = np.divmod(keys, most_p + 1)
         return Overlaps(t, p, sums[keys].astype(np.int64))
-    keys = t.astype(np.int64) << 24 | p.astype(np.int64)
+    keys = t << 24 | p
     # Two rounds: runs of equal 16-bit hashes come together by NumPy's radix sort, some times
     # quicker than sorting 64 bits; what is left, even where hashes collide, is few and sorted well.
     hashes = (keys.view(np.uint64) * _GOLDEN >> np.uint64(48)).astype(np.uint16)

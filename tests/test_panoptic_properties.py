@@ -292,3 +292,20 @@ def test_pq_is_sq_times_rq_for_each_class_and_every_weight():
     for alpha in (0.125, 0.5, 1):
         for one in summarise(metric.sums, THINGS, alpha=alpha).classes.values():
             assert one.pq == pytest.approx(one.sq * one.rq, abs=1e-15)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 8), (5, 13), (40, 60)])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.uint64])
+def test_shared_pixels_are_those_of_numpys_unique(size, kind):
+    generator = np.random.default_rng(size[1])
+    most = min(np.iinfo(kind).max, LIMIT - 1)
+    for largest in (1, 200, most):
+        for repeats in (1, 5):  # noise, and runs
+            coarse = generator.integers(0, largest, (2, *size), dtype=kind, endpoint=True)
+            t, p = coarse.repeat(repeats, axis=2)
+            keys = t.astype(np.int64) << 24 | p.astype(np.int64)
+            expected, pixels = np.unique(keys, return_counts=True)
+            found = overlaps(t, p)
+            assert np.array_equal(found.truth << 24 | found.prediction, expected)
+            assert np.array_equal(found.pixels, pixels)
+            assert {column.dtype for column in found} == {np.dtype(np.int64)}
