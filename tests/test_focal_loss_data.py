@@ -135,6 +135,8 @@ def test_a_perfect_model_scores_100(smoke, tmp_path):
     oracle = Oracle(model, [dataset[i][1] for i in range(len(dataset))])
     metrics = evaluate(oracle, cfg, dataset, pictures=True)
     assert metrics["AP"] == pytest.approx(100)
+    assert metrics["AP_small"] == 100
+    assert "AP_large" not in metrics  # there is no object of that size
     assert (tmp_path / "detections.png").stat().st_size > 1000
     assert json.loads((tmp_path / "detections.json").read_text())
 
