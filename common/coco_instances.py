@@ -158,7 +158,8 @@ def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, Proble
         limit = sizes[:, ::-1].astype(float)  # width, height
         low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
         unknown = np.isnan(xywh).any(1)
-        flat = ~unknown & (xywh[:, 2:] <= 0).any(1)
+        thin = high.astype(np.float32) <= low.astype(np.float32)  # as they are trained on
+        flat = ~unknown & thin.any(1)
         inner_low, inner_high = low.clip(0), np.minimum(high, limit)
         outside = ~unknown & ~flat & (inner_high <= inner_low).any(1)
         over = (low < -1).any(1) | (high > limit + 1).any(1)

@@ -188,6 +188,7 @@ def test_bad_boxes_are_dropped_with_one_warning(load, content, fault, kind):
     [
         *(None, [1, 2], [1, 2, 3], [1, 2, 3, 4, 5], "1 2 3 4", ["1", "2", "3", "4"]),
         *([-5, 1, -3, 4], [1, 2, None, 4], [10**400, 1, 2, 3], [1, 2, 1e999, 3], {"x": 1}, 4.0),
+        [20, 2, 1e-9, 3],
     ],
     ids=str,
 )
