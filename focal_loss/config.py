@@ -74,7 +74,7 @@ class Model:
     """RetinaNet, Sec. 4; passed to `RetinaNet` as it stands."""
 
     backbone: str = "resnet50"  # resnet18..152, resnext101_32x8d, ..., mini
-    width: int = 16  # channels of the first stage of `mini`
+    width: int = 16  # channels of the first stage of `mini`, 8 or more
     levels: list[int] = field(default_factory=lambda: [3, 7])  # P3..P7
     channels: int = 256  # of the pyramid and the heads
     convs: int = 4  # in each head before the prediction
@@ -93,6 +93,9 @@ class Model:
     shared_tower: bool = False  # D1's option: both heads use the same convolutions
     class_specific_box: bool = False  # D1's option: one box per class
     stride_in_1x1: bool = False  # True for MSRA and D1 weights, False for torchvision's
+
+    def __post_init__(self) -> None:
+        require_range("model.width", self.width, 8)
 
 
 @dataclass

@@ -137,10 +137,13 @@ class Model:
     """ResNet and its initialisation, Sec. 5.1; passed to `resnet` as it stands."""
 
     name: str = "resnet50"  # resnet18..152, resnext50_32x4d, ..., mini
-    width: int = 8  # channels of the first stage of `mini`
+    width: int = 8  # channels of the first stage of `mini`, 8 or more
     blocks: int = 1  # residual blocks of each of its three stages
     zero_gamma: bool = True  # gamma of the last BN of each block starts at 0, Table 2b
     fc_std: float = 0.01  # of the last layer's initial weights
+
+    def __post_init__(self) -> None:
+        require_range("model.width", self.width, 8)
 
 
 @dataclass

@@ -164,7 +164,7 @@ def resnet(
     """Network called `name`, initialised as in Sec. 5.1; its state dict is torchvision's.
 
     name: a key of `RESNETS`, or "mini".
-    width, blocks: channels of the first stage of "mini", blocks of each of its stages.
+    width, blocks: channels of the first stage of "mini", 8 or more, blocks of each of its stages.
     zero_gamma: every residual block starts as its shortcut: its last norm has gamma = 0.
     fc_std: standard deviation of the last layer's weights; its bias starts at 0.
     norm: "ghost": statistics of `group` images, see `GhostBatchNorm2d` for `running`; "worker": of
@@ -172,6 +172,9 @@ def resnet(
     """
     if name not in MODELS:
         raise ValueError(f"model = {name!r} is not one of {', '.join(MODELS)}.")
+    if width < 8:  # On CPUs without AVX512 the backward pass of oneDNN's 1x1 stride-2 convolution
+        # in channels_last writes beyond the gradient of 2 to 7 input channels (torch 2.14).
+        raise ValueError(f"width = {width} must be at least 8.")
     norm_layer = _norm_layer(norm, group, running)
     net: ResNet | Mini
     if name == "mini":
