@@ -25,7 +25,7 @@ The areas are counted in integers and divided in float64, so that a tie is a tie
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -124,6 +124,34 @@ def merge(
         found.owner, semantic, stuff_area=stuff_area, things=things, first=len(segments) + 1
     )
     return ids, segments + stuff
+
+
+def join_stuff(
+    ids: Array, segments: Sequence[Mapping[str, Any]], *, things: Collection[int]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The map with one segment for each class that is not among `things`, Sec. 3; its segments.
+
+    For the maps of others: ids (H, W) whole numbers, of which negative ones are void, and segments
+    with `id` and `category_id`. Of the segments of a stuff class the first keeps its id.
+    """
+    labels = _tensor(ids)
+    if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
+    labels = labels.long().clamp(min=0)
+    drawn = int(labels.max()) if labels.numel() else 0
+    table = torch.arange(1 + max([drawn, *(segment["id"] for segment in segments)]))
+    first: dict[int, int] = {}
+    kept: list[dict[str, Any]] = []
+    for segment in segments:
+        category, number = segment["category_id"], segment["id"]
+        if category in things:
+            kept.append(dict(segment))
+        elif category not in first:
+            first[category] = number
+            kept.append({key: value for key, value in segment.items() if key != "area"})
+        else:
+            table[number] = first[category]
+    return _alike(table.int().to(labels.device)[labels], ids), kept
 
 
 def thing_segments(

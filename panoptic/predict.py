@@ -20,7 +20,7 @@ from panoptic import draw
 from panoptic.categories import kinds, to_entries
 from panoptic.config import Config
 from panoptic.data import Batch, Panoptic, validation_batches
-from panoptic.files import checked, write_json
+from panoptic.files import checked, refuse_unsafe, write_json
 from panoptic.matching import Matching
 from panoptic.model import PanopticFPN, Separate
 from panoptic.parts import Parts
@@ -244,7 +244,7 @@ def drawn(
 
 def sheet(panels: list[Tensor], dataset: Panoptic) -> Tensor:
     """All panels, four to a line, and what their colours mean."""
-    titles = ["picture", "truth", "prediction", "right and wrong"] * (len(panels) // 4)
+    titles = ["image", "truth", "prediction", "right and wrong"] * (len(panels) // 4)
     legends = [sheets.legend(list(draw.ERRORS), colors=list(draw.ERRORS.values()))]
     categories = dataset.categories.values()
     if len(categories) <= CLASSES:
@@ -259,6 +259,7 @@ def save(folder: Path, prediction: PanopticMap, target: dict[str, Any]) -> dict[
     ids, segments = prediction
     number = target["image_id"]
     name = f"{number:012d}.png" if isinstance(number, int) else f"{number}.png"
+    refuse_unsafe(name, f"the prediction of image {number!r}")
     write_ids(folder / name, ids.numpy())
     keys = ("id", "category_id", "iscrowd", "area", "bbox", "score")
     complete = checked(ids.numpy(), segments, where=f"image {number}")

@@ -313,3 +313,9 @@ def test_real_photographs_train_and_evaluate(shared_data, tmp_path):
     for entry, (height, width) in zip(saved["annotations"], sizes, strict=True):
         with Image.open(tmp_path / "predictions" / entry["file_name"]) as picture:
             assert picture.size == (width, height)
+
+
+def test_a_prediction_is_never_written_out_of_its_folder(tmp_path):
+    ids = torch.ones(2, 3, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"image '../a': file_name '../a\.png' leads out of"):
+        predict.save(tmp_path / "x", (ids, [{"id": 1, "category_id": 1}]), {"image_id": "../a"})
