@@ -137,17 +137,18 @@ class ExecutionEngine(nn.Module):
         hidden = (classifier_fc,) if isinstance(classifier_fc, int) else tuple(classifier_fc)
         size = (module_dim, *feature_size[1:])
         self.classifier = build_classifier(size, answers, classifier_proj, hidden, batch_norm)
-        taken = {*vars(self), *self._modules}
+        self._names: dict[str, str] = {}  # of each token's module
         for token, inputs in zip(self.language.tokens, self.language.arities, strict=True):
-            if "." in token or not token or token in taken:
+            if "." in token or not token:
                 raise ValueError(
-                    f"program token {token!r} cannot name a module: it is empty, has a dot, or is "
-                    "a name that the engine uses itself; choose another name."
+                    f"program token {token!r} cannot name a module: choose a name without dots."
                 )
+            name = token
+            while hasattr(self, name):  # as `double` is a method of all modules
+                name += "_"
+            self._names[token] = name
             block = BinaryBlock if inputs == 2 else ResidualBlock
-            # Not add_module, which refuses names of methods such as `double`: modules are found by
-            # `by_token` alone, so a method keeps its name.
-            setattr(self, token, block(module_dim, batch_norm=batch_norm))
+            self.add_module(name, block(module_dim, batch_norm=batch_norm))
         if initialisation == "he":
             self._start_wide()
 
@@ -195,8 +196,8 @@ class ExecutionEngine(nn.Module):
 
     @property
     def by_token(self) -> Mapping[str, Any]:
-        """The module of each token."""
-        return self._modules
+        """The module of each token, in the state dict under that name, or `double_` where taken."""
+        return {token: self._modules[name] for token, name in self._names.items()}
 
     def well_formed(self, programs: Tensor) -> Tensor:
         """Which programs (B, L) are one complete tree, bool (B,); "invalid" runs only those."""

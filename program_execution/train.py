@@ -48,8 +48,10 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"average": objective.average, "batch_size": stage.batch_size}
     parts |= {"vocabulary": training.words.digest}
-    others = [name for name in STAGES if name != cfg.stage]  # whose options do nothing here
-    parts |= {"options": Options(cfg, (*MAY_CHANGE, *others))}
+    free = {*MAY_CHANGE, *STAGES} - {cfg.stage}  # the options of other stages do nothing here
+    if stage.schedule == "cosine":  # whose rates depend on how long it lasts
+        free -= {f"{cfg.stage}.steps"}
+    parts |= {"options": Options(cfg, free)}
     start = checkpoint.resume(cfg.output_dir, **parts)
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, ", ".join(cfg.init))

@@ -162,6 +162,19 @@ def test_a_resumed_joint_stage_ends_with_the_same_weights(whole, tmp_path):
     assert equal(weights(tmp_path / "one", 4), weights(cut, 4))
 
 
+def test_a_cosine_schedule_keeps_its_length_and_a_constant_one_may_go_on(tmp_path):
+    for schedule in ("constant", "cosine"):
+        cfg = settings(tmp_path / schedule, stage="pg", pg=Stage(1, 2e-3, 8, 0, schedule))
+        finished(cfg)
+        longer = replace(cfg, pg=replace(cfg.pg, steps=2, evaluate_every=1))
+        if schedule == "cosine":
+            with pytest.raises(checkpoint.CheckpointError, match=r"pg\.steps"):
+                finished(longer)
+        else:
+            finished(longer)
+            assert weights(tmp_path / schedule, 2)
+
+
 def test_the_best_weights_are_the_ones_that_are_evaluated(whole):
     _, folder, _ = whole
     best = checkpoint.load(folder / "joint" / "best.pt")["meta"]["best"]["accuracy"]
