@@ -207,7 +207,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
         )
     scenes = None
     if cfg.scenes:
-        scenes = scene_graph.read_scenes(cfg.scenes.format(split=base))
+        scenes = scene_graph.read_scenes(cfg.scenes.replace("{split}", base))
         scenes.sort(key=lambda graph: graph.image_index)
         if [graph.image_index for graph in scenes] != list(range(len(scenes))):
             raise ValueError(f"data.scenes={cfg.scenes}: its pictures are not numbered 0, 1, 2 ...")

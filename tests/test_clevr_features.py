@@ -136,6 +136,10 @@ def test_features_of_a_wrong_shape_or_kind_are_refused_in_a_sentence(tmp_path: P
             open_features(path)
     with pytest.raises(ValueError, match=r"none\.h5 does not exist"):
         open_features(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("features")
+    with pytest.raises(ValueError, match=r"group\.h5 has no data set `features`"):
+        open_features(tmp_path / "group.h5")
 
 
 def test_batches_by_picture_take_each_question_once_and_each_picture_together() -> None:

@@ -71,7 +71,7 @@ class Features:
         if self.path is not None and (self._rows is None or self._owner != os.getpid()):
             if self.path.suffix in H5_SUFFIXES:
                 file = open_h5(self.path)
-                if "features" not in file:
+                if not hasattr(file.get("features"), "shape"):  # absent, or a group
                     raise ValueError(f"{self.path} has no data set `features`")
                 self._rows = file["features"]
             else:
