@@ -50,11 +50,13 @@ def boxes(
     names: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
     scale: int = 1,
+    width: int = 0,
 ) -> Tensor:
     """The image with its boxes (M, 4), each captioned with its class and score where given.
 
     `labels` (M) index `names`; the colour follows the label, or the instance where there is none,
-    unless `colors` names one per box. Returns (3, H * scale, W * scale).
+    unless `colors` names one per box. Lines are `width` pixels wide; 0: half of `scale`. Returns
+    (3, H * scale, W * scale).
     """
     picture = _enlarged(image, scale)
     if boxes.shape[1:] != (4,) or boxes.dim() != 2:
@@ -71,7 +73,8 @@ def boxes(
     for i, (x1, y1, x2, y2) in enumerate(corners):
         if not (x1 <= x2 and y1 <= y2):
             raise ValueError(f"box {i} is {boxes[i].tolist()}: x1 <= x2 and y1 <= y2 are needed")
-        canvas.rectangle((x1, y1, x2, y2), outline=shades[i], width=max(1, round(scale / 2)))
+        line = width or max(1, round(scale / 2))
+        canvas.rectangle((x1, y1, x2, y2), outline=shades[i], width=line)
         words = []
         if classes is not None:
             words.append(names[classes[i]] if names is not None else str(classes[i]))

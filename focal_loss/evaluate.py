@@ -132,4 +132,4 @@ def panel(
     factor = WIDTH / image.shape[-1]
     height = max(1, round(factor * image.shape[-2]))
     picture = resize(image, [height, WIDTH], InterpolationMode.BICUBIC, antialias=True)
-    return draw.boxes(picture, factor * boxes, labels=labels, scores=scores, names=names)
+    return draw.boxes(picture, factor * boxes, labels=labels, scores=scores, names=names, width=2)
