@@ -96,6 +96,16 @@ def _decompress(text: str | bytes) -> np.ndarray | None:
     return runs
 
 
+def run_lengths(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Run lengths int64 of 0 and 1 in turn, column by column, of a sound segmentation."""
+    counts = encode(segmentation, height, width)["counts"]
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        counts = segmentation["counts"]
+    runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts)
+    assert runs is not None, "the segmentation was not checked"
+    return runs
+
+
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Mask bool (H, W) of polygons or of run lengths; ValueError where they are not sound."""
     fault = check_segmentation(segmentation, height, width)

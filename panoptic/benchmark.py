@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from pycocotools import mask as rle
 
 from common import timing
 from common.config import require_choice, require_range, typed
@@ -31,7 +30,9 @@ from common.config import run as run_command
 from common.timing import Calls, Row, named
 from panoptic import merge, peers
 from panoptic.categories import kinds
+from panoptic.detection import run_lengths
 from panoptic.files import PanopticFiles
+from panoptic.merge_runs import merge_runs
 from panoptic.overlaps import LIMIT
 from panoptic.pixels import read_ids, write_ids
 from panoptic.quality import PanopticQuality
@@ -107,7 +108,8 @@ def files(options: Options) -> Calls:
 def merging(options: Options) -> Calls:
     """One image's instances and stuff to a panoptic map, from run-length codes as in files.
 
-    Ours decodes them first; the last line is ours where the masks are there, as after a model.
+    Ours is that of merge_files.py, checks included; the last line is ours where the masks are
+    there, as after a model.
     """
     masks, scores, labels, stuff = _instances(options)
     codes = [
@@ -122,17 +124,15 @@ def merging(options: Options) -> Calls:
     area = merge.scaled_area(*size)
 
     def from_codes() -> torch.Tensor:
-        # As merge_files.py: only what can be accepted is decoded, and masks, which are stored
-        # column by column, are turned on their side, (N, W, H), at no cost.
-        sure = [i for i, score in enumerate(scores) if score >= merge.CONFIDENCE]
-        turned = rle.decode([codes[i]["segmentation"] for i in sure]).T.view(bool)
+        sure = [code for code in codes if code["score"] >= merge.CONFIDENCE]
+        runs = [run_lengths(code["segmentation"], *size, where="an instance") for code in sure]
         regions = [
-            (region["category_id"], rle.decode(region["segmentation"]).T.view(bool))
+            (region["category_id"], run_lengths(region["segmentation"], *size, where="stuff"))
             for region in stuff_codes
         ]
-        kinds_of = [labels[i] for i in sure]
-        found, _ = merge.merge(turned, scores[sure], kinds_of, regions, stuff_area=area)
-        return torch.from_numpy(found.T)
+        points, kinds_of = [code["score"] for code in sure], [code["category_id"] for code in sure]
+        found, _ = merge_runs(runs, points, kinds_of, regions, size, stuff_area=area)
+        return torch.from_numpy(found)
 
     def theirs() -> torch.Tensor:
         return torch.from_numpy(peers.merge(codes, stuff_codes, size, stuff_area=area)[0])

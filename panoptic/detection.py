@@ -47,12 +47,23 @@ def decode(segmentation: Any, height: int, width: int, *, where: str) -> np.ndar
 
     Raises ValueError, beginning with `where`, for what `masks.check_segmentation` finds fault with.
     """
-    fault = masks.check_segmentation(segmentation, height, width)
-    if fault:
-        raise ValueError(f"{where} {fault}")
+    require_sound(segmentation, height, width, where=where)
     with warnings.catch_warnings():  # pycocotools' own, under NumPy 2
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         return rle.decode(masks.encode(segmentation, height, width)).astype(bool)
+
+
+def require_sound(segmentation: Any, height: int, width: int, *, where: str) -> None:
+    """Raise ValueError, beginning with `where`, unless it is a mask of this size."""
+    fault = masks.check_segmentation(segmentation, height, width)
+    if fault:
+        raise ValueError(f"{where} {fault}")
+
+
+def run_lengths(segmentation: Any, height: int, width: int, *, where: str) -> np.ndarray:
+    """Run lengths of 0 and 1 in turn, column by column, of the same; errors as of `decode`."""
+    require_sound(segmentation, height, width, where=where)
+    return masks.run_lengths(segmentation, height, width)
 
 
 def to_detection(files: PanopticFiles, *, things_only: bool = False) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def thing_segments(
 ) -> list[dict[str, Any]]:
     """Segments of the instances that survived; labels, scores: of all instances given."""
     return [
-        {**_segment(k, labels[i], area), "score": float(scores[i]), "instance": i}
+        {**new_segment(k, labels[i], area), "score": float(scores[i]), "instance": i}
         for k, (i, area) in enumerate(zip(found.kept, found.areas, strict=True), 1)
     ]
 
@@ -240,7 +240,7 @@ def _paint_map(
     for category, area in enumerate(counts[1:]):
         if area >= least and category not in things:
             table[category + 1] = first + len(segments)
-            segments.append(_segment(first + len(segments), category, area))
+            segments.append(new_segment(first + len(segments), category, area))
     return ids + table.to(ids.device)[free], segments
 
 
@@ -269,11 +269,11 @@ def _paint_masks(
         area = int(free.count_nonzero())
         if area >= least:
             ids.masked_fill_(free, first + len(segments))
-            segments.append(_segment(first + len(segments), category, area))
+            segments.append(new_segment(first + len(segments), category, area))
     return ids, segments
 
 
-def _segment(number: int, category: float, area: int) -> dict[str, Any]:
+def new_segment(number: int, category: float, area: int) -> dict[str, Any]:
     if category != int(category):
         raise ValueError(f"label {category} is no category id: give whole numbers")
     return {"id": number, "category_id": int(category), "iscrowd": 0, "area": area}

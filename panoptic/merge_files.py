@@ -33,7 +33,7 @@ from common import dist
 from common.config import require_range, typed
 from common.config import run as run_command
 from panoptic.categories import kinds, read_categories, whole
-from panoptic.detection import decode
+from panoptic.detection import decode, run_lengths
 from panoptic.files import (
     PanopticFiles,
     Result,
@@ -43,7 +43,8 @@ from panoptic.files import (
     write_panoptic,
 )
 from panoptic.ids import SegmentIds
-from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA, merge
+from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
+from panoptic.merge_runs import merge_runs
 from panoptic.pixels import write_bytes
 from panoptic.pool import in_order
 from panoptic.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
@@ -186,13 +187,22 @@ def merge_image(
     stuff_area: float = STUFF_AREA,
 ) -> Result:
     """Image id, map (H, W) int32 with ids of the categories' colours, and segments."""
-    prediction = results.prediction(number, confidence=confidence)
+    size = results.images[number]["height"], results.images[number]["width"]
+    # The others would be dropped anyway: that saves reading their masks.
+    instances = [e for e in results.instances[number] if e["score"] >= confidence]
+    semantic = results.semantic[number]
+    runs = [
+        run_lengths(entry.get("segmentation"), *size, where=entry["where"])
+        for entry in (*instances, *semantic)
+    ]
+    things, stuff = runs[: len(instances)], runs[len(instances) :]
     try:
-        turned, segments = merge(
-            prediction.masks,
-            prediction.scores,
-            prediction.labels,
-            prediction.semantic,
+        drawn, segments = merge_runs(
+            things,
+            [entry["score"] for entry in instances],
+            [entry["category_id"] for entry in instances],
+            [(entry["category_id"], mask) for entry, mask in zip(semantic, stuff, strict=True)],
+            size,
             confidence=confidence,
             overlap=overlap,
             stuff_area=stuff_area,
@@ -206,7 +216,7 @@ def merge_image(
         table[segment["id"]] = names.new(segment["category_id"])
         kept = {key: value for key, value in segment.items() if key != "instance"}
         named.append({**kept, "id": int(table[segment["id"]])})
-    return number, np.ascontiguousarray(table[turned].T), named
+    return number, table[drawn], named
 
 
 def merged(results: Results, options: Options, thresholds: Mapping[str, float]) -> Iterator[Result]:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
+from common.masks import run_lengths
 from panoptic.deeplab import find_centers, group_pixels, merge_centers
 from panoptic.merge import _claim_on_device, add_stuff, merge, remove_overlaps, scaled_area
+from panoptic.merge_runs import merge_runs, pixels_of
 from panoptic.quality import PanopticQuality
 
 # pycocotools' own, about NumPy 2
@@ -83,6 +85,11 @@ def by_run_lengths(masks, scores, labels, stuff, *, confidence=0.5, overlap=0.5,
     return ids, segments
 
 
+def coded(mask):
+    """Run lengths of a mask."""
+    return run_lengths(rle.encode(np.asfortranarray(mask.astype(np.uint8))), *mask.shape)
+
+
 def listed(segments):
     return [(segment["category_id"], segment["area"]) for segment in segments]
 
@@ -134,6 +141,11 @@ def test_arrays_tensors_the_device_path_and_run_lengths_agree():
         assert isinstance(tensor, torch.Tensor)
         assert (tensor.numpy() == ids).all()
         assert same == segments
+        runs = [coded(mask) for mask in masks]
+        regions = [(category, coded(mask)) for category, mask in stuff]
+        from_runs, same = merge_runs(runs, scores.tolist(), labels, regions, (40, 56), **limits)
+        assert (from_runs == ids).all()
+        assert same == segments
         found = remove_overlaps(
             masks, scores, confidence=limits["confidence"], overlap=limits["overlap"]
         )
@@ -162,6 +174,23 @@ def test_a_gpu_gives_the_same_map():
         on_cpu, _ = merge(masks, scores, labels, semantic, **{"stuff_area": 0, **thresholds})
         assert listed(segments) == expected
         assert (ids.cpu().numpy() == on_cpu).all()
+
+
+def test_pixels_of_run_lengths_count_down_the_columns():
+    for runs, expected in (
+        ([6], []),
+        ([0, 6], range(6)),
+        ([2, 1, 1, 2], [2, 4, 5]),
+        ([0, 1, 5], [0]),
+    ):
+        assert pixels_of(np.array(runs)).tolist() == [*expected]
+    masks = [np.array([6])]
+    stuff = [(10, np.array([0, 6])), (11, np.array([0, 6]))]
+    ids, segments = merge_runs(masks, [0.9], [1], stuff, (2, 3), stuff_area=0, things={11})
+    assert listed(segments) == [(10, 6)]
+    assert ids.tolist() == [[1, 1, 1]] * 2
+    with pytest.raises(ValueError, match="category 10 has two masks"):
+        merge_runs([], [], [], [stuff[0]] * 2, (2, 3))
 
 
 def test_equal_scores_keep_their_order_and_scores_stay_in_the_segments():
