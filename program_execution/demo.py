@@ -71,7 +71,9 @@ def answer(options: Options) -> draw.Drawing:
     drawing = explain.of_question(network, asked, place, chosen, image=image)
     print(options.question or drawing.question)
     if drawing.tokens:
-        print(nested(drawing))
+        print(draw.expression(drawing.tokens, drawing.children))
+        if drawing.misread:
+            print(f"(the true program is {drawing.true_program})")
     truth = "" if drawing.truth is None else f" (the answer is {drawing.truth})"
     print(f"→ {drawing.answer or 'no engine, no answer'}{truth}")
     if options.question:
@@ -160,16 +162,6 @@ def one_question(dataset: batches.Questions, image: int, text: str) -> batches.Q
         kind=dataset.kind,
         scenes=dataset.scenes,
     )
-
-
-def nested(drawing: draw.Drawing) -> str:
-    """The program as one expression, `count(filter_color[red](scene))`."""
-
-    def text(place: int) -> str:
-        inputs = ", ".join(text(child) for child in drawing.children[place])
-        return f"{drawing.tokens[place]}({inputs})" if inputs else drawing.tokens[place]
-
-    return text(len(drawing.tokens) - 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,8 @@ INCH = 1.25  # side of a map, inches like the others
 HEAD = 0.32  # of a line of text
 GAP, EDGE = 0.1, 0.15  # between functions, and around all
 Spot = tuple[float, float]  # column and row
-LONGEST = 90  # characters of a question in one line
+LONGEST, LONGEST_PROGRAM = 90, 150  # characters of a question, of a program in one line
+RIGHT, WRONG = "#1f7a3d", "#b3261e"  # colours of what is known to be so
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Drawing:
 
     image: uint8 (3, H, W). tokens: the N functions in the order they run, the root last; children:
     the places of each one's inputs, the left one first. maps: (N, h, w), not negative, or None.
-    truth: the right answer, where it is known. A question without a program has no functions.
+    truth: the right answer, where it is known; true_program: the right program, as `expression`
+    writes it, where it is known. A question without a program has no functions.
     """
 
     question: str
@@ -36,6 +38,23 @@ class Drawing:
     answer: str
     truth: str | None = None
     maps: Tensor | None = None
+    true_program: str | None = None
+
+    @property
+    def misread(self) -> bool:
+        """Whether the program is known to be another than the true one."""
+        known = self.true_program is not None and bool(self.tokens)
+        return known and self.true_program != expression(self.tokens, self.children)
+
+
+def expression(tokens: Sequence[str], children: Sequence[Sequence[int]]) -> str:
+    """A program as one expression, `count(filter_color[red](scene))`."""
+
+    def text(place: int) -> str:
+        inputs = ", ".join(text(child) for child in children[place])
+        return f"{tokens[place]}({inputs})" if inputs else tokens[place]
+
+    return text(len(tokens) - 1)
 
 
 def places(children: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
@@ -71,7 +90,10 @@ def programs(path: str | Path, drawings: Sequence[Drawing], *, title: str = "") 
     spots = [places(drawing.children) for drawing in drawings]
     columns = 2.0 + max((column for strip in spots for column, _ in strip), default=0.0)
     rows = [1 + max((row for _, row in strip), default=0.0) for strip in spots]
-    heights = [HEAD * 1.6 + count * (INCH + HEAD) for count in rows]
+    heights = [
+        HEAD * (1.6 + 0.5 * drawing.misread) + count * (INCH + HEAD)
+        for drawing, count in zip(drawings, rows, strict=True)
+    ]
     width = max(columns * (INCH + GAP) + 2 * EDGE, 7.0)
     height = sum(heights) + (HEAD if title else 0)
     figure = Figure(figsize=(width, height), dpi=100)
@@ -97,15 +119,21 @@ def programs(path: str | Path, drawings: Sequence[Drawing], *, title: str = "") 
 def _strip(axes: Any, drawing: Drawing, strip: Sequence[Spot], top: float) -> None:
     """One question, whose uppermost line is `top` inches above the figure's foot."""
     question = drawing.question
-    said = question if len(question) <= LONGEST else question[:LONGEST] + "…"
+    said = _cut(question, LONGEST)
     right = drawing.truth is None or drawing.truth == drawing.answer
     verdict = drawing.answer if right else f"{drawing.answer}, not {drawing.truth}"
     if drawing.truth is not None and right:
         verdict += " (right)"
-    color = "black" if drawing.truth is None else ("#1f7a3d" if right else "#b3261e")
+    color = "black" if drawing.truth is None else (RIGHT if right else WRONG)
+    if not drawing.answer and drawing.true_program is not None:  # only programs are written
+        verdict = "another program" if drawing.misread else "the true program"
+        color = WRONG if drawing.misread else RIGHT
     axes.text(EDGE, top - HEAD / 2, said, fontsize=9, va="center")
     axes.text(EDGE, top - HEAD * 1.15, f"→ {verdict}", fontsize=9, va="center", color=color)
-    base = top - HEAD * 1.6
+    base = top - HEAD * (1.6 + 0.5 * drawing.misread)
+    if drawing.misread:
+        true = _cut(f"the true program is {drawing.true_program}", LONGEST_PROGRAM)
+        axes.text(EDGE, top - HEAD * 1.75, true, fontsize=6.5, va="center", color=WRONG)
     for place, inputs in enumerate(drawing.children):
         for child in inputs:
             ends = [_corner(strip[child], base), _corner(strip[place], base)]
@@ -118,6 +146,10 @@ def _strip(axes: Any, drawing: Drawing, strip: Sequence[Spot], top: float) -> No
         else:
             shown = overlaid(drawing.image, drawing.maps[place])
         _show(axes, spot, base, shown, drawing.tokens[place])
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + "…"
 
 
 def _corner(spot: Spot, base: float) -> tuple[float, float]:

@@ -58,6 +58,7 @@ def of_question(
     if image is None:
         image, upside_down = picture(dataset, int(dataset.rows.image_idxs[place]))
     program = batch.programs
+    true = None if program is None else draw.expression(*tree(program[0], words.tokens))
     if network.generator is not None and (program is None or options.programs == "predicted"):
         program = stages.decoded(
             network, batch.questions, words, beam=options.beam, grammar=options.grammar
@@ -86,6 +87,7 @@ def of_question(
         answer=answer,
         truth=truth if answer else None,
         maps=maps,
+        true_program=true,
     )
 
 

@@ -354,8 +354,11 @@ def test_a_program_is_laid_out_from_its_leaves_to_its_root():
     assert draw.places(children) == [(0, 0), (1, 0), (0, 1), (2, 0.5)]
     short, _ = explain.tree(torch.tensor([6, 5, 2]), tokens)  # END is a module, then completed
     assert short == ["scene", "<END>", "unique", "scene", "union"]
+    assert draw.expression(names, children) == "union(unique(scene), scene)"
     drawing = draw.Drawing("Q?", torch.zeros(3, 8, 8, dtype=torch.uint8), names, children, "yes")
-    assert demo.nested(drawing) == "union(unique(scene), scene)"
+    assert not drawing.misread
+    assert not replace(drawing, true_program="union(unique(scene), scene)").misread
+    assert replace(drawing, true_program="unique(scene)").misread
 
 
 def test_the_summary_of_one_stage_is_its_own():
