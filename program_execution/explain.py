@@ -28,14 +28,24 @@ def drawings(
 
 
 def varied(dataset: batches.Questions, count: int) -> list[int]:
-    """Places of `count` questions: the first of every type, then the second of every type, ..."""
-    types = dataset.rows.types
-    if types is None:
-        return list(range(min(count, len(dataset))))
-    turns = np.zeros(len(types), np.int64)  # how many of its type come before a question
-    for kind in np.unique(types):
-        turns[types == kind] = np.arange((types == kind).sum())
-    return np.argsort(turns, kind="stable")[:count].tolist()
+    """Places of `count` questions: one of every type, then a second of every type, ...
+
+    Each is the first of its type about an image that none of the others is about, if there is one.
+    """
+    images, types = dataset.rows.image_idxs, dataset.rows.types
+    kinds = np.zeros(len(dataset), np.int64) if types is None else types
+    left = {kind: np.flatnonzero(kinds == kind).tolist() for kind in dict.fromkeys(kinds.tolist())}
+    chosen: list[int] = []
+    shown: set[int] = set()
+    while any(left.values()):
+        for places in filter(None, left.values()):
+            place = next((p for p in places if int(images[p]) not in shown), places[0])
+            places.remove(place)
+            chosen.append(place)
+            shown.add(int(images[place]))
+            if len(chosen) == count:
+                return chosen
+    return chosen
 
 
 def of_question(

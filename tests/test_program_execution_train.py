@@ -343,6 +343,10 @@ def test_pictures_show_as_many_kinds_of_questions_as_there_are(whole):
     kinds = len(np.unique(dataset.rows.types))
     chosen = explain.varied(dataset, kinds)
     assert len(set(dataset.rows.types[chosen].tolist())) == kinds <= len(TYPES)
+    images = dataset.rows.image_idxs
+    few = explain.varied(dataset, min(3, kinds))
+    assert len(set(images[few].tolist())) == len(few)  # each about another image
+    assert len(set(explain.varied(dataset, len(dataset) + 9))) == len(dataset)
 
 
 def test_a_program_is_laid_out_from_its_leaves_to_its_root():
