@@ -105,7 +105,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
                 f"{len(x) // group * group} or {-(-len(x) // group) * group} images at a time, "
                 "or set allow_partial=True."
             )
-        if (len(x) % group or group) * x[0, 0].numel() == 1:
+        if (len(x) % group or group) * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"one value a channel has no variance: {tuple(x.shape)}, {group=}.")
         weight, bias, eps = self.weight, self.bias, self.eps
         if group == len(x) and not torch.compiler.is_compiling():
@@ -129,9 +129,8 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.seen, self.pending = seen + 1, True
         return self.pending_mean, self.pending_var, 1 / (seen + 1)
 
-    @torch.no_grad()
     def _record(self, means: Tensor, variances: Tensor) -> None:
-        """Keep the statistics (k, C) of a forward pass."""
+        """Keep the statistics (k, C) of a forward pass, which carry no gradients."""
         if self.running == "sequential":
             for mean, variance in zip(means, variances, strict=True):
                 self.pending_mean.copy_(mean)

@@ -199,23 +199,21 @@ def _fold(x: Tensor, weight: Tensor | None, group: int) -> int:
 
 
 def _rows(x: Tensor, group: int, fold: int) -> Tensor:
-    """(N, C, H, W) in channels_last, seen as (k, n * H * W / fold, fold * C)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x) // group, -1, fold * x.shape[1])
+    """(N, C, H, W) in channels_last, seen as (k, M, R): M = n * H * W / fold rows, R = fold * C."""
+    k, R = len(x) // group, fold * x.shape[1]
+    M = x.numel() // (k * R)
+    return x.as_strided((k, M, R), (M * R, R, 1))
 
 
 def _maps(rows: Tensor) -> tuple[Tensor, ...]:
-    """(k, M, fold * C) -> k maps (1, fold * C, M, 1) in channels_last, for PyTorch's kernels."""
-    return rows.transpose(1, 2)[..., None].split(1)
+    """(k, M, R) -> k maps (1, R, M, 1) in channels_last, for PyTorch's kernels."""
+    k, M, R = rows.shape
+    return rows.as_strided((k, R, M, 1), (M * R, 1, R, R)).split(1)
 
 
 def _row(channels: Tensor, fold: int) -> Tensor:
-    """(k, C) -> (k, fold * C)."""
-    return channels[:, None].expand(-1, fold, -1).reshape(len(channels), -1)
-
-
-def _channel_sums(rows: Tensor, fold: int) -> Tensor:
-    """(k, M, fold * C) -> (k, C)."""
-    return rows.sum(1).unflatten(1, (fold, -1)).sum(1)
+    """(k, C) -> (k, 1, R)."""
+    return torch.cat([channels] * fold, 1).unsqueeze(1)
 
 
 def _all_groups(
@@ -228,23 +226,27 @@ def _all_groups(
     relu: bool,
     fold: int,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Rows of `fold` pixels times a number, plus one; saves means and 1 / deviations (k, C)."""
+    """Rows of `fold` pixels times a number, plus one; saves means and 1 / deviations (k, C).
+
+    The maps are small: here and in the backward the time goes into the number of operations.
+    """
     rows = _rows(x, group, fold)
     sums = [torch.batch_norm_update_stats(part, None, None, 0.0) for part in _maps(rows)]
-    row_means, row_vars = (torch.stack(s).unflatten(1, (fold, -1)) for s in zip(*sums, strict=True))
+    k, M, _ = rows.shape
+    found = torch.stack([mean for mean, _ in sums] + [var for _, var in sums])  # (2k, R)
+    row_means, row_vars = found.view(2, k, fold, -1).unbind()
     means = row_means.mean(1)
-    variances = (row_vars + (row_means - means[:, None]).square_()).mean(1)
+    variances = row_vars.add_((row_means - means[:, None]).square_()).mean(1)
     inverse_stds = (variances + eps).rsqrt_()
     scale = inverse_stds if weight is None else inverse_stds * weight
     shift = -means * scale if bias is None else torch.addcmul(bias, means, scale, value=-1)
     y = torch.empty_like(x)
-    out = _rows(y, group, fold)
-    torch.addcmul(_row(shift, fold)[:, None], rows, _row(scale, fold)[:, None], out=out)
+    torch.addcmul(_row(shift, fold), rows, _row(scale, fold), out=_rows(y, group, fold))
     if add is not None:
         y += add
     if relu:
         y.relu_()
-    values = group * x.shape[2] * x.shape[3]
+    values = M * fold
     return y, means, variances * (values / (values - 1)), (means, inverse_stds)
 
 
@@ -259,18 +261,19 @@ def _all_groups_backward(
     fold: int,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """With z = (x - mean) / std: dx = weight / std * (g - mean(g) - z * mean(g * z))."""
-    values = group * x.shape[2] * x.shape[3]
     rows, g = _rows(x, group, fold), _rows(gradient, group, fold)
+    k, M, _ = rows.shape
     dx = torch.empty_like(x)
     out = _rows(dx, group, fold)
-    dbias = _channel_sums(g, fold)  # (k, C), of each group
-    products = _channel_sums(torch.mul(g, rows, out=out), fold)
+    sums = torch.stack([g.sum(1), torch.mul(g, rows, out=out).sum(1)])  # (2, k, R)
+    dbias, products = sums.view(2, k, fold, -1).sum(2).unbind()  # (k, C), of each group
     dweight = torch.addcmul(products, means, dbias, value=-1) * inverse_stds
     scale = inverse_stds if weight is None else inverse_stds * weight
-    slope = scale * inverse_stds * dweight / -values
-    shift = torch.addcmul(scale * dbias / values, slope, means).neg_()
-    torch.addcmul(_row(shift, fold)[:, None], rows, _row(slope, fold)[:, None], out=out)
-    out.addcmul_(g, _row(scale, fold)[:, None])
+    share = scale * (-1 / (M * fold))
+    slope = share * inverse_stds * dweight
+    shift = torch.addcmul(share * dbias, slope, means, value=-1)
+    torch.addcmul(_row(shift, fold), rows, _row(slope, fold), out=out)
+    out.addcmul_(g, _row(scale, fold))
     if weight is None:
         return dx, None, None
     return dx, dweight.sum(0), dbias.sum(0)
