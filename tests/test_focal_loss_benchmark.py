@@ -1,9 +1,6 @@
 """The benchmark of focal_loss, on tiny inputs: what it compares, counts and prints."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ import torch
 from common.timing import Row, by_turns, in_new_process, table
 from focal_loss import benchmark
 
-SCRIPT = Path(benchmark.__file__)
 TINY = ["size=64", "batch=1", "repeats=2", "anchors=200", "pairs=300", "images=4"]
 
 
@@ -94,10 +90,8 @@ def test_wrong_values_are_answered_with_a_sentence(word, sentence):
         benchmark.main([word])
 
 
-def test_the_command_ends_with_one_sentence_and_code_2():
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "repeat=3"], capture_output=True, text=True, timeout=120
-    )
+def test_the_command_ends_with_one_sentence_and_code_2(commands):
+    done = commands.run("focal_loss", "repeat=3", script="benchmark.py")
     assert done.returncode == 2
     assert "Did you mean 'repeats'" in done.stderr
     assert "Traceback" not in done.stderr

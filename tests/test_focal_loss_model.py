@@ -78,8 +78,8 @@ def both(version: int, **sizes: int) -> tuple[RetinaNet, nn.Module]:
 @pytest.mark.parametrize("version", [1, 2])
 @torch.no_grad()
 def test_outputs_and_detections_equal_torchvisions(version):
-    ours, theirs = both(version, min_size=128, max_size=192)
-    images = [torch.rand(3, 128, 150).double(), torch.rand(3, 140, 120).double()]
+    ours, theirs = both(version, min_size=96, max_size=128)
+    images = [torch.rand(3, 96, 110).double(), torch.rand(3, 120, 100).double()]
     batch, _ = theirs.transform([image.clone() for image in images])
     outputs = theirs.head(list(theirs.backbone(batch.tensors).values()))
     logits, offsets = ours(batch.tensors.to(memory_format=torch.channels_last))
@@ -108,23 +108,23 @@ def test_float32_logits_equal_torchvisions_to_five_digits():
 
 
 def test_training_losses_and_gradients_equal_torchvisions():
-    ours, theirs = both(1, min_size=128, max_size=192)
+    ours, theirs = both(1)
     boxes = [
-        [[10.0, 12, 90, 100], [60, 30, 120, 126], [100, 20, 103, 24]],
+        [[10.0, 12, 80, 90], [40, 30, 90, 95], [80, 20, 83, 24]],
         [[5.0, 5, 60, 70]],
     ]
     targets = [
         {"boxes": torch.tensor(b).double(), "labels": torch.arange(len(b)) + 7} for b in boxes
     ]
-    batch = torch.randn(2, 3, 128, 160).double()
+    batch = torch.randn(2, 3, 96, 96).double()
     features = list(theirs.backbone(batch).values())
-    anchors = theirs.anchor_generator(ImageList(batch, [(128, 160)] * 2), features)
+    anchors = theirs.anchor_generator(ImageList(batch, [(96, 96)] * 2), features)
     expected = theirs.compute_loss(targets, theirs.head(features), anchors)
     sum(expected.values()).backward()
 
     criterion = DetectionLoss(normalizer="image", box="l1", low_quality="any")
     targets = [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets]
-    losses = criterion(*ours(batch), ours.anchors(128, 160), targets)
+    losses = criterion(*ours(batch), ours.anchors(96, 96), targets)
     sum(losses.values()).backward()
     torch.testing.assert_close(
         losses["classification"].double(), expected["classification"], atol=0, rtol=1e-5

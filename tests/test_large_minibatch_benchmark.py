@@ -52,6 +52,7 @@ def test_the_work_of_a_step_is_that_of_the_card():
     assert benchmark.work(options) == pytest.approx(24.5e9, rel=0.01)  # 3 x 2 x 4.089 GMAC
 
 
+@pytest.mark.slow
 def test_two_processes_are_set_beside_one(capsys):
     printed = benchmark.scaling(Options(repeats=2, threads=1))
     assert printed.count("\n| 2 | ") == 3

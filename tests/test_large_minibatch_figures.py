@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,10 @@ def leave(folder: Path, shift: float = 0.0, seed: int = 0, **options) -> Path:
     return folder
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """Folders as tables.py leaves them: Tables 1 and 2a, 2b and the minibatches of Fig. 1."""
-    home = tmp_path / "tables"
+    home = tmp_path_factory.mktemp("tables")
     leave(home / "batch_size=32" / "seed0")
     leave(home / "batch_size=32" / "seed1", seed=1)
     leave(home / "batch_size=64" / "seed0", 0.25, batch_size=64)
@@ -48,6 +49,12 @@ def runs(tmp_path):
     leave(home / "wide" / "seed0", model__width=16)
     leave(home / "wide, large" / "seed0", batch_size=512, model__width=16)
     return home
+
+
+@pytest.fixture
+def runs(written, tmp_path):
+    """The test's own copy."""
+    return shutil.copytree(written, tmp_path / "tables")
 
 
 def test_identical_logs_have_distance_0(tmp_path):
