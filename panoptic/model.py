@@ -105,8 +105,8 @@ class PanopticFPN(nn.Module):
                 things=self.thing_classes,
                 classes=self.semantic_classes,
             )
-            self.labelled = labelled(truth)
             batch = batched(images, network.divisible, network.device)
+            self.labelled = labelled(truth)
             features = network.backbone(batch.tensors)
             semantic = semantic_loss(self.semantic_logits(features), truth)
             losses = network.instance_losses(batch, features, truth)

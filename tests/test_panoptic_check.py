@@ -59,9 +59,7 @@ FAULTS = {
         root / "val/one.png"
     ),
     r"one\.png cannot be read as": lambda root: garble(root / "val/one.png"),
-    r"one\.png is not a PNG": lambda root: garble(
-        root / "annotations/panoptic_val/one.png"
-    ),
+    r"one\.png is not a PNG": lambda root: garble(root / "annotations/panoptic_val/one.png"),
     "image 5 has the height None": lambda root: change(
         root, lambda c: c["images"][0].update(height=None)
     ),
