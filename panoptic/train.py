@@ -159,6 +159,7 @@ def weigh(
     counts: what each of K losses is the mean over. whole: the same of the batch (K,), summed here
     over the processes where each has one piece only. DDP averages over the processes.
     """
+    # Differs: detectron2 averages the means of the GPUs, which weighs their regions unequally.
     own = torch.stack([*counts.values()])
     every = dist.total(own) if whole is None else whole
     shares = dist.world_size() * own.double() / every.clamp(min=1)
