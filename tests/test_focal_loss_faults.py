@@ -121,18 +121,13 @@ def test_a_kill_while_a_checkpoint_is_written_loses_no_earlier_one(
 
 
 def test_sigterm_ends_the_command_with_75_and_the_same_command_goes_on(commands, whole, tmp_path):
-    output = tmp_path / "printed.txt"
     words = (*RUN, f"hydra.run.dir={tmp_path}/run")
-    with output.open("w") as file:
-        command = [sys.executable, "train.py", *words]
-        streams = {"stdout": file, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=PROJECT, env=environment(), **streams)
-        run = Run(process.pid, output, output, process.poll)
-        run.until(2)
-        process.terminate()
-        assert run.wait() == 75, run.text
+    run = commands.start("focal_loss", *words)
+    run.until(2)
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait() == 75, run.text
     assert "SIGTERM: finishing this step, then saving" in run.text
-    *_, said, again = run.text.strip().splitlines()
+    said, again = (f.read_text().strip().splitlines()[-1] for f in (run.output, run.errors))
     assert said.startswith("Stopped on request after step ")
     assert again.endswith(f"hydra.run.dir={tmp_path}/run")
     stopped = int(said.split()[5].rstrip("."))

@@ -51,7 +51,8 @@ class TestFocalLoss(TrainScript):
 
     def test_versus_compares_settings_side_by_side(self, commands, tmp_path):
         other = "['loss.gamma=0', 'lr=1e9', 'warmup=0', 'steps=40']"
-        done = self.run(commands, tmp_path, "+versus.a=[]", f"+versus.b={other}")
+        words = ("+versus.a=[]", f"+versus.b={other}")
+        done = self.run(commands, tmp_path, *words, forking=True)
         assert done.returncode == 0, done.stderr
         table = (tmp_path / "versus.md").read_text()
         assert "| a |" in table

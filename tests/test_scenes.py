@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from common.scenes.place import place_all
 from common.scenes.scene import Camera, Patch, Solid
 from common.scenes.shapes import BOX
 from common.scenes.world import COGENT_A, COGENT_B, FLOORS, REGIONS, SHAPES, SKIES, WALLS, hues
+from tests.commands import Commands
 
 HALF = math.sqrt(0.5)
 
@@ -459,18 +457,18 @@ FILL = """
 import sys
 from pathlib import Path
 from common.scenes import Scenes, World
-Scenes(World(height=32, width=32, noise=2.0), count=700, seed=1, cache=Path(sys.argv[1]))
+Scenes(World(height=64, width=64, noise=2.0), count=130, seed=1, cache=Path(sys.argv[1]))
 """
 
 
-def test_processes_that_fill_one_cache_leave_whole_equal_shards(tmp_path: Path) -> None:
+def test_processes_that_fill_one_cache_leave_whole_equal_shards(
+    commands: Commands, tmp_path: Path
+) -> None:
     together, alone = tmp_path / "together", tmp_path / "alone"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", FILL, str(together)], env=env) for _ in range(2)
-    ]
-    scenes = Scenes(World(height=32, width=32, noise=2.0), count=700, seed=1, cache=alone)
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    (tmp_path / "fill.py").write_text(FILL)
+    running = [commands.start(tmp_path, str(together), script="fill.py") for _ in range(2)]
+    scenes = Scenes(World(height=64, width=64, noise=2.0), count=130, seed=1, cache=alone)
+    assert [run.wait() for run in running] == [0, 0]
     files = sorted(path.relative_to(alone) for path in alone.rglob("*.npy"))
     assert len(files) >= 2
     assert files == sorted(path.relative_to(together) for path in together.rglob("*.npy"))
