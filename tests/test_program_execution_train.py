@@ -291,6 +291,8 @@ def test_answers_alone_teach_the_generator_more_programs(tmp_path):
         reinforce=Reinforce(grammar=True, baseline="per_type_ema"),
         beta2=0.99,
         clip=5.0,
+        log_every=50,
+        save_every=150,
     )
     metrics = finished(cfg)
     assert metrics["pg_executed"] < 75  # percent: 100 programs are too few
