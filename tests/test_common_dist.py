@@ -57,7 +57,7 @@ def end(run: Run) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def wait_for(*paths: Path, seconds: float = 60) -> None:
+def wait_for(*paths: Path, seconds: float = 300) -> None:
     """Until all `paths` exist."""
     limit = time.monotonic() + seconds
     while not all(path.exists() for path in paths):

@@ -347,11 +347,11 @@ def test_an_interruption_ends_the_children_cleanly_and_the_same_command_goes_on(
         # A shell's background jobs, and so the tests in them, may be deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while len(list(bench.folder.rglob("started"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
-    errors = process.communicate(timeout=20)[1]
+    errors = process.communicate(timeout=240)[1]
     assert process.returncode == 130
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
