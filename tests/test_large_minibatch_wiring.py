@@ -16,7 +16,7 @@ from large_minibatch.augment import Augment
 from large_minibatch.config import Config, Data, Model, Norm, Rate, Scenes, Solver
 from large_minibatch.memory import InMemory
 from large_minibatch.model import resnet
-from large_minibatch.train import train
+from large_minibatch.train import planned, train
 
 GRID = [
     (kind, batch_size, group, per_forward)
@@ -61,7 +61,7 @@ def gradient(images: Tensor, labels: Tensor, divisor: int = 1) -> Tensor:
 @pytest.mark.parametrize("files", [False, True])
 def test_the_planned_pieces_add_up_to_the_whole_batch(files, processes, monkeypatch):
     monkeypatch.setattr(data.dist, "world_size", lambda: processes)
-    planned = 0
+    checked = 0
     for kind, batch_size, group, per_forward in GRID:
         norm = Norm(kind=kind, group=group)
         cfg = Config(
@@ -73,7 +73,7 @@ def test_the_planned_pieces_add_up_to_the_whole_batch(files, processes, monkeypa
             plan = data.plan_of(cfg, len(dataset))
         except ValueError:  # before anything is read
             continue
-        planned += 1
+        checked += 1
         shares, total = [], torch.zeros(500, 48, dtype=torch.float64)
         for rank in range(processes):
             monkeypatch.setattr(data.dist, "rank", lambda rank=rank: rank)
@@ -86,7 +86,16 @@ def test_the_planned_pieces_add_up_to_the_whole_batch(files, processes, monkeypa
         images, labels = (torch.cat([getattr(s, n) for s in shares]) for n in ("images", "labels"))
         assert len(labels.unique()) == batch_size
         torch.testing.assert_close(total, gradient(images, labels), rtol=1e-12, atol=1e-15)
-    assert planned > 20
+    assert checked > 20
+
+
+def test_a_run_says_over_how_many_images_plain_batch_norm_works(capsys):
+    norm = Norm(kind="worker")
+    plan, _ = planned(Config(batch_size=480, norm=norm, data=Data(root="")), 1000)
+    assert (plan.accumulation, plan.per_forward) == (2, 240)
+    assert "norm.kind=worker: batch norm takes its statistics over 240" in capsys.readouterr().out
+    planned(Config(batch_size=480, data=Data(root="")), 1000)  # groups of 32
+    assert not capsys.readouterr().out
 
 
 def test_a_plan_of_other_processes_is_refused(monkeypatch):
