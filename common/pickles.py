@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from .unpickler import Machine
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch up to 1.5
+POINTER = b"version https://git-lfs"
+PAGES = b"<!doctype", b"<html", b"<?xml", b"<head"
 
 
 class Refused(ValueError):
@@ -35,8 +37,13 @@ def read(path: str | Path) -> Any:
     if not path.is_file():
         raise Refused(f"{path} is not a file: give a file of weights.")
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            return _content(file, path.stat().st_size)
+            _refuse_other_formats(path, file.read(64), size)
+            file.seek(0)
+            return _content(file, size)
+    except Refused:
+        raise
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged or hostile file can raise anything
@@ -45,6 +52,19 @@ def read(path: str | Path) -> Any:
             f"{path} was refused, it is damaged or more than tensors and plain values: {reason}. "
             "Nothing of it was run: download it again, or give a file of its tensors alone."
         ) from error
+
+
+def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
+    """Raise Refused, with the remedy, for what is often taken for a file of torch.save."""
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+        raise Refused(
+            f"{path} is a safetensors file: convert it by "
+            f"torch.save(safetensors.torch.load_file({str(path)!r}), 'FILE.pt') and give that one."
+        )
+    if start.startswith(POINTER):
+        raise Refused(f"{path} is a git-LFS pointer: download the real file, e.g. by git lfs pull.")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
+        raise Refused(f"{path} is a web page: download the file itself, not the page about it.")
 
 
 def _content(file: BinaryIO, size: int) -> Any:

@@ -21,6 +21,7 @@ RATIO, SLACK = 4, 2**20  # a file may make so many times its own bytes, and a li
 OPERATIONS = 4_000_000  # of a file's pickles together; each makes some 100 bytes at most
 LARGEST = 2**60  # greater integers can be made to collide as keys of a dict, which takes hours
 FEW = 16  # dimensions of a tensor, arguments of a call
+VIEW = 256  # bytes that a view of a storage is charged: its numbers are there already
 STORAGES = MappingProxyType(
     {
         "torch DoubleStorage": torch.float64,
@@ -235,7 +236,7 @@ class Machine:
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if numbers and (last >= storage.numbers or numbers > storage.numbers):
             raise UnpicklingError(f"a tensor of {size} leaves its storage")
-        self.charge(numbers * storage.dtype.itemsize)
+        self.charge(VIEW)
         return storage.tensor().as_strided(size, stride, offset)
 
     def array(self, content: Any, dtype: Dtype, shape: tuple, order: str) -> Tensor:

@@ -370,11 +370,35 @@ def test_a_tensor_that_is_not_in_the_file_is_refused(tmp_path, what, message):
     assert usage() - before < 100 * MEGABYTE
 
 
-def test_many_views_of_one_large_storage_are_refused(tmp_path):
+def test_many_views_of_one_storage_share_its_memory(tmp_path):
     path, count = tmp_path / "a.pt", 2**18
-    views = b"](" + view((count,), (1,), count=count) * 1000 + b"e"
+    one = view((count,), (1,), count=count)
+    archive(path, data_pkl=pickled(b"](" + one * 1000 + b"e"), **{"0": bytes(4 * count)})
+    before = usage()
+    found = read(path)
+    assert len({each.data_ptr() for each in found}) == 1
+    assert len(found) == 1000
+    assert usage() - before < 100 * MEGABYTE
+
+
+def test_views_without_end_are_refused(tmp_path):
+    """Five bytes a view, of arguments that stand in the file once."""
+    call, given = view((4,), (1,))[:-1].split(b"(", 1)
+    views = b"](" + call + b"\x94(" + given + b"\x94" + b"h\x00h\x01R" * 100_000 + b"e"
     with pytest.raises(Refused, match="makes more than 4 times its"):
-        read(archive(path, data_pkl=pickled(views), **{"0": bytes(4 * count)}))
+        read(archive(tmp_path / "a.pt", data_pkl=pickled(views)))
+
+
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_weights_that_share_memory_are_read(tmp_path, form):
+    shared = torch.nn.Linear(700, 700)
+    content = torch.nn.ModuleList([shared] * 12).state_dict()
+    content |= {f"turned{i}.w": content["0.weight"].view(350, 1400) for i in range(12)}
+    found = weights.read(save(tmp_path / "a.pt", content, form))
+    assert found.keys() == content.keys()
+    assert len({value.data_ptr() for value in found.values()}) == 2
+    for name, value in content.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_archives_that_are_larger_than_they_look_are_refused(tmp_path):
@@ -413,6 +437,20 @@ def test_what_is_no_file_is_named(tmp_path):
     for name in ("absent.pt", "fifo", "."):
         with pytest.raises(Refused, match="is not a file: give a file of weights"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (struct.pack("<Q", 61) + b'{"w":{"dtype":"F32","shape":[1]', r"safetensors.*load_file\("),
+        (b"\n<!DOCTYPE html>\n<html>", "is a web page: download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer: download the real"),
+    ],
+)
+def test_formats_that_are_often_taken_for_ours_are_named(tmp_path, start, message):
+    (tmp_path / "a.bin").write_bytes(start + bytes(100))
+    with pytest.raises(Refused, match=rf"a\.bin is a .*{message}|a\.bin {message}"):
+        read(tmp_path / "a.bin")
 
 
 # Any damage
