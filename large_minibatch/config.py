@@ -4,6 +4,7 @@ Section, table and remark numbers are those of arXiv 1706.02677v2. fb is faceboo
 the code whose data augmentation and initialisation the paper uses.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
@@ -70,8 +71,18 @@ class Data:
         require_choice("data.crop", self.crop, ("fb", "torchvision", "pad", "none"))
         require_choice("data.interpolation", self.interpolation, ("bicubic", "bilinear"))
         require_choice("data.bad_images", self.bad_images, ("raise", "skip"))
+        for option, count in (("mean", 3), ("std", 3), ("area", 2)):
+            values = getattr(self, option)
+            if len(values) != count:
+                raise ValueError(f"data.{option}={values} has {len(values)} numbers: give {count}.")
+        for value in self.mean:
+            require_range("data.mean", value, 0, 1)
+        if not min(self.std) > 0:
+            raise ValueError(f"data.std={self.std}: give three numbers above 0, to divide by.")
         require_range("data.flip", self.flip, 0, 1)
         require_range("data.size", self.size, 8, 4096)
+        for option in ("resize", "color_jitter", "lighting", "workers", "limit"):
+            require_range(f"data.{option}", getattr(self, option), 0)
 
 
 @dataclass
@@ -130,6 +141,7 @@ class Norm:
         require_choice("norm.running", self.running, ("mean", "first", "sequential"))
         require_choice("norm.evaluate", self.evaluate, ("mean", "rank0", "precise"))
         require_range("norm.group", self.group, 1)
+        require_range("norm.precise_batches", self.precise_batches, 1)
 
 
 @dataclass
@@ -179,11 +191,15 @@ class Config:
     model: Model = field(default_factory=Model)
 
     def __post_init__(self) -> None:
-        require_range("epochs", self.epochs, 0)
-        require_range("batch_size", self.batch_size, 1)
-        require_range("per_forward", self.per_forward, 1)
-        require_range("median_of", self.median_of, 1)
-        require_range("smoothing", self.smoothing, 0, 1)
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs={self.epochs} is out of range: give a number above 0.")
+        counts = ("batch_size", "per_forward", "per_server", "median_of")
+        for option in (*counts, "log_every", "evaluate_every"):
+            require_range(option, getattr(self, option), 1)
+        for option in ("seed", "mixup", "processes", "threads", "save_every"):
+            require_range(option, getattr(self, option), 0)
+        for option in ("smoothing", "ema"):
+            require_range(option, getattr(self, option), 0, 1)
         require_choice("allreduce", self.allreduce, ("ddp", "ring", "halving_doubling"))
         if self.allreduce == "ddp" and (not self.overlap or self.per_server != 1):
             raise ValueError(

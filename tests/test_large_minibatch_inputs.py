@@ -1,6 +1,7 @@
 """Image folders that hold what they should not: said before the first step, or counted."""
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
+from common.config import typed
+from common.errors import UserError
 from large_minibatch import data, prepare
 from large_minibatch.config import Config, Data, Model, Norm, Rate
 from large_minibatch.train import train
@@ -161,3 +165,19 @@ def test_links_that_lead_up_again_add_no_images(tree, tmp_path):
     assert len(data.build(replace(cfg, in_memory=True), "train")) == 12
     assert prepare.resize(tree, tmp_path / "small", size=8, processes=0) == []
     assert len(list((tmp_path / "small").rglob("*.jpg"))) == 16
+
+
+OUT_OF_RANGE = (
+    *("epochs=0", "epochs=inf", "evaluate_every=0", "evaluate_every=-1", "save_every=-1"),
+    *("log_every=0", "ema=2", "mixup=-1", "data.limit=-2", "data.workers=-1", "data.area=[1]"),
+    *("data.mean=[0.5]", "data.mean=[0,0,9]", "data.std=[0,1,1]", "norm.precise_batches=0"),
+)
+
+
+@pytest.mark.parametrize("option", OUT_OF_RANGE)
+def test_an_option_out_of_range_is_named_in_one_sentence(option):
+    cfg = OmegaConf.merge(Config, {"data": {"root": ""}, "output_dir": ""})
+    cfg.merge_with_dotlist([option])
+    key = option.split("=")[0]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}=.*(give|must be) [^\n]*\.$"):
+        typed(cfg)
