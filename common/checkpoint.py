@@ -64,14 +64,15 @@ def save(
     return path
 
 
-def resume(folder: str | Path, **parts: Any) -> int:
+def resume(folder: str | Path, *, steps: int | None = None, **parts: Any) -> int:
     """Restore `parts` from the newest good checkpoint in `folder`; its step, 0 where there is none.
 
     Also takes the folder's `lock`, removes what a killed run left half-written, and restores the
     random states of torch, CUDA, Python and NumPy (of each rank, if there are as many as before).
     A damaged file is named and the one before it taken. Another host or torch version is reported,
-    and options that have changed are noted in `run.json`. Raises CheckpointError where all files
-    are damaged, or a part, a plain value or an option does not fit.
+    and options that have changed are noted in `run.json`. steps: how many the run trains for, None
+    where it does not train. Raises CheckpointError where all files are damaged, a part, a plain
+    value or an option does not fit, or the run has more than `steps` already.
     """
     lock(folder)
     path = _on_main(lambda: _newest_good(Path(folder)))
@@ -80,6 +81,11 @@ def resume(folder: str | Path, **parts: Any) -> int:
     content = load(path)
     meta, stored = content["meta"], content["parts"]
     changed = _require_same(parts, stored, path)
+    if steps is not None and meta["step"] > steps:
+        raise CheckpointError(
+            f"{folder} has already {meta['step']} steps, more than the {steps} of this run: let it "
+            "train as long, or give another hydra.run.dir=."
+        )
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             _fit(part, stored[name], path)

@@ -62,7 +62,9 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
     parts |= {"categories": training.categories}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
-    start = checkpoint.resume(cfg.output_dir, **parts)
+    start = checkpoint.resume(
+        cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
+    )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
@@ -104,12 +106,12 @@ def train(cfg: Config) -> dict[str, float]:
             log(step, force=True, **scored(final, cfg, validation))
 
     metrics = evaluate(final, cfg, validation, pictures=True)
-    log(cfg.steps, force=True, **metrics)
+    log(max(1, stop), force=True, **metrics)
     log.close()
     result.write(
         cfg.output_dir,
         metrics,
-        steps=cfg.steps,
+        steps=stop,
         seconds=time.time() - started,
         columns=COLUMNS,
     )

@@ -62,7 +62,9 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"average": average} if average else {}
     parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
-    start = checkpoint.resume(cfg.output_dir, **parts)
+    start = checkpoint.resume(
+        cfg.output_dir, steps=None if cfg.only_evaluate else schedule.steps, **parts
+    )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
     elif not start:

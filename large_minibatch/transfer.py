@@ -141,12 +141,15 @@ def train(cfg: TransferConfig) -> dict[str, float]:
     parts |= {"category_ids": training.category_ids, "gpus": recipe.gpus}
     parts |= {"categories": training.categories}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
-    start = checkpoint.resume(cfg.output_dir, **parts)
+    start = checkpoint.resume(
+        cfg.output_dir, steps=None if cfg.only_evaluate else recipe.iterations, **parts
+    )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start)
 
     steps = recipe.iterations
-    loader = training_batches(training, cfg, recipe, start, start if cfg.only_evaluate else steps)
+    stop = start if cfg.only_evaluate else steps
+    loader = training_batches(training, cfg, recipe, start, stop)
     log = Log(cfg.output_dir, steps, every=cfg.log_every, start=start)
     network = dist.wrap(model)
     for step, (images, targets) in enumerate(loader, start + 1):
@@ -176,10 +179,10 @@ def train(cfg: TransferConfig) -> dict[str, float]:
             log(step, force=True, **evaluate(model, validation, cfg))
 
     metrics = evaluate(model, validation, cfg)
-    log(steps, force=True, **metrics)
+    log(max(1, stop), force=True, **metrics)
     log.close()
     seconds = time.time() - started
-    result.write(cfg.output_dir, metrics, steps=steps, seconds=seconds, columns=COLUMNS)
+    result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=COLUMNS)
     return metrics
 
 

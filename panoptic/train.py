@@ -48,7 +48,9 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
-    start = checkpoint.resume(cfg.output_dir, **parts)
+    start = checkpoint.resume(
+        cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
+    )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
@@ -88,10 +90,10 @@ def train(cfg: Config) -> dict[str, float]:
             log(step, force=True, **evaluate(network, cfg, validation))
 
     metrics = evaluate(network, cfg, validation, pictures=True)
-    log(cfg.steps, force=True, **metrics)
+    log(max(1, stop), force=True, **metrics)
     log.close()
     seconds = time.time() - started
-    result.write(cfg.output_dir, metrics, steps=cfg.steps, seconds=seconds, columns=COLUMNS)
+    result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=COLUMNS)
     return metrics
 
 

@@ -52,7 +52,9 @@ def train(cfg: Config) -> dict[str, float]:
     if stage.schedule == "cosine":  # whose rates depend on how long it lasts
         free -= {f"{cfg.stage}.steps"}
     parts |= {"options": Options(cfg, free)}
-    start = checkpoint.resume(cfg.output_dir, **parts)
+    start = checkpoint.resume(
+        cfg.output_dir, steps=None if cfg.only_evaluate else stage.steps, **parts
+    )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, ", ".join(cfg.init))
     if dist.is_main():

@@ -293,6 +293,13 @@ def test_another_batch_size_stops_with_both_numbers(tmp_path: Path) -> None:
     assert resume(tmp_path, **parts(), batch_size=16) == 1
 
 
+def test_a_run_that_is_past_its_end_stops_but_may_be_evaluated(tmp_path: Path) -> None:
+    save(tmp_path, 8, **parts())
+    with pytest.raises(CheckpointError, match="has already 8 steps, more than the 4 of this run"):
+        resume(tmp_path, steps=4, **parts())
+    assert [resume(tmp_path, steps=steps, **parts()) for steps in (8, 9, None)] == [8, 8, 8]
+
+
 @dataclass
 class Data:
     root: str = "/a"

@@ -89,6 +89,14 @@ def test_no_module_has_the_name_of_a_library(project):
     assert not names & (set(sys.stdlib_module_names) | {"datasets", "torch", "hydra"})
 
 
+def test_every_training_tells_resume_how_many_steps_it_has():
+    for project in PROJECTS:
+        for path in (REPOSITORY / project).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "checkpoint.resume":
+                    assert "steps" in {word.arg for word in node.keywords}, path
+
+
 @pytest.mark.parametrize("project", PROJECTS)
 def test_the_readme_has_the_agreed_headings(project):
     text = (REPOSITORY / project / "README.md").read_text()
