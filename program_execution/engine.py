@@ -128,6 +128,9 @@ class ExecutionEngine(nn.Module):
                 f"without a stem the features' {feature_size[0]} channels go to the modules: set "
                 f"module_dim={feature_size[0]}, not {module_dim}."
             )
+        for name, size in (("answers", answers), ("module_dim", module_dim)):
+            if size < 1:
+                raise ValueError(f"{name}={size}: give 1 or more.")
         self.language = Language(tokens, arities)
         self.feature_size = tuple(feature_size)
         self.batch_norm, self.initialisation = batch_norm, initialisation
@@ -253,6 +256,8 @@ class ExecutionEngine(nn.Module):
                 f"features are {tuple(features.shape)}, the engine takes (images, "
                 f"{', '.join(map(str, self.feature_size))}): set feature_size to theirs."
             )
+        if not features.is_floating_point():
+            raise ValueError(f"features are {features.dtype}: give floating point numbers.")
         images = len(features)
         if image_of is None:
             if images != questions:
@@ -261,6 +266,12 @@ class ExecutionEngine(nn.Module):
                     "each program."
                 )
             return list(range(images))
+        kind = image_of.dtype
+        if image_of.dim() != 1 or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+            raise ValueError(
+                f"image_of is {kind} of shape {tuple(image_of.shape)}: give whole numbers, one for "
+                "each program."
+            )
         chosen: list[int] = image_of.tolist()
         if len(chosen) != questions:
             raise ValueError(f"image_of has {len(chosen)} entries for {questions} programs.")

@@ -381,12 +381,20 @@ def test_new_answers_leave_the_old_ones_and_are_never_given():
         ([[4], [4]], (1, 5, 6, 4), None, "give image_of"),
         ([[4], [4]], (1, 5, 6, 4), [0, 1], "question 1 of the batch is about image 1"),
         ([[4], [4]], (1, 5, 6, 4), [0], "1 entries for 2 programs"),
+        ([[4], [4]], (1, 5, 6, 4), [0.0, 0.5], r"image_of is torch.float32 of shape \(2,\): give"),
+        ([[4]], (1, 5, 6, 4), [True], "image_of is torch.bool"),
+        ([[4]], (1, 5, 6, 4), [[0]], r"of shape \(1, 1\): give whole numbers"),
     ],
 )
 def test_bad_input_is_named_with_its_question(programs, features, images, message):
     image_of = None if images is None else torch.tensor(images)
     with pytest.raises(ValueError, match=message):
         engine()(torch.zeros(features), torch.tensor(programs), image_of=image_of)
+
+
+def test_features_have_to_be_floating_point():
+    with pytest.raises(ValueError, match=r"features are torch.int64: give floating"):
+        engine()(torch.zeros(1, 5, 6, 4, dtype=torch.int64), torch.tensor([[4]]))
 
 
 @pytest.mark.parametrize(
@@ -402,6 +410,8 @@ def test_bad_input_is_named_with_its_question(programs, features, images, messag
         ({"tokens": ["<NULL>", "scene"], "arities": [0]}, "1 arities were given for 2"),
         ({"tokens": ["<NULL>", "scene"], "arities": [1, 3]}, "'scene' has arity 3"),
         ({"stem_layers": 0}, "set module_dim=5"),
+        ({"answers": 0}, "answers=0: give 1 or more"),
+        ({"module_dim": -1}, "module_dim=-1: give 1 or more"),
     ],
 )
 def test_options_that_make_no_engine_are_refused_in_a_sentence(options, message):
