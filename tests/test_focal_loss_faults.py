@@ -211,7 +211,8 @@ def worker(parent: int, rank: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_torchrun_with_a_killed_worker_ends_and_resumes_as_two_processes_never_killed(tmp_path):
     def start(name: str, *words: str) -> subprocess.Popen:
-        command = [sys.executable, *words, *RUN, "steps=24", f"hydra.run.dir={tmp_path}/{name}"]
+        command = [sys.executable, *words, *RUN, "steps=24", "processes=2"]
+        command += [f"hydra.run.dir={tmp_path}/{name}"]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         env = environment(FAIR_VISION_TIMEOUT="20")
         return subprocess.Popen(command, cwd=PROJECT, env=env, **streams)
@@ -230,7 +231,7 @@ def test_torchrun_with_a_killed_worker_ends_and_resumes_as_two_processes_never_k
     text, _ = torchrun.communicate(timeout=240)
     assert torchrun.returncode == 0, text
     assert first_step(text) > 3
-    spawned = start("spawned", "train.py", "processes=2")
+    spawned = start("spawned", "train.py")
     text, _ = spawned.communicate(timeout=240)
     assert spawned.returncode == 0, text
     assert_same_run(tmp_path / "killed", tmp_path / "spawned")
