@@ -5,6 +5,7 @@ those of arXiv 1708.02002v2.
 """
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -35,6 +36,15 @@ class Scenes:
     tint: float = 0.5  # how far the floor may be coloured, 0..1
     noise: float = 4.0  # standard deviation of the sensor's noise, in 0..255 levels
     seed: int = 0  # of the world, not of the training
+
+    def __post_init__(self) -> None:
+        require_range("data.scenes.train_images", self.train_images, 1)
+        require_range("data.scenes.val_images", self.val_images, 1)
+        if len(self.objects) != 2 or not 0 <= self.objects[0] <= self.objects[1] >= 1:
+            raise ValueError(
+                f"data.scenes.objects={self.objects} leaves nothing to find: give the least and "
+                "the largest number of an image, such as [1,1]."
+            )
 
 
 @dataclass
@@ -67,6 +77,23 @@ class Data:
         require_choice("data.bad_images", self.bad_images, ("raise", "skip"))
         require_range("data.flip", self.flip, 0, 1)
         require_range("data.pad_multiple", self.pad_multiple, 1, 1024)
+        for name in ("long_side", "test_short_side"):
+            require_range(f"data.{name}", getattr(self, name), 1)
+        for name in ("workers", "limit"):
+            require_range(f"data.{name}", getattr(self, name), 0)
+        if self.resize and (not self.short_side or min(self.short_side) < 1):
+            raise ValueError(
+                f"data.short_side={self.short_side} names no size: give pixels such as [600], or "
+                "data.resize=false to keep the images' own."
+            )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)} is not of three channels: give three "
+                    "numbers."
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std={self.std} is not positive: give numbers above 0.")
 
 
 @dataclass
@@ -136,6 +163,22 @@ class Test:
     per_class: bool = False
     pictures: int = 12  # images to draw, the truth beside the detections
 
+    def __post_init__(self) -> None:
+        require_choice("test.nms_kind", self.nms_kind, ("hard", "soft_linear", "soft_gaussian"))
+        require_choice("test.evaluator", self.evaluator, ("pycocotools", "faster"))
+        for name in ("score", "nms"):
+            require_range(f"test.{name}", getattr(self, name), 0, 1)
+        for name in ("topk", "detections", "batch_size"):
+            require_range(f"test.{name}", getattr(self, name), 1)
+        require_range("test.pictures", self.pictures, 0)
+        for side in self.short_sides:
+            require_range("test.short_sides", side, 1)
+        if self.evaluator == "faster" and find_spec("faster_coco_eval") is None:
+            raise ValueError(
+                "test.evaluator=faster is not installed: run pip install -e '.[fast]', or take "
+                "test.evaluator=pycocotools."
+            )
+
 
 @dataclass
 class Config:
@@ -173,11 +216,17 @@ class Config:
     test: Test = field(default_factory=Test)
 
     def __post_init__(self) -> None:
-        require_range("steps", self.steps, 1)
-        require_range("batch_size", self.batch_size, 1)
-        require_range("lr", self.lr, 0)
-        require_range("accumulate", self.accumulate, 1)
-        require_range("evaluate_images", self.evaluate_images, 0)
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
+            require_range(name, getattr(self, name), 1)
+        for name in ("lr", "bias_lr", "weight_decay", "clip", "warmup"):
+            require_range(name, getattr(self, name), 0)
+        for name in ("threads", "evaluate_every", "evaluate_images"):
+            require_range(name, getattr(self, name), 0)
+        for name in ("momentum", "ema"):
+            require_range(name, getattr(self, name), 0, 0.99999)
+        require_range("warmup_start", self.warmup_start, 0, 1)
+        for share in self.milestones:
+            require_range("milestones", share, 0, 1)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} "

@@ -1,6 +1,8 @@
 """The focal loss project's data, evaluation, figure and tables."""
 
 import json
+import re
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 import focal_loss
 from common import draw
 from common.config import typed
+from common.errors import UserError
 from common.tables import compose_rows
 from focal_loss import cdf, data
 from focal_loss.config import Config
@@ -66,6 +69,25 @@ def test_the_defaults_are_the_paper():
     assert (cfg.loss.gamma, cfg.loss.alpha, cfg.model.prior) == (2, 0.25, 0.01)
     assert (cfg.data.short_side, cfg.data.long_side, cfg.data.flip) == ([600], 1000, 0.5)
     assert (cfg.test.score, cfg.test.topk, cfg.test.nms) == (0.05, 1000, 0.5)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("test.nms_kind=x", "test.evaluator=foo", "test.evaluator=faster", "test.nms=-1"),
+        *("test.score=2", "test.topk=0", "test.detections=0", "test.batch_size=0"),
+        *("test.pictures=-1", "test.short_sides=[0]", "data.limit=-2", "data.workers=-1"),
+        *("data.mean=[0.5]", "data.std=[0,0,0]", "data.short_side=[]", "data.long_side=0"),
+        *("data.scenes.objects=[0,0]", "data.scenes.objects=[3]", "data.scenes.val_images=0"),
+        *("clip=-1", "weight_decay=-1", "momentum=2", "bias_lr=-1", "milestones=[2]", "warmup=-1"),
+        *("warmup_start=2", "ema=2", "save_every=0", "log_every=0", "evaluate_every=-1"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_with_its_name(word, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as where it is not installed
+    key = word.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}=[^\n]*[.?]$"):
+        settings("experiment=smoke", "data.resize=true", word)
 
 
 def test_the_splits_of_the_scenes_share_no_picture(smoke):
