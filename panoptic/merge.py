@@ -36,6 +36,7 @@ Array: TypeAlias = Tensor | np.ndarray
 Semantic: TypeAlias = Array | Sequence[tuple[int, Array]]
 
 CONFIDENCE, OVERLAP, STUFF_AREA = 0.5, 0.5, 64 * 64  # the official script's
+LARGEST_ID = 2**24  # ids of a panoptic PNG are below
 LARGEST_CATEGORY = 2**16  # of a semantic map; beyond it is a mistake, and a table too large
 
 
@@ -60,6 +61,7 @@ def remove_overlaps(
     given = masks
     masks, points = _tensor(masks), _tensor(scores).double().cpu()
     _check_instances(masks, points)
+    check_numbers(confidence=confidence, overlap=overlap)
     order = [i for i in _by_score(points) if points[i] >= confidence]
     if masks.device.type == "cpu":
         found = _claim_cropped(masks.numpy(), order, overlap)
@@ -87,6 +89,7 @@ def add_stuff(
     labels = _tensor(ids)
     if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
+    check_numbers(stuff_area=stuff_area)
     labels = labels.to(torch.int32)
     if first is None:
         first = int(labels.max()) + 1 if labels.numel() else 1
@@ -132,14 +135,19 @@ def join_stuff(
     """The map with one segment for each class that is not among `things`, Sec. 3; its segments.
 
     For the maps of others: ids (H, W) whole numbers, of which negative ones are void, and segments
-    with `id` and `category_id`. Of the segments of a stuff class the first keeps its id.
+    with `id` and `category_id`. Of the segments of a stuff class the first keeps its id. Raises
+    ValueError for ids of 2^24 and more, which no panoptic PNG holds.
     """
     labels = _tensor(ids)
     if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
     labels = labels.long().clamp(min=0)
-    drawn = int(labels.max()) if labels.numel() else 0
-    table = torch.arange(1 + max([drawn, *(segment["id"] for segment in segments)]))
+    numbers = [segment["id"] for segment in segments]
+    if labels.numel():
+        numbers.append(int(labels.max()))
+    if wrong := [number for number in numbers if not 0 <= number < LARGEST_ID]:
+        raise ValueError(f"segment id {wrong[0]} is out of range: give 0 to {LARGEST_ID - 1}")
+    table = torch.arange(1 + max(numbers, default=0))
     first: dict[int, int] = {}
     kept: list[dict[str, Any]] = []
     for segment in segments:
@@ -286,9 +294,21 @@ def _check_instances(masks: Tensor, scores: Tensor) -> None:
         )
     if scores.shape != masks.shape[:1]:
         raise ValueError(f"{len(masks)} masks come with scores of shape {tuple(scores.shape)}")
-    for i, score in enumerate(scores.tolist()):
+    check_scores(scores.tolist())
+
+
+def check_scores(scores: Sequence[float]) -> None:
+    """Raise ValueError for a score that is NaN: it has no place in an order."""
+    for i, score in enumerate(scores):
         if math.isnan(score):
             raise ValueError(f"score {i} is not a number: leave such instances out")
+
+
+def check_numbers(**thresholds: float) -> None:
+    """Raise ValueError for a threshold that is NaN: nothing compares with it."""
+    for name, value in thresholds.items():
+        if math.isnan(value):
+            raise ValueError(f"{name} is not a number: give one")
 
 
 def _check_size(values: Tensor, ids: Tensor, what: str) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .merge import CONFIDENCE, OVERLAP, STUFF_AREA, Disjoint, new_segment, thing_segments
+from .merge import (
+    CONFIDENCE,
+    OVERLAP,
+    STUFF_AREA,
+    Disjoint,
+    check_numbers,
+    check_scores,
+    new_segment,
+    thing_segments,
+)
 
 Runs = np.ndarray  # (R,) int64
 
@@ -38,8 +47,10 @@ def merge_runs(
     """What `merge.merge` gives of the same masks: map (H, W) int32, 0 void, and its segments.
 
     masks: N run lengths; semantic: category ids with theirs. size: height and width. ValueError for
-    two masks of one category of stuff.
+    two masks of one category of stuff, and for a score or threshold that is not a number.
     """
+    check_scores(scores)
+    check_numbers(confidence=confidence, overlap=overlap, stuff_area=stuff_area)
     height, width = size
     owner = np.zeros(height * width, np.int32)
     kept: list[int] = []

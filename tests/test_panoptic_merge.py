@@ -1,5 +1,7 @@
 """The merge: the official figures, an independent procedure on run lengths, and the variants."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -191,6 +193,8 @@ def test_pixels_of_run_lengths_count_down_the_columns():
     assert ids.tolist() == [[1, 1, 1]] * 2
     with pytest.raises(ValueError, match="category 10 has two masks"):
         merge_runs([], [], [], [stuff[0]] * 2, (2, 3))
+    with pytest.raises(ValueError, match="score 1 is not a number"):
+        merge_runs(masks * 2, [0.9, np.nan], [1, 1], [], (2, 3))
 
 
 def test_equal_scores_keep_their_order_and_scores_stay_in_the_segments():
@@ -302,6 +306,13 @@ def test_parts_that_do_not_fit_are_named(change, message):
     parts = dict(zip(("masks", "scores", "labels", "semantic"), given(), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         merge(**parts)
+
+
+@pytest.mark.parametrize("name", ["confidence", "overlap", "stuff_area"])
+def test_a_threshold_that_is_not_a_number_is_named(name):
+    for call in (lambda **nan: merge(*given(), **nan), partial(merge_runs, [], [], [], [], (2, 3))):
+        with pytest.raises(ValueError, match=f"{name} is not a number"):
+            call(**{name: np.nan})
 
 
 def centred(ids):

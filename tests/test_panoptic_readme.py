@@ -107,3 +107,8 @@ def test_stuff_of_a_class_is_joined_into_its_first_segment():
     assert none == []
     with pytest.raises(ValueError, match=r"ids must be whole numbers \(H, W\), not float32"):
         join_stuff(ids.float(), segments, things={1})
+    for number in (10**13, -1):
+        with pytest.raises(ValueError, match=f"segment id {number} is out of range"):
+            join_stuff(ids, [{"id": number, "category_id": 10}], things={1})
+    with pytest.raises(ValueError, match=f"segment id {10**13} is out of range"):
+        join_stuff(torch.full((1, 1), 10**13), [], things={1})
