@@ -186,6 +186,7 @@ class _Batches(Dataset):
 
     skipped: (index, message) of unreadable pictures; message: why there is no batch, with a
     trace where the code is at fault. Carried as values, so that workers need not raise.
+    advice: what to do about an unreadable image but replacing it, appended to the message.
     """
 
     dataset: Dataset
@@ -193,24 +194,31 @@ class _Batches(Dataset):
     seed: int
     retries: int = 0
     groups: Tensor | None = None
+    advice: str = ""
 
     def __getitem__(self, keys: list[Key]) -> tuple[Any, list[tuple[int, str]], tuple[str, str]]:
         skipped: list[tuple[int, str]] = []
         try:
             examples = []
             for epoch, index in keys:
-                where = self._name(index)
+                where, file = self._name(index)
                 examples.append(self._draw(epoch, index, skipped))
-            where = f"putting examples {[index for _, index in keys]} into one batch"
+            where, file = f"putting examples {[index for _, index in keys]} into one batch", ""
             return self.collate(examples), skipped, ("", "")
         except Exception as error:  # carried to the main process, which raises it
             known = errors.sentence(error)
             trace = traceback.format_exc() if known is None else ""
-            return None, skipped, (f"{where}: {known or repr(error)}", trace)
+            message = known or repr(error)
+            if file and file not in message:
+                where += f" ({file})"
+            if isinstance(error, UnreadableImage):
+                message += self.advice
+            return None, skipped, (f"{where}: {message}", trace)
 
-    def _name(self, index: int) -> str:
+    def _name(self, index: int) -> tuple[str, str]:
+        """What to call an example, and its file, "" where the data set tells none."""
         files = getattr(self.dataset, "files", None)
-        return f"example {index}" + ("" if files is None else f" ({files[index]})")
+        return f"example {index}", "" if files is None else str(files[index])
 
     def _draw(self, epoch: int, index: int, skipped: list[tuple[int, str]]) -> Any:
         """The example, or under "skip" the next readable one of its group."""
@@ -311,6 +319,13 @@ class _Steps:
             yield from (share[i : i + n] for i in range(0, len(share), n))
 
 
+def _advice(bad: BadImages | None) -> str:
+    """The way past an unreadable image: to skip it, where the caller has a choice and did not."""
+    if bad is None or bad.policy == "skip":
+        return ""
+    return ", or set data.bad_images=skip to count and replace such images in training"
+
+
 def train_loader(
     dataset: Dataset,
     batch_size: int,
@@ -338,8 +353,9 @@ def train_loader(
     share = len(stream.share(start, rank, world))  # a batch that cannot be shared stops here
     if pieces < 1 or share % pieces:
         raise ValueError(f"pieces={pieces} does not divide the {share} examples of a process")
+    advice = _advice(bad)
     bad = bad or BadImages()
-    batches = _Batches(dataset, collate, seed, bad.allowed(stream.size), stream.groups)
+    batches = _Batches(dataset, collate, seed, bad.allowed(stream.size), stream.groups, advice)
     steps = _Steps(stream, start, stop, rank, world, pieces)
     pin = torch.cuda.is_available() if pin is None else pin
     return _Loader(
@@ -368,11 +384,12 @@ def eval_loader(
         raise ValueError(f"batch_size is {batch_size}: choose at least 1")
     rank = dist.rank() if rank is None else rank
     world = dist.world_size() if world is None else world
+    advice = _advice(bad)
     bad = bad or BadImages()
     mine = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
     steps = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
     return _Loader(
-        _Batches(dataset, collate, 0, bad.allowed(len(dataset))),  # type: ignore[arg-type]
+        _Batches(dataset, collate, 0, bad.allowed(len(dataset)), advice=advice),  # type: ignore
         steps,
         workers,
         bad=bad,

@@ -74,9 +74,9 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
                 )
             yield image
     except _DAMAGE as error:
+        reason = str(error).replace(f" {os.fspath(path)!r}", "")  # Pillow names the file, too
         raise UnreadableImage(
-            f"{path} cannot be read as a picture ({error}): replace the file, or count and "
-            "replace such pictures in training (data.bad_images=skip)"
+            f"{path} cannot be read as an image ({reason}): replace the file"
         ) from error
 
 

@@ -136,7 +136,7 @@ def decoded(source: Pictures, cfg: DataConfig) -> InMemory:
         collate=collate,
         rank=0,
         world=1,
-        bad=BadImages(cfg.bad_images if training else "raise"),
+        bad=BadImages(cfg.bad_images) if training else None,
     )
     parts: list[Batch] = list(
         tqdm(loader, "decode", unit="batch", leave=False, disable=None if dist.is_main() else True)

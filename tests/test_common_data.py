@@ -213,8 +213,16 @@ def test_an_empty_file_stops_training_or_is_replaced_by_policy(pictures):
     (pictures / "cat" / "03.jpg").write_bytes(b"")
     dataset = ImageFolder(pictures)
     bad = dataset.files.index(str(pictures / "cat" / "03.jpg"))
-    with pytest.raises(BadExample, match=f"example {bad} .*03.jpg cannot be read"):
-        list(train_loader(dataset, 12, 0, 1, seed=0))
+    skip = "data.bad_images=skip"
+    for loader, advised in (
+        (train_loader(dataset, 12, 0, 1, seed=0), False),
+        (train_loader(dataset, 12, 0, 1, seed=0, bad=BadImages("raise")), True),
+        (eval_loader(dataset, 4), False),
+    ):
+        with pytest.raises(BadExample, match=f"^example {bad}: .*03.jpg cannot be read") as caught:
+            list(loader)
+        assert str(caught.value).count("03.jpg") == 1
+        assert (skip in str(caught.value)) == advised
     policy = BadImages("skip")
     with pytest.warns(UserWarning, match="picture 1 skipped: .*03.jpg"):
         batches = list(train_loader(dataset, 12, 0, 3, seed=0, bad=policy))
@@ -409,7 +417,9 @@ def test_check_data_counts_classes_and_finds_the_bad_file(pictures, capsys):
     path.write_bytes(path.read_bytes()[:-40])  # the header is still sound
     assert check_data(["image_folder", str(pictures)]) == 0
     assert check_data(["image_folder", str(pictures), "--decode"]) == 2
-    assert "04.jpg cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "04.jpg cannot be read" in said
+    assert "bad_images" not in said  # that is an option of the training
 
 
 @pytest.fixture

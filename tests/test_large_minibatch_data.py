@@ -455,9 +455,9 @@ def test_a_truncated_picture_stops_with_its_name(tree, left):
     path = tree / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
     path.write_bytes(path.read_bytes()[:left])
     cfg = settings(options(tree))
-    with pytest.raises(BadExample, match=f"{path.name} cannot be read as a picture"):
+    with pytest.raises(BadExample, match=f"{path.name} cannot be read as an image"):
         joined(planned(data.build(cfg.data, "train"), cfg, 0, 3))
-    refused(options(tree, in_memory=True), "train", f"{path.name} cannot be read as a picture")
+    refused(options(tree, in_memory=True), "train", f"{path.name} cannot be read as an image")
 
 
 @pytest.mark.filterwarnings("ignore:picture 1 skipped")

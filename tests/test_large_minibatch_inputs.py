@@ -135,6 +135,8 @@ def test_a_fault_of_the_validation_images_shows_before_the_first_step(
             train(cfg)
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert str(caught.value).count("1.jpg") < 2
+        assert "bad_images" not in str(caught.value)  # skips images of the training alone
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
     if fault != "too_small":  # the size of the crop is an option of the training
         assert prepare.main(["check", str(tree), "--name", "folder", "--decode"]) == 2

@@ -80,7 +80,7 @@ def test_resizing_names_unreadable_pictures_and_goes_on(tree, tmp_path, capsys):
     words = ["resize", str(tree), str(tmp_path / "out"), "--size", "16", "--processes", "0"]
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert f"{bad} cannot be read as a picture" in said
+    assert f"{bad} cannot be read as an image" in said
     assert "1 pictures cannot be read and were left out" in said
     assert len(files(tmp_path / "out")) == 8  # 7 pictures and the note of how they were made
 
@@ -174,7 +174,7 @@ def test_checking_names_the_first_bad_file(tree, capsys):
     bad = tree / "val" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG"
     bad.write_bytes(b"")
     assert main(["check", str(tree)]) == 2
-    assert f"bad data: {bad} cannot be read as a picture" in capsys.readouterr().err
+    assert f"bad data: {bad} cannot be read as an image" in capsys.readouterr().err
 
 
 def test_checking_names_a_fault_of_the_layout(flat, tree, capsys):
