@@ -128,9 +128,9 @@ class ExecutionEngine(nn.Module):
                 f"without a stem the features' {feature_size[0]} channels go to the modules: set "
                 f"module_dim={feature_size[0]}, not {module_dim}."
             )
-        for name, size in (("answers", answers), ("module_dim", module_dim)):
-            if size < 1:
-                raise ValueError(f"{name}={size}: give 1 or more.")
+        for name, count in (("answers", answers), ("module_dim", module_dim)):
+            if count < 1:
+                raise ValueError(f"{name}={count}: give 1 or more.")
         self.language = Language(tokens, arities)
         self.feature_size = tuple(feature_size)
         self.batch_norm, self.initialisation = batch_norm, initialisation
