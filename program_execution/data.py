@@ -55,6 +55,11 @@ def vocabulary_of(cfg: DataConfig, *splits: str) -> Vocabulary:
         file = _root(cfg) / f"{HUMANS if people else ''}vocab.json"
         if not file.is_file():
             command = "humans" if people else "clevr"
+            if (file.parent / "questions").is_dir() and not people:
+                raise ValueError(
+                    f"{file.parent} is a download (data.root): give the folder that "
+                    f"`python prepare.py clevr {file.parent} OUT` writes, OUT."
+                )
             raise ValueError(f"{file} does not exist (data.root): prepare.py {command} makes it.")
         return Vocabulary.load(file)
     words = vocabulary.build(_made(cfg, names[0].removeprefix(HUMANS)).questions)

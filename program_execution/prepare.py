@@ -25,6 +25,7 @@ from common.clevr import arrays, builtin, features, questions, scene_graph, voca
 from common.clevr.vocabulary import Vocabulary
 from common.errors import sentence
 
+SPLITS = ("train", "val")  # where none are asked for
 WORDS = 10  # times that a word of people must occur, as in the public code
 
 
@@ -64,7 +65,8 @@ def encode(
     if expand:
         known = vocabulary.expand(known, asked, min_count)
         known.save(out.parent / "humans_vocab.json")
-    rows = arrays.encode(asked, known)
+    with questions.naming(source):
+        rows = arrays.encode(asked, known)
     if out.suffix in arrays.H5_SUFFIXES:
         arrays.write_h5(out, rows, known)
     else:
@@ -110,15 +112,19 @@ def clevr(
     root: str | Path,
     out: str | Path,
     *,
-    splits: Sequence[str] = ("train", "val"),
+    splits: Sequence[str] | None = None,
     released: bool = False,
     weights: str = "IMAGENET1K_V1",
     half: bool = True,
     workers: int = 4,
     again: bool = False,
 ) -> None:
-    """Questions and features of a download of CLEVR or CoGenT; the first split makes vocab.json."""
+    """Questions and features of a download of CLEVR or CoGenT; the first split makes vocab.json.
+
+    splits: by default train, and val where it is there.
+    """
     root, out = Path(root), Path(out)
+    splits = _chosen(root, splits)
     files = {split: questions.find_questions(root, split) for split in splits}
     for split in splits:
         if not (root / "images" / split).is_dir():
@@ -141,16 +147,32 @@ def clevr(
         )
 
 
+def _chosen(root: Path, asked: Sequence[str] | None) -> Sequence[str]:
+    """The splits that are asked for, by default those of `SPLITS` that `root` has."""
+    if asked is not None:
+        return asked
+    there = [split for split in SPLITS if questions.has_questions(root, split)]
+    if root.is_dir() and SPLITS[0] not in there:  # whose words the others are numbered by
+        raise ValueError(
+            f"{root} has no questions of {SPLITS[0]!r}: name the splits that it has with --splits, "
+            f"the training split first; {questions.EXPECTED}"
+        )
+    if there and len(there) < len(SPLITS):
+        print(f"note: {root} has questions of {there[0]} alone")
+    return there or SPLITS
+
+
 def humans(
     root: str | Path,
     out: str | Path,
     *,
-    splits: Sequence[str] = ("train", "val"),
+    splits: Sequence[str] | None = None,
     min_count: int = WORDS,
     again: bool = False,
 ) -> None:
     """CLEVR-Humans' questions beside CLEVR's; the first split's words extend the vocabulary."""
     out = Path(out)
+    splits = _chosen(Path(root), splits)
     further = out / "humans_vocab.json"
     for number, split in enumerate(splits):
         file = questions.find_questions(root, split)
@@ -207,13 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c = commands.add_parser("clevr", help="all of a download of CLEVR or CoGenT")
     c.add_argument("root", type=Path)
     c.add_argument("out", type=Path)
-    c.add_argument("--splits", nargs="+", default=["train", "val"])
+    c.add_argument("--splits", nargs="+", help="the training split first")
     c.add_argument("--released", action="store_true", help="the published models' vocabulary")
     _for_features(c)
     c = commands.add_parser("humans", help="CLEVR-Humans' questions beside CLEVR's")
     c.add_argument("root", type=Path)
     c.add_argument("out", type=Path)
-    c.add_argument("--splits", nargs="+", default=["train", "val"])
+    c.add_argument("--splits", nargs="+", help="the training split first")
     c.add_argument("--min-count", type=int, default=WORDS, help="times that a new word must occur")
     c = commands.add_parser("questions", help="one questions file")
     c.add_argument("source", type=Path)

@@ -3,6 +3,8 @@
     python symbolic.py questions=FILE.json scenes=FILE.json    # do all programs give their answers?
     python symbolic.py questions=FILE.json scenes=FILE.json unique=first
 
+Exit code 0: all give them, 1: some do not, 2: one sentence about the files.
+
 `model.engine=symbolic` puts it into the place of the engine: with true programs an upper bound,
 with the generator's what is lost by the programs alone.
 """
@@ -80,8 +82,16 @@ def check(options: Options) -> dict[str, float]:
             f"{options.scenes} has no scene of image {lacking.image_index}, which question "
             f"{lacking.index} of {options.questions} asks about: give the scenes of its split."
         )
+    for q in asked:
+        name = graphs[place[q.image_index]].image_filename
+        if name != q.image_filename:
+            raise ValueError(
+                f"image {q.image_index} is {name} in {options.scenes}, but question {q.index} of "
+                f"{options.questions} asks about {q.image_filename}: give the scenes of its split."
+            )
     words = vocabulary.build(asked)
-    rows = arrays.encode(asked, words)
+    with questions.naming(options.questions):
+        rows = arrays.encode(asked, words)
     if rows.programs is None or rows.answers is None:
         raise ValueError(f"{options.questions} has no programs or no answers to check.")
     scene_of = np.array([place[q.image_index] for q in asked])
@@ -115,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options = OmegaConf.structured(Options)
     options.merge_with_dotlist(given)
-    check(typed(options))
+    if check(typed(options))["overall"] < 100:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

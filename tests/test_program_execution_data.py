@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.clevr import arrays, builtin, questions
+from common.clevr import arrays, builtin, questions, scene_graph
 from common.clevr.vocabulary import Vocabulary
 from program_execution import batches, check_data, data, prepare, symbolic, train
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Tune
@@ -301,7 +301,9 @@ def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
     assert "100.00 % as their answers say" in capsys.readouterr().out
     names = {row["image_filename"] for row in json.loads(file.read_text())["questions"]}
     assert names <= {path.name for path in (tmp_path / "images" / "train").iterdir()}
-    words = ["clevr", out, f"{out}/ready", "--splits", "train", "--weights", "none"]
+    with pytest.raises(ValueError, match=r"is a download .*: give .* `python prepare.py clevr"):
+        check_data.main([out])
+    words = ["clevr", out, f"{out}/ready", "--weights", "none"]  # of train alone, as there is
     words += ["--float32", "--workers", "0"]  # random features may be too large for float16
     assert prepare.main(words) == 0
     cfg = Data(name="clevr", root=f"{out}/ready", workers=0)
@@ -311,6 +313,25 @@ def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().out
 
 
+def test_programs_that_do_not_give_their_answers_end_with_1_and_other_scenes_with_a_sentence(
+    tmp_path, capsys
+):
+    made = builtin.build(split="train", images=2, per_image=2, objects=(3, 5))
+    file, scenes = tmp_path / "questions.json", tmp_path / "scenes.json"
+    words = [f"questions={file}", f"scenes={scenes}"]
+    scene_graph.write_scenes(scenes, made.scenes)
+    wrong = "no" if made.questions[0].answer == "yes" else "yes"
+    changed = [replace(made.questions[0], answer=wrong), *made.questions[1:]]
+    questions.write_questions(file, changed)
+    with pytest.raises(SystemExit, match="1"):
+        symbolic.main(words)
+    assert "1 x another answer" in capsys.readouterr().out
+    others = [replace(q, image_filename=f"CLEVR_test_{i}.png") for i, q in enumerate(changed)]
+    questions.write_questions(file, others)
+    with pytest.raises(ValueError, match=r"questions.json asks about CLEVR_test_0.png: give the"):
+        symbolic.main(words)
+
+
 def test_prepare_names_what_is_wrong(tmp_path, capsys):
     assert prepare.main(["clevr", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "no questions of 'train'" in capsys.readouterr().err
@@ -318,6 +339,21 @@ def test_prepare_names_what_is_wrong(tmp_path, capsys):
     bad.write_text('{"questions": [{"question": "Is it?", "image_index": "x"}]}')
     assert prepare.main(["questions", str(bad), str(tmp_path / "out"), "--build"]) == 2
     assert "question 0" in capsys.readouterr().err
+    (tmp_path / "CLEVR_trainA_questions.json").touch()
+    assert prepare.main(["clevr", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "with --splits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacking", ["answer", "program"])
+def test_a_question_without_its_answer_or_program_is_named_with_its_file(
+    lacking, prepared, tmp_path
+):
+    _, made = prepared
+    source = tmp_path / "CLEVR_train_questions.json"
+    spoilt_ = [replace(made.questions[0], **{lacking: None}), *made.questions[1:]]
+    questions.write_questions(source, spoilt_)
+    with pytest.raises(ValueError, match=f"train_questions.json: question 0 .* has no {lacking}"):
+        prepare.encode(source, tmp_path / "out", build=True)
 
 
 def test_the_real_questions_are_answered_by_their_programs(shared_data):

@@ -7,6 +7,7 @@ they name functions, answers and families; here all become the same `Question`.
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,15 @@ def read_questions(path: str | Path) -> list[Question]:
         return [_question(row, i, str(path), programs) for i, row in enumerate(rows)]
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the questions file in front of what a ValueError says of one of its questions."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     """Write a questions file in the released form, which `read_questions` reads back unchanged."""
     rows = [_row(question) for question in questions]
@@ -76,15 +86,26 @@ def find_questions(root: str | Path, split: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; {EXPECTED}")
+    candidates = _candidates(root, split)
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise ValueError(f"no questions of {split!r}: {candidates[0]} does not exist; {EXPECTED}")
+
+
+def has_questions(root: str | Path, split: str) -> bool:
+    """Whether `find_questions` finds a file."""
+    return any(file.is_file() for file in _candidates(Path(root), split))
+
+
+def _candidates(root: Path, split: str) -> list[Path]:
+    """Where the questions file of a split may be, machine-made ones first."""
     names = [f"CLEVR_{split}_questions.json"]
     humans = [f"CLEVR-Humans-{split}.json", f"CLEVR_humans_{split}.json"]
     candidates = [folder / name for folder in (root / "questions", root) for name in names]
     for folder in (root, root / "questions", root / "CLEVR-Humans", root / "CLEVR_humans"):
         candidates += [folder / name for name in humans]
-    for file in candidates:
-        if file.is_file():
-            return file
-    raise ValueError(f"no questions of {split!r}: {candidates[0]} does not exist; {EXPECTED}")
+    return candidates
 
 
 def skeleton(nodes: Sequence[Node]) -> tuple[str, ...]:
