@@ -15,6 +15,7 @@ catches it, counts, and goes on with the next one.
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -94,9 +95,11 @@ class Log:
             self._open((step if force else step - 1) if self.start is None else self.start)
         self.last = step
         if force:
+            numbers = {name: _number(value) for name, value in values.items()}
             if step == self.start:  # a finished run that is evaluated again
-                self._keep(lambda line: line["step"] != step or not values.keys() <= line.keys())
-            self._record(step, {name: _number(value) for name, value in values.items()})
+                known = {name for name, value in numbers.items() if not math.isnan(value)}
+                self._keep(lambda line: line["step"] != step or not known <= line.keys())
+            self._record(step, numbers)
             return
         for name, value in values.items():
             sum_, count = self.values.get(name, (0.0, 0))
@@ -172,6 +175,7 @@ class Log:
 
     def _send(self, step: int, values: dict[str, float]) -> None:
         """Hand `values` to TensorBoard."""
+        os.stat(self.folder)  # one that was removed fails here, not in TensorBoard's thread
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
         self.events.flush()
@@ -181,11 +185,15 @@ class Log:
         return round(self.earlier + time.time() - self.began, 2)
 
     def _describe(self, seconds: float | None) -> None:
-        """Write `run.json`; `seconds` are None as long as the run is under way."""
+        """Write `run.json`; `seconds` are None as long as the run is under way.
+
+        A resumed run keeps the command and the start of the first one.
+        """
         start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.began))
         facts = machine.facts() | {"start": start, "seconds": seconds}
-        changed = files.read_json(self.folder / "run.json").get("changed")
-        facts |= {"changed": changed} if changed else {}
+        kept = ["changed", "command", "start"] if self.start else ["changed"]
+        before = files.read_json(self.folder / "run.json")
+        facts |= {key: before[key] for key in kept if before.get(key)}
         files.write_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
 
     def _guard(self, write: Callable[[], Any]) -> None:

@@ -116,7 +116,8 @@ def train_all(cfg: Config) -> dict[str, float]:
         if ended(part) is None:
             datasets(part)  # the faults of its splits show before the first stage
     total = sum(part.of_stage().steps for part in stages_of(cfg))
-    record = log.Log(cfg.output_dir, total, every=cfg.log_every, start=0)
+    start = sum(part.of_stage().steps for part in stages_of(cfg) if ended(part) is not None)
+    record = log.Log(cfg.output_dir, total, every=cfg.log_every, start=start)
     found: dict[str, dict[str, float]] = {}
     lines: list[dict[str, Any]] = []
     for part in stages_of(cfg):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,11 @@ def test_resuming_removes_the_lines_after_the_resumed_step(tmp_path: Path, resum
 
 def test_a_finished_run_that_is_evaluated_again_has_one_line_of_metrics(tmp_path: Path) -> None:
     log = train(tmp_path, 0, 10)
-    log(10, force=True, AP=1.0)
+    log(10, force=True, AP=1.0, AP_small=math.nan)
     log.close()
     for start in (10, None):
         again = Log(tmp_path, 10, every=2, start=start)
-        again(10, force=True, AP=2.0)
+        again(10, force=True, AP=2.0, AP_small=math.nan)
         again.close()
     found = lines(tmp_path)
     assert [line["step"] for line in found] == [2, 4, 6, 8, 10, 10]
@@ -183,6 +184,30 @@ def test_a_full_disk_is_told_once_and_the_training_goes_on(
     assert err.count("WARNING") == 1
     assert "No space left on device" in err
     assert len(out.splitlines()) == 5, "the console still shows all"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_folder_that_is_removed_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    log = train(tmp_path / "run", 0, 4)
+    shutil.rmtree(tmp_path / "run")
+    for step in range(5, 11):
+        log(step, loss=torch.tensor(1.0))
+    log.close()
+    assert capsys.readouterr().err.splitlines() == [
+        f"WARNING: the log in {tmp_path}/run cannot be written (No such file or directory); the "
+        "training goes on without it."
+    ]
+
+
+def test_a_resumed_run_keeps_its_command_and_its_start(tmp_path: Path) -> None:
+    first = {"command": ["train.py", "lr=1"], "start": "2026-01-01T00:00:00+0000"}
+    for start, kept in ((10, True), (0, False)):
+        (tmp_path / "run.json").write_text(json.dumps(first))
+        train(tmp_path, start, 10).close()
+        run = json.loads((tmp_path / "run.json").read_text())
+        assert [run[key] == value for key, value in first.items()] == [kept, kept]
 
 
 def test_an_interval_below_one_step_is_refused(tmp_path: Path) -> None:
