@@ -40,6 +40,19 @@ def warmup_multistep(
     return LambdaLR(optimizer, factor)
 
 
+def follow(schedule: LambdaLR) -> None:
+    """Give the optimizer the rates that `schedule` has at its step; call it after a resume.
+
+    The checkpoint holds the rate that the run of before had next, which is another one where the
+    length of the run, and with it the schedule, has changed.
+    """
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
 def _factor(done: int, *, drops: list[int], warmup: int, start: float, gamma: float) -> float:
     """Factor on the rate after `done` iterations."""
     rise = min(1.0, start + (1 - start) * done / warmup) if warmup else 1.0

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Log, require_finite
-from common.optim import parameter_groups, warmup_multistep
+from common.optim import follow, parameter_groups, warmup_multistep
 from common.options import Options
 from focal_loss import data, weights
 from focal_loss.config import MAY_CHANGE, Config
@@ -65,6 +65,7 @@ def train(cfg: Config) -> dict[str, float]:
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
     )
+    follow(schedule)  # `steps` may have changed
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 

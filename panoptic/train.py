@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from common import checkpoint, config, dist, result, versus
 from common.data import seed_everything
 from common.log import Log, require_finite
-from common.optim import parameter_groups, warmup_multistep
+from common.optim import follow, parameter_groups, warmup_multistep
 from common.options import Options
 from panoptic import data, model, weights
 from panoptic.config import MAY_CHANGE, Config
@@ -51,6 +51,7 @@ def train(cfg: Config) -> dict[str, float]:
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
     )
+    follow(schedule)  # `steps` may have changed
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
 
@@ -77,9 +78,10 @@ def train(cfg: Config) -> dict[str, float]:
                 sums[name] = sums.get(name, 0) + value.detach()
         if cfg.clip:
             torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip)
+        rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
-        log(step, force=step == 1, **sums, lr=schedule.get_last_lr()[0])
+        log(step, force=step == 1, **sums, lr=rate)
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)

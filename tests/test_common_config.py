@@ -18,10 +18,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
 from common.config import explain, require_choice, require_range, run, typed
 from common.errors import UserError
-from common.optim import parameter_groups, warmup_multistep
+from common.optim import follow, parameter_groups, warmup_multistep
 from tests.commands import Commands
 
 APP = """
@@ -280,20 +281,27 @@ def test_the_schedule_warms_up_and_drops() -> None:
     assert rates == pytest.approx([0.3 * factor for factor in factors])
 
 
-def test_the_schedule_resumes_with_the_milestones_given_now() -> None:
-    def schedule(milestones: list[int]):  # type: ignore[no-untyped-def]
-        return warmup_multistep(SGD([nn.Parameter(torch.zeros(1))], 1.0), milestones=milestones)
+@pytest.mark.parametrize("done", [2, 3, 6])  # in the warm-up, at the old drop, behind it
+def test_a_resumed_schedule_has_the_rates_of_one_that_was_as_long_from_the_start(done: int) -> None:
+    def schedule(milestone: int) -> LambdaLR:
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], 0.3)
+        return warmup_multistep(optimizer, milestones=[milestone], warmup=3)
 
-    old = schedule([2])
-    for _ in range(3):
-        old.optimizer.step()
-        old.step()
-    assert old.get_last_lr() == [pytest.approx(0.1)]
-    new = schedule([5])
+    def rates(schedule: LambdaLR, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            found.append(schedule.optimizer.param_groups[0]["lr"])
+            assert schedule.get_last_lr() == found[-1:]
+            schedule.optimizer.step()
+            schedule.step()
+        return found
+
+    old, new = schedule(3), schedule(8)
+    rates(old, done)
+    new.optimizer.load_state_dict(old.optimizer.state_dict())
     new.load_state_dict(old.state_dict())
-    new.optimizer.step()
-    new.step()
-    assert new.get_last_lr() == [1.0]
+    follow(new)
+    assert rates(new, 10 - done) == rates(schedule(8), 10)[done:]
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def assert_close(found: State, expected: State) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def rates(folder: Path) -> dict[int, float]:
+    """The learning rates that were logged, by step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["lr"] for line in lines if "lr" in line}
+
+
 def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path, monkeypatch):
     scored: list[State] = []
 
@@ -137,8 +143,10 @@ def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path, mon
     OmegaConf.save(OmegaConf.structured(cfg), tmp_path / ".hydra" / "config.yaml")
     assert_close(analyse.load(tmp_path)[0].state_dict(), averages[-1])
     checkpoint.unlock(tmp_path)
-    lines = [json.loads(line) for line in Path(tmp_path, "metrics.jsonl").read_text().splitlines()]
-    assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([0.05, 0.02])
+    assert rates(tmp_path) == pytest.approx({1: 0.05, 3: 0.02})
+    train.train(replace(cfg, steps=5, log_every=1))  # whose drop is after step 4, not 2
+    checkpoint.unlock(tmp_path)
+    assert rates(tmp_path) == pytest.approx({1: 0.05, 3: 0.02, 4: 0.2, 5: 0.02})
 
 
 def test_a_batch_that_gives_no_equal_pieces_stops_before_the_first_step(monkeypatch):

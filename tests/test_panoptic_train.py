@@ -124,6 +124,16 @@ def test_resuming_gives_the_same_weights_as_never_stopping(whole, tmp_path):
     assert all(torch.equal(a[key], b[key]) and torch.equal(a[key], c[key]) for key in a)
 
 
+def test_a_run_made_longer_has_the_rates_of_the_longer_one_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("panoptic.train.evaluate", lambda *_, **__: dict.fromkeys(COLUMNS, 0.0))
+    for steps in (2, 6):  # drops at 1 and 2, then at 4 and 5
+        finished(settings(tmp_path, steps=steps, warmup=0))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["lr"] for line in lines if "lr" in line}
+    factors = {1: 1, 2: 0.1, 3: 1, 4: 1, 5: 0.1, 6: 0.01}
+    assert rates == pytest.approx({step: 0.02 * factor for step, factor in factors.items()})
+
+
 def test_a_finished_run_started_again_only_evaluates(whole, capsys):
     folder, metrics = whole
     before = weights(folder, 4)
