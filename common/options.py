@@ -13,10 +13,17 @@ from typing import Any
 
 
 class Options:
-    """The fields of a configuration by dotted name, without `output_dir`; `versus` is no option."""
+    """The fields of a configuration by dotted name, without `output_dir`; `versus` is no option.
 
-    def __init__(self, cfg: Any, may_change: Iterable[str]) -> None:
+    processes: their number, where the loss or a norm is of one process's share of the batch, so
+    that another number would give another result; 0 where it would not. The option `processes`
+    does not tell, as 0 stands for every GPU of the machine.
+    """
+
+    def __init__(self, cfg: Any, may_change: Iterable[str], *, processes: int = 0) -> None:
         self.values = dict(_flat(cfg))
+        if processes:
+            self.values["number of processes"] = processes
         self.may_change = tuple(may_change)
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,13 +61,13 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "history": history}
     parts |= {"average": average} if average else {}
     parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
-    parts |= {"options": Options(cfg, MAY_CHANGE)}
+    parts |= {"options": Options(cfg, MAY_CHANGE, processes=fixed_processes(cfg))}
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else schedule.steps, **parts
     )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
-    elif not start:
+    elif start < schedule.steps:  # a resumed run may have another data.val
         data.look_through(validation, cfg)  # its faults show now, not after an epoch
 
     stop = start if cfg.only_evaluate else schedule.steps
@@ -130,6 +130,7 @@ def train(cfg: Config) -> dict[str, float]:
 def planned(cfg: Config, examples: int) -> tuple[recipe.Plan, recipe.Schedule]:
     """How a step is computed, and the rate of each step, from the minibatch alone, Sec. 2."""
     plan, rate = data.plan_of(cfg, examples), cfg.rate
+    require_statistics(cfg, plan)
     if cfg.norm.kind != "ghost" and plan.accumulation > 1 and dist.is_main():
         print(
             f"norm.kind={cfg.norm.kind}: batch norm takes its statistics over {plan.per_forward} "
@@ -150,6 +151,35 @@ def planned(cfg: Config, examples: int) -> tuple[recipe.Plan, recipe.Schedule]:
         factor=rate.factor,
     )
     return plan, schedule
+
+
+def require_statistics(cfg: Config, plan: recipe.Plan) -> None:
+    """Raise ValueError where norms without groups would take their statistics over one image.
+
+    Normalised by itself alone, an image tells the network nothing of the others; and where a layer
+    has one pixel left, its variance is 0.
+    """
+    together = plan.processes if cfg.norm.kind == "sync" else 1
+    if cfg.norm.kind == "ghost" or plan.per_forward * together > 1:
+        return
+    remedy = f"set per_forward={plan.per_process} or another batch_size"
+    if plan.per_process == 1:
+        remedy = f"set batch_size={2 * plan.processes} or more"
+    raise ValueError(
+        f"norm.kind={cfg.norm.kind}: batch_size={cfg.batch_size} over processes={plan.processes} "
+        f"can only be computed one image at a time with per_forward={cfg.per_forward}, which "
+        f"leaves batch norm no statistics: {remedy}."
+    )
+
+
+def fixed_processes(cfg: Config) -> int:
+    """The number of processes where a norm's statistics depend on it, Sec. 2.3; 0: it may change.
+
+    A worker's are over its share of the minibatch, synchronised ones over a forward of all.
+    """
+    accumulates = cfg.per_forward < cfg.batch_size
+    depends = cfg.norm.kind == "worker" or (cfg.norm.kind == "sync" and accumulates)
+    return dist.world_size() if depends and not cfg.only_evaluate else 0
 
 
 def solver(cfg: Config, model: nn.Module, lr: float) -> Optimizer:

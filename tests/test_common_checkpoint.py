@@ -346,6 +346,22 @@ def test_options_that_shape_the_result_stop_with_both_values_and_others_are_note
     assert notes == [{"step": 2, "options": {"steps": [2, 4], "data.root": ["/a", "/b"]}}]
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "stops"), [(2, 2, False), (2, 4, True), (0, 4, False), (2, 0, False)]
+)
+def test_the_number_of_processes_stays_where_it_shapes_the_result(
+    before: int, now: int, stops: bool, tmp_path: Path
+) -> None:
+    cfg = Config()
+    save(tmp_path, 1, weight=torch.ones(1), options=Options(cfg, (), processes=before))
+    options = Options(cfg, (), processes=now)
+    if not stops:
+        assert resume(tmp_path, weight=torch.ones(1), options=options) == 1
+        return
+    with pytest.raises(CheckpointError, match="processes=2, this run has number of processes=4"):
+        resume(tmp_path, weight=torch.ones(1), options=options)
+
+
 def test_a_checkpoint_from_before_options_were_kept_resumes(tmp_path: Path) -> None:
     save(tmp_path, 1, weight=torch.ones(1))
     assert resume(tmp_path, weight=torch.ones(1), options=Options(Config(), ())) == 1

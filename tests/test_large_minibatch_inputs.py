@@ -143,6 +143,17 @@ def test_a_fault_of_the_validation_images_shows_before_the_first_step(
         assert said in capsys.readouterr().err
 
 
+def test_a_resumed_run_checks_the_images_that_it_will_evaluate(tree, tmp_path):
+    cfg = settings(tree, str(tmp_path / "run"))
+    train(cfg)
+    cut(tree / "val" / "dog" / "1.jpg")
+    with pytest.raises(ValueError, match=r"1\.jpg cannot be read"):
+        train(replace(cfg, epochs=2.0))
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"step": 3' in steps
+    assert '"step": 4' not in steps
+
+
 @pytest.mark.filterwarnings("ignore:picture 1 skipped", "ignore:image 1 skipped")
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("fault", UNREADABLE)

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common import checkpoint
+from common import checkpoint, dist
 from common.data import SampleStream
 from large_minibatch import data
 from large_minibatch.augment import Augment
 from large_minibatch.config import Config, Data, Model, Norm, Rate, Scenes, Solver
 from large_minibatch.memory import InMemory
 from large_minibatch.model import resnet
-from large_minibatch.train import planned, train
+from large_minibatch.train import fixed_processes, planned, train
 
 GRID = [
     (kind, batch_size, group, per_forward)
@@ -96,6 +96,41 @@ def test_a_run_says_over_how_many_images_plain_batch_norm_works(capsys):
     assert "norm.kind=worker: batch norm takes its statistics over 240" in capsys.readouterr().out
     planned(Config(batch_size=480, data=Data(root="")), 1000)  # groups of 32
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "processes", "remedy"),
+    [
+        ("worker", 13, 1, "set per_forward=13 or another batch_size"),
+        ("worker", 4, 4, "set batch_size=8 or more"),
+        ("sync", 13, 1, "set per_forward=13 or another batch_size"),
+        ("sync", 4, 4, ""),  # four images, of as many processes
+        ("worker", 16, 1, ""),
+        ("ghost", 1, 1, ""),  # asked for
+    ],
+)
+def test_plain_batch_norm_over_one_image_stops(kind, batch_size, processes, remedy, monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: processes)
+    cfg = Config(
+        batch_size=batch_size, per_forward=7, norm=Norm(kind=kind, group=1), data=Data(root="")
+    )
+    if not remedy:
+        planned(cfg, 1000)
+        return
+    named = f"batch_size={batch_size} over processes={processes} .* per_forward=7"
+    with pytest.raises(ValueError, match=f"norm.kind={kind}: {named}.*: {remedy}"):
+        planned(cfg, 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_forward", "fixed"),
+    [("ghost", 256, 0), ("worker", 256, 2), ("sync", 256, 0), ("sync", 64, 2)],
+)
+def test_statistics_of_a_process_fix_the_number_of_processes(kind, per_forward, fixed, monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    cfg = Config(per_forward=per_forward, norm=Norm(kind=kind), data=Data(root=""))
+    assert fixed_processes(cfg) == fixed
+    assert fixed_processes(replace(cfg, only_evaluate=True)) == 0
 
 
 def test_a_plan_of_other_processes_is_refused(monkeypatch):
