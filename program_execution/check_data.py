@@ -9,6 +9,9 @@ which training or evaluation would. Exit code 0: no fault, 2: one sentence about
 programs give their answers on the scenes is what symbolic.py checks.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -63,7 +66,7 @@ def _describe(dataset: batches.Questions) -> None:
     if dataset.programs is None or rows.types is None:
         print("without programs, so of unknown types")
         return
-    malformed = SymbolicEngine(dataset.words).malformed(torch.from_numpy(dataset.programs[:, 1:]))
+    malformed = SymbolicEngine(dataset.words).malformed(torch.tensor(dataset.programs[:, 1:]))
     print(f"{int(malformed.sum())} with a program that is no well-typed tree")
     for kind, name in enumerate(TYPES):
         print(f"  {name:<15} {(rows.types == kind).sum():>8}")

@@ -208,7 +208,8 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
         lacking = f"{name}_questions" if rows is None else f"{base}_features"
         raise ValueError(
             f"{root}/{lacking} does not exist (data.root): expected vocab.json, {name}_questions "
-            f"(.h5 or a folder) and {base}_features (.h5 or .npy); prepare.py makes them."
+            f"(.h5 or a folder) and {base}_features (.h5 or .npy); prepare.py makes them. Other "
+            "splits are named by data.train and data.val, or --splits of check_data.py."
         )
     scenes = None
     if cfg.scenes:

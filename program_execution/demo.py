@@ -11,6 +11,9 @@ what out= names: the maps are those of `engine.module_maps`. Features of a pictu
 torchvision's ResNet-101, whose weights are downloaded, or weights=FILE.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -78,7 +81,7 @@ def answer(options: Options) -> draw.Drawing:
     print(f"→ {drawing.answer or 'no engine, no answer'}{truth}")
     if options.question:
         drawing = replace(drawing, question=options.question)
-    draw.programs(options.out, [drawing])
+    draw.programs(options.out, [drawing], title=draw.DIRECTIONS)
     print(f"drawn in {options.out}")
     return drawing
 

@@ -18,6 +18,7 @@ HEAD = 0.32  # of a line of text
 GAP, EDGE = 0.1, 0.15  # between functions, and around all
 Spot = tuple[float, float]  # column and row
 LONGEST, LONGEST_PROGRAM = 90, 150  # characters of a question, of a program in one line
+DIRECTIONS = "front is towards the viewer, lower in the image; behind is higher"
 RIGHT, WRONG = "#1f7a3d", "#b3261e"  # colours of what is known to be so
 
 

@@ -153,4 +153,4 @@ def pictures(network: Network, cfg: Config, dataset: batches.Questions) -> None:
         return
     drawings = explain.drawings(network, cfg, dataset, cfg.evaluate.pictures)
     if drawings:
-        draw.programs(Path(cfg.output_dir, "programs.png"), drawings)
+        draw.programs(Path(cfg.output_dir, "programs.png"), drawings, title=draw.DIRECTIONS)

@@ -307,6 +307,8 @@ def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
     words += ["--float32", "--workers", "0"]  # random features may be too large for float16
     assert prepare.main(words) == 0
     cfg = Data(name="clevr", root=f"{out}/ready", workers=0)
+    with pytest.raises(ValueError, match=r"val_questions does not exist .* or --splits of check"):
+        check_data.main([cfg.root])
     ready = data.build(cfg, "train", data.vocabulary_of(cfg, "train"))
     assert ready.features.shape == (2, 1024, 14, 14)
     assert prepare.main(words) == 0

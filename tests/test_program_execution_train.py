@@ -351,6 +351,15 @@ def test_pictures_show_as_many_kinds_of_questions_as_there_are(whole):
     assert len(set(explain.varied(dataset, len(dataset) + 9))) == len(dataset)
 
 
+def test_front_is_lower_in_a_scene_drawn_from_above_as_the_picture_says(whole, monkeypatch):
+    scene = datasets(replace(whole[0], stage="pg"))[2]["valA"].scenes[0]
+    monkeypatch.setattr(draw, "ground", lambda things: things)
+    rows = [row for _, row, *_ in explain.from_above(scene)]
+    in_front = [np.dot(thing.position, scene.directions["front"]) for thing in scene.things]
+    assert np.argsort(rows).tolist() == np.argsort(in_front).tolist()  # row 0 is the uppermost
+    assert "front is towards the viewer, lower in the image" in draw.DIRECTIONS
+
+
 def test_a_program_is_laid_out_from_its_leaves_to_its_root():
     tokens = ["<NULL>", "<START>", "<END>", "<UNK>", "scene", "unique", "union"]
     program = torch.tensor([1, 6, 5, 4, 4, 2, 0])
