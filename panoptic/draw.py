@@ -17,13 +17,15 @@ from .quality import Matching
 Color = tuple[int, int, int]
 
 BOUNDARY: Color = (25, 25, 25)
+VOID: Color = (150, 150, 150)
+SHADES = 0, 0.2, -0.2, 0.1, -0.1  # of things of a class in turn, towards white or black
 ERRORS: dict[str, Color] = {  # in the order of a legend
     "found (TP)": (40, 160, 95),
     "found, but not these pixels": (245, 200, 60),
     "invented (FP)": (228, 80, 55),
     "missed (FN)": (45, 120, 215),
     "invented and missed": (140, 60, 170),
-    "void, crowd or ignored": (150, 150, 150),
+    "void, crowd or ignored": VOID,
 }
 FOUND, BORDER, INVENTED, MISSED, BOTH, IGNORED = range(len(ERRORS))
 
@@ -31,14 +33,18 @@ FOUND, BORDER, INVENTED, MISSED, BOTH, IGNORED = range(len(ERRORS))
 def colors_of(
     segments: Sequence[Mapping[str, Any]], categories: Mapping[int, Category]
 ) -> dict[int, Color]:
-    """A colour for each segment id: that of its class, lighter or darker for each further thing."""
+    """A colour for each segment id: that of its class, a little lighter or darker for more things.
+
+    The hue is always the class's, so that it can be read off a legend.
+    """
     seen: dict[int, int] = {}
     colors = {}
     for segment in segments:
         category = categories[segment["category_id"]]
         number = seen[category.id] = seen.get(category.id, -1) + 1
-        shift = (0, 55, -55, 90, -90, 30, -30)[number % 7] if category.isthing else 0
-        shaded = [min(255, max(0, value + shift)) for value in color_of(category, categories)]
+        share = SHADES[number % len(SHADES)] if category.isthing else 0
+        end = 255 if share > 0 else 0
+        shaded = [round(v + abs(share) * (end - v)) for v in color_of(category, categories)]
         colors[int(segment["id"])] = (shaded[0], shaded[1], shaded[2])
     return colors
 
@@ -60,20 +66,20 @@ def overlay(
     segments: Sequence[Mapping[str, Any]],
     categories: Mapping[int, Category],
     *,
-    alpha: float = 0.55,
+    alpha: float = 0.7,
     scale: int = 1,
 ) -> Tensor:
-    """The picture under its segments, with dark boundaries between them; (3, H * s, W * s).
+    """The grey picture under its segments, dark boundaries between them; (3, H * s, W * s).
 
-    Void is left as it is. alpha: opacity of the colours.
+    Void is plain grey. alpha: opacity of the colours.
     """
-    paint = torch.zeros(3, *ids.shape)
-    painted = torch.zeros(ids.shape, dtype=torch.bool)
+    paint = torch.tensor(VOID, dtype=torch.float32)[:, None, None].repeat(1, *ids.shape)
+    opacity = torch.ones(ids.shape)
     for number, color in colors_of(segments, categories).items():
         mask = ids == number
         paint[:, mask] = torch.tensor(color, dtype=torch.float32)[:, None]
-        painted |= mask
-    return _composed(image, ids, paint, alpha * painted, scale)
+        opacity[mask] = alpha
+    return _composed(image, ids, paint, opacity, scale)
 
 
 def errors(
@@ -85,7 +91,7 @@ def errors(
     alpha: float = 0.75,
     scale: int = 1,
 ) -> Tensor:
-    """The picture under the outcome of each pixel, in the colours of `ERRORS`; (3, H * s, W * s).
+    """The outcome of each pixel over the grey picture, coloured as `ERRORS`; (3, H * s, W * s).
 
     prediction, truth: ids (H, W). matching: what `PanopticQuality.update` says of them. The
     boundaries are those of the prediction.
@@ -105,17 +111,23 @@ def errors(
     return _composed(image, prediction, paint, torch.full(truth.shape, alpha), scale)
 
 
+def enlarged(image: Tensor, scale: int) -> Tensor:
+    """The picture alone, (3, H * s, W * s)."""
+    size = [scale * side for side in image.shape[1:]]
+    large = F.interpolate(image[None].float(), size, mode="bicubic")[0]
+    return large.clamp(0, 255).round().byte()
+
+
 def _among(ids: Tensor, wanted: list[int]) -> Tensor:
     """Where a map (H, W) has one of these ids."""
     return torch.isin(ids, torch.tensor(wanted, dtype=ids.dtype))
 
 
 def _composed(image: Tensor, ids: Tensor, paint: Tensor, alpha: Tensor, scale: int) -> Tensor:
-    """`paint` (3, H, W) over the picture with opacity `alpha` (H, W), and boundaries of `ids`."""
+    """`paint` (3, H, W) over the grey picture, opacity `alpha` (H, W), and boundaries of `ids`."""
     if image.shape[1:] != ids.shape:
         raise ValueError(f"ids {tuple(ids.shape)} do not fit the image {tuple(image.shape)}")
-    size = [scale * side for side in ids.shape]
-    under = F.interpolate(image[None].float(), size, mode="bicubic")[0].clamp(0, 255)
+    under = enlarged(image, scale).float().mean(0, keepdim=True)  # its colours would mix in
     paint, opacity, ids = (
         part.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
         for part in (paint, alpha, ids)

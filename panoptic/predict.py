@@ -233,9 +233,8 @@ def drawn(
         F.interpolate(part[None, None].double(), list(size), mode="nearest-exact")[0, 0].int()
         for part in (ids, truth)
     )  # float64 holds every id
-    nothing = torch.zeros_like(truth)
     return [
-        draw.overlay(shown, nothing, [], dataset.categories, scale=scale),
+        draw.enlarged(shown, scale),
         draw.overlay(shown, truth, target["segments"], dataset.categories, scale=scale),
         draw.overlay(shown, ids, segments, dataset.categories, scale=scale),
         draw.errors(shown, ids, truth, matching, scale=scale),
@@ -249,7 +248,8 @@ def sheet(panels: list[Tensor], dataset: Panoptic) -> Tensor:
     categories = dataset.categories.values()
     if len(categories) <= CLASSES:
         colors = [draw.color_of(category, dataset.categories) for category in categories]
-        legends.append(sheets.legend([category.name for category in categories], colors=colors))
+        names = [category.name for category in categories]
+        legends.append(sheets.legend([*names, "void"], colors=[*colors, draw.VOID]))
     titles += ["right and wrong", "classes"][: len(legends)]
     return sheets.grid([*panels, *legends], columns=4, titles=titles)
 

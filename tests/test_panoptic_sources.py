@@ -1,5 +1,9 @@
 """Panoptic maps from several sources, and their pictures."""
 
+import colorsys
+from itertools import pairwise
+
+import pytest
 import torch
 
 from panoptic import draw
@@ -93,10 +97,23 @@ def test_the_error_map_shows_what_was_found_invented_and_missed():
     assert middle[1] == [missed, both, invented, ignored, ignored, ignored]
 
 
-def test_an_overlay_paints_segments_and_leaves_void():
+def test_an_overlay_paints_segments_and_void_grey():
     ids = torch.tensor([[1, 1, 0, 0]]).int()
     categories = {1: Category(1, "a", False, (10, 200, 30))}
     image = torch.full((3, 1, 4), 100, dtype=torch.uint8)
     segments = [{"id": 1, "category_id": 1}]
     picture = draw.overlay(image, ids, segments, categories, alpha=1.0)
-    assert picture[:, 0].T.tolist() == [[10, 200, 30], [10, 200, 30], [*draw.BOUNDARY], [100] * 3]
+    color, border, void = [10, 200, 30], [*draw.BOUNDARY], [*draw.VOID]
+    assert picture[:, 0].T.tolist() == [color, color, border, void]
+
+
+def test_things_keep_the_hue_of_their_class_over_any_image():
+    ids = torch.arange(1, 7).int().repeat_interleave(2)[None]
+    category = Category(1, "a", True, (230, 80, 50))
+    segments = [{"id": number, "category_id": 1} for number in range(1, 7)]
+    image = torch.tensor([0, 60, 250], dtype=torch.uint8)[:, None, None].repeat(1, 1, 12)
+    picture = draw.overlay(image, ids, segments, {1: category})[:, 0, 1::2].T / 255
+    found = [colorsys.rgb_to_hls(*color) for color in picture.tolist()]
+    wanted = colorsys.rgb_to_hls(*(value / 255 for value in category.color))
+    assert [hue for hue, _, _ in found] == pytest.approx([wanted[0]] * 6, abs=0.01)
+    assert all(abs(a[1] - b[1]) > 0.02 for a, b in pairwise(found))  # neighbours can be told apart
