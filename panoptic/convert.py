@@ -13,6 +13,9 @@ CATS.json is a list of COCO categories with `isthing`, or any JSON that has one 
 Every file appears whole or not at all. Exit code 0: done, 2: bad data, in one sentence.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +26,15 @@ from tqdm import tqdm
 from common.config import run as run_command
 from panoptic import ade20k, cityscapes, detection, semantic_png, two_channel, vistas
 from panoptic.categories import Category, read_categories
-from panoptic.files import PanopticFiles, Result, image_entries, read_json, write_json
+from panoptic.files import (
+    PanopticFiles,
+    Result,
+    image_entries,
+    panoptic_folder,
+    read_json,
+    require_apart,
+    write_json,
+)
 from panoptic.files import write_panoptic as write
 
 
@@ -75,6 +86,18 @@ def to_semantic(args: argparse.Namespace) -> int:
     """COCO panoptic -> a semantic PNG per image."""
     files = PanopticFiles(args.source, args.folder)
     return semantic_png.write_semantic(files, args.out, layout=args.layout, void=args.void)
+
+
+def require_sources_kept(args: argparse.Namespace) -> None:
+    """Raise ValueError where the output is what it is made of."""
+    given = vars(args)
+    inputs = {"source": args.source} | {n: given.get(n) for n in ("images", "categories")}
+    outputs = {"out": args.out}
+    if args.command.startswith("from"):
+        outputs["folder"] = panoptic_folder(args.out, args.folder)
+    else:
+        inputs["folder"] = panoptic_folder(args.source, args.folder)
+    require_apart(outputs, inputs)
 
 
 def raw(args: argparse.Namespace) -> int:
@@ -133,6 +156,8 @@ def arguments() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     """Convert, and say how many images."""
     args = arguments().parse_args(sys.argv[1:] if words is None else words)
+    if args.work is not raw:
+        require_sources_kept(args)
     print(f"{args.work(args)} images converted")
 
 

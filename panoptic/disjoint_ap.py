@@ -10,6 +10,9 @@ Unstated: the thresholds of the paper's AP^NO. The overlap is the merge's 0.5; n
 dropped for its score, as AP ranks by it.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import json
 import math
 import sys
@@ -27,7 +30,7 @@ from common.config import require_range, typed
 from common.config import run as run_command
 from panoptic.categories import whole
 from panoptic.detection import decode
-from panoptic.files import is_image_id
+from panoptic.files import is_image_id, require_apart
 from panoptic.merge import OVERLAP, remove_overlaps
 from panoptic.pixels import MAX_PIXELS
 
@@ -114,6 +117,7 @@ def main(words: list[str] | None = None) -> None:
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
     options: Options = typed(cfg)
+    require_apart({"out": options.out}, {"gt": options.gt, "pred": options.pred})
     torch.set_num_threads(1)  # the masks are small
     truth = coco_files.read_json(options.gt)
     detections = coco_files.read_json(options.pred)

@@ -17,6 +17,9 @@ trusts it, and each choice can be made:
 A group without a class that occurs is nan with N 0; the official tool divides by zero there.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import pickle
 import sys
 import time
@@ -33,7 +36,7 @@ from common import dist
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from panoptic.categories import kinds, require_equal
-from panoptic.files import PanopticFiles, write_json
+from panoptic.files import PanopticFiles, require_apart, write_json
 from panoptic.pixels import write_bytes
 from panoptic.pool import in_order
 from panoptic.quality import PAPER, PanopticQuality, Scores
@@ -202,6 +205,9 @@ def main(words: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     options = parse(words)
+    require_apart(
+        {"json": options.json, "csv": options.csv}, {"gt": options.gt, "pred": options.pred}
+    )
     began = time.perf_counter()
     rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
     rules |= {key: value for key in PAPER if (value := getattr(options, key))}

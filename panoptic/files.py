@@ -76,7 +76,7 @@ class PanopticFiles:
         the JSON, and for a missing folder. PNGs are not opened.
         """
         self.file = Path(annotation_file)
-        self.folder = Path(folder) if folder is not None else self.file.with_suffix("")
+        self.folder = panoptic_folder(self.file, folder)
         content = read_json(self.file)
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
             raise ValueError(f"{self.file} has no list `annotations`: it is not COCO panoptic")
@@ -296,6 +296,21 @@ def checked(
     return completed
 
 
+def panoptic_folder(file: str | Path, folder: str | Path | None = None) -> Path:
+    """Where the PNGs of a panoptic JSON are: `folder`, by default X for X.json."""
+    return Path(folder) if folder is not None else Path(file).with_suffix("")
+
+
+def require_apart(
+    outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]
+) -> None:
+    """Raise ValueError where an output is one of the inputs; both by name, None or "" for none."""
+    read = {Path(path).resolve(): name for name, path in inputs.items() if path}
+    for name, path in outputs.items():
+        if path and (other := read.get(Path(path).resolve())):
+            raise ValueError(f"{name} would overwrite {other}, {path}: give another name")
+
+
 def png_name(image: Mapping[str, Any]) -> str:
     """The name of an image's panoptic PNG: that of the image, with its suffix replaced."""
     return str(Path(image["file_name"]).with_suffix(".png"))
@@ -318,7 +333,7 @@ def write_panoptic(
     not at all, the JSON last. Raises ValueError as `checked` does, naming the image.
     """
     annotation_file = Path(annotation_file)
-    folder = Path(folder) if folder is not None else annotation_file.with_suffix("")
+    folder = panoptic_folder(annotation_file, folder)
     entries = image_entries({"images": list(images)}, str(annotation_file))
     names = names or {number: png_name(entry) for number, entry in entries.items()}
     annotations: list[dict[str, Any]] = []

@@ -15,6 +15,9 @@ search=true looks for the thresholds of the highest PQ against gt= first, prints
 leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the best.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import csv
 import io
 import sys
@@ -39,7 +42,9 @@ from panoptic.files import (
     Result,
     image_entries,
     is_image_id,
+    panoptic_folder,
     read_json,
+    require_apart,
     write_panoptic,
 )
 from panoptic.ids import SegmentIds
@@ -50,6 +55,7 @@ from panoptic.pool import in_order
 from panoptic.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
 
 Entry = Mapping[str, Any]
+INPUTS = ("instances", "semantic", "images", "categories", "gt")  # options that name a file
 FEW = 8  # images a process: for fewer another one is not worth its start
 
 
@@ -265,6 +271,11 @@ def write_search(points: Sequence[Point], out: Path) -> tuple[Path, Path]:
 
 def run(options: Options) -> dict[str, float]:
     """Merge as the options say; the thresholds that were used."""
+    inputs = {name: getattr(options, name) for name in INPUTS}
+    if options.gt:
+        inputs["gt_folder"] = panoptic_folder(options.gt, options.gt_folder or None)
+    folder = panoptic_folder(options.out, options.folder or None)
+    require_apart({"out": options.out, "folder": folder}, inputs)
     results = Results(options)
     thresholds = options.thresholds
     for file, count in results.unlisted.items():

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from panoptic import convert, merge_files
+from panoptic import convert, disjoint_ap, evaluate, merge_files
 from panoptic.categories import Category, to_entries
 from panoptic.detection import decode, from_detection
 from panoptic.evaluate import evaluate_files
@@ -215,6 +215,37 @@ def test_results_to_merge_are_checked(results, change, message):
     file.write_text(json.dumps([json.loads(file.read_text())[0] | change]))
     with pytest.raises(ValueError, match=rf"instances\.json: result 0 \(of image .*\) {message}"):
         merge_files.main(words)
+
+
+@pytest.mark.parametrize("name", ["instances", "semantic", "images", "categories"])
+def test_an_input_is_not_overwritten(results, name):
+    words, folder = results
+    before = (folder / f"{name}.json").read_bytes()
+    sentence = f"out would overwrite {name}, .*{name}.json: give another name"
+    with pytest.raises(ValueError, match=sentence):
+        merge_files.main([*words, f"out={folder / '.' / name}.json"])
+    assert (folder / f"{name}.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (evaluate.main, "gt=A.json pred=B.json json=B.json", r"json would overwrite pred, B\.json"),
+        (evaluate.main, "gt=A.json pred=B.json csv=A.json", r"csv would overwrite gt, A\.json"),
+        (disjoint_ap.main, "gt=A.json pred=B.json out=A.json", r"out would overwrite gt, A\.json"),
+        (convert.main, "to_detection A.json A.json", r"out would overwrite source, A\.json"),
+        (convert.main, "to_semantic A.json A", "out would overwrite folder, A"),
+        (convert.main, "from_two_channel A A.json --images I.json", "folder would .* source, A"),
+        (
+            merge_files.main,
+            "instances=I semantic=S images=M categories=C out=P search=true gt=G.json folder=G",
+            "folder would overwrite gt_folder, G",
+        ),
+    ],
+)
+def test_no_command_overwrites_what_it_reads(main, words, message):
+    with pytest.raises(ValueError, match=message):
+        main(words.split())
 
 
 def test_results_of_images_that_are_not_listed_are_counted_in_a_line(results, capsys):
