@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -63,7 +64,7 @@ def execute(runs: Sequence[Run], project: Path, jobs: int) -> dict[Path, Ending]
     endings: dict[Path, Ending] = {}
     devices = _devices() if jobs > 1 else []
     begin = time.monotonic()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     bar = tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty() or not runs)
     try:
         while waiting or active:
@@ -93,6 +94,11 @@ def execute(runs: Sequence[Run], project: Path, jobs: int) -> dict[Path, Ending]
         bar.close()
         signal.signal(signal.SIGTERM, before)
     return endings
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Take a signal for a Ctrl-C that tells its number."""
+    raise KeyboardInterrupt(number)
 
 
 def _start(run: Run, project: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, int]:

@@ -24,6 +24,7 @@ import difflib
 import hashlib
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -156,7 +157,8 @@ def main(
     """Run and print the tables that the command line names (`words`: instead of sys.argv).
 
     `neutral` are the keys that leave the result as it is: they do not name another run. Exits with
-    2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C.
+    2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C and 143 after
+    SIGTERM.
     """
     conf = Path(script).resolve().parent / "conf"
     words = list(sys.argv[1:] if words is None else words)
@@ -179,9 +181,9 @@ def main(
         print(f"{len(runs) - len(missing)} of {_runs(len(runs))} finished before.", flush=True)
         try:
             endings = list(execute(missing, conf.parent, request.jobs).values())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0]) from None
     for table, rows in zip(request.tables, plans, strict=True):
         name = ",".join([table.name, *_identity(request.extra, neutral)])
         stem = Path("outputs/tables", request.scale, _clean(name))

@@ -5,6 +5,9 @@
 writes `cdf.png` and `cdf.csv` into the run's folder and prints the shares.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import sys
 from dataclasses import asdict
 from pathlib import Path

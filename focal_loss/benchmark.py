@@ -9,6 +9,9 @@ give the same results. `theirs / ours` is the ratio of the medians: above 1, our
 other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting threads from blocking them.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import copy
 import json
 import random

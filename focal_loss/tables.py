@@ -11,6 +11,9 @@ paper's numbers are numbers of its pictures (pixels, iterations), the miniature 
 All figures are AP in percent; minival, R-50-FPN, 600 pixels unless the table says otherwise.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 from pathlib import Path
 
 from common.claims import Gap

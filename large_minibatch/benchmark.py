@@ -11,6 +11,9 @@ faster. Where other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting
 blocking them.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import copy
 import json
 import statistics

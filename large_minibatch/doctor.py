@@ -22,6 +22,9 @@ paper; the source is never read. Checks that lack a part are "not examined", nev
 0 no pitfall, 1 some, 2 the file cannot be used. In a program: `examine(build)`.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import inspect
 import sys
 import textwrap

@@ -13,6 +13,9 @@ where several sets do, the largest, then the one that the other runs are variati
 2-5 stands the distance of the training curves: the mean absolute difference after the warm-up.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import math
 import os
 import sys

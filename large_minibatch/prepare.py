@@ -10,6 +10,9 @@ whose line k is the class number of picture k; numbers need --wnids FILE, the Wo
 order of the numbers. Exit code 0: good, 2: bad data.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import json
 import os

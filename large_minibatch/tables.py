@@ -16,6 +16,9 @@ seed by seed, 3b on `init=imagenet`, torchvision's, or another file. figures.py 
 7-8.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 from pathlib import Path
 
 from common.claims import Gap, Near

@@ -10,6 +10,9 @@ run by turns in one process, each round another one first, and were seen to give
 before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import json
 import random
 import sys

@@ -7,6 +7,9 @@ Reads every image and every panoptic map as training and evaluation do, prints w
 stops at the first fault that either would stop at. Exit code 0: no fault, 2: one sentence about it.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import sys
 from collections import Counter

@@ -16,6 +16,9 @@ pictures: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
 All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -16,6 +16,9 @@ Vistas were others' results, which cannot be trained again, so their figures are
 are percent, and the paper's were recalled, not compared with its text.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

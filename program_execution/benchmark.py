@@ -10,6 +10,9 @@ above 1, ours is faster. Where other work shares the cores, OMP_WAIT_POLICY=PASS
 threads from blocking them.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import copy
 import json
 import sys

@@ -8,6 +8,9 @@ The new file holds plain values and tensors alone, so that `torch.load` reads it
 done, 2: the file cannot be converted, in one sentence.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import json
 import os

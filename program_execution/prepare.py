@@ -12,6 +12,9 @@ alone, so that an interrupted command may be repeated; --again makes it anew. Ex
 bad data.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable, Sequence

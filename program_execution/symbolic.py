@@ -9,6 +9,9 @@ Exit code 0: all give them, 1: some do not, 2: one sentence about the files.
 with the generator's what is lost by the programs alone.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import sys
 from collections import Counter
 from collections.abc import Sequence

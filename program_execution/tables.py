@@ -13,6 +13,9 @@ answers are hidden, ours of the validation split. The paper's were recalled, not
 text.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

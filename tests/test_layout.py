@@ -89,6 +89,15 @@ def test_no_module_has_the_name_of_a_library(project):
     assert not names & (set(sys.stdlib_module_names) | {"datasets", "torch", "hydra"})
 
 
+@pytest.mark.parametrize("folder", ["common", *PROJECTS])
+def test_a_command_imports_first_what_answers_ctrl_c(folder):
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        nodes = ast.parse(path.read_text()).body
+        if any(ast.unparse(node).startswith("if __name__ ==") for node in nodes):
+            first = next(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+            assert ast.unparse(first) == "import common.interrupt", path
+
+
 def test_every_training_tells_resume_how_many_steps_it_has():
     for project in PROJECTS:
         for path in (REPOSITORY / project).glob("*.py"):
