@@ -212,9 +212,12 @@ def _suggest(name: str, valid: Iterable[str], option: str = "") -> str:
     """` Did you mean ...?` with the name in `valid` nearest to `name`, else a short list."""
     valid = sorted(set(valid))
     prefix = f"{option}=" if option else ""
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    if not near:  # a right name in the wrong place
-        near = [v for v in valid if v.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
+    same = [v for v in valid if v.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = (
+        difflib.get_close_matches(name, same, n=1, cutoff=0.5)
+        or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+        or same[:1]  # a right name in the wrong place
+    )
     if near:
         return f" Did you mean '{prefix}{near[0]}'?"
     short = [v for v in valid if "." not in v and v != "hydra"][:20]

@@ -159,6 +159,7 @@ def test_a_good_configuration_becomes_plain_dataclasses(composed: Compose) -> No
         ("los.gamma=1", "Unknown option 'los.gamma'. Did you mean 'loss.gamma'?"),
         ("loss.gama=1", "Unknown option 'loss.gama'. Did you mean 'loss.gamma'?"),
         ("gamma=1", "Unknown option 'gamma'. Did you mean 'loss.gamma'?"),
+        ("data.gamma=1", "Unknown option 'data.gamma'. Did you mean 'loss.gamma'?"),
         ("stesp=1", "Unknown option 'stesp'. Did you mean 'steps'?"),
         ("experimant=demo", "Unknown option 'experimant'. Did you mean 'experiment'?"),
         ("+stesp=1", "Unknown option 'stesp'. Did you mean 'steps'?"),
