@@ -145,8 +145,9 @@ class Predict:
     pictures: int = 12  # pictures of predictions and their errors
 
     def __post_init__(self) -> None:
-        for name in (self.source, *self.also):
-            require_choice("predict.source", name, NEEDS)
+        require_choice("predict.source", self.source, NEEDS)
+        for name in self.also:
+            require_choice("predict.also", name, NEEDS)
         require_choice("predict.rules", self.rules, ("official", "paper"))
         require_range("predict.threshold", self.threshold, 0, 0.999)
         require_range("predict.batch_size", self.batch_size, 1)
@@ -235,16 +236,17 @@ class Config:
         """A prediction source needs the part of the network that it is made of."""
         part = self.model.part
         had = {"semantic", "instance"} if part == "both" else {part}
-        for source in (self.predict.source, *self.predict.also):
+        also = [("predict.also", source) for source in self.predict.also]
+        for name, source in [("predict.source", self.predict.source), *also]:
             if source == "components" and self.model.name != "separate":
                 raise ValueError(
-                    "predict.source=components needs a semantic network that tells the things' "
+                    f"{name}=components needs a semantic network that tells the things' "
                     "classes apart: take model.name=separate."
                 )
             if NEEDS[source] - had:
                 raise ValueError(
-                    f"predict.source={source} needs a part that model.part={part} does "
-                    "not have: take predict.source=separate."
+                    f"{name}={source} needs a part that model.part={part} does "
+                    f"not have: take {name}=separate."
                 )
 
 

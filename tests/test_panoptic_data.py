@@ -80,6 +80,7 @@ def test_the_defaults_are_panoptic_fpn_on_coco_1x():
     ("word", "hint"),
     [
         ("predict.source=merge", "merged"),
+        ("predict.also=[foo]", "predict.also=foo is unknown"),
         ("model.part=semantics", "semantic"),
         ("model.part=semantic", "predict.source=merged needs a part"),
         ("data.scale=[2,1]", "data.scale"),
