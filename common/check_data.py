@@ -7,6 +7,9 @@
 Prints what is there, and the first missing or bad file. Exit code 0: good, 2: bad.
 """
 
+import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+
+# isort: split
 import argparse
 import sys
 import warnings
@@ -61,8 +64,10 @@ def _check_split(
     for warning in caught:
         print(f"warning: {warning.message}")
     _describe(dataset)
-    if split.startswith("train") and not len(dataset.sides()):
-        raise ValueError(f"{dataset.where} has nothing to train on: no instance but crowds")
+    if not len(dataset.sides()):
+        if split.startswith("train"):
+            raise ValueError(f"{dataset.where} has nothing to train on: no instance but crowds")
+        print(f"{split} has no objects: AP will be left out.")
     _open_all(dataset, decode)
     return dataset.categories
 

@@ -44,6 +44,7 @@ def write(
     if not diverged:
         shown = [column for column in columns if math.isfinite(metrics[column])]
         figures = ", ".join(f"{column} {metrics[column]:.1f}" for column in shown)
+        figures = figures or f"{', '.join(columns)} undefined"
         print(f"{figures} after {steps} steps, {seconds:.0f} s; everything in {folder}")
 
 

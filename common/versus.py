@@ -45,22 +45,24 @@ def run_all(
     *,
     columns: Sequence[str],
     curve: str,
+    label: str = "",
     along: str = "step",
     first: str = "",
 ) -> None:
     """`run` every variant, as many at a time as there are cores, then print and draw them all.
 
     columns: metrics of the table; curve: the value whose course is drawn, along another one that is
-    logged with it, or bars of the table's figures where it has too few points; first: what is shown
-    of a run's first step, if anything. A variant whose loss diverges is a result. Any other failure
-    ends all. A stop signal lets all save, then ends with `PREEMPTED`.
+    logged with it, or bars of the table's figures where it has too few points; label: what the axis
+    of `curve` says instead of that name; first: what is shown of a run's first step, if anything. A
+    variant whose loss diverges is a result. Any other failure ends all. A stop signal lets all
+    save, then ends with `PREEMPTED`.
     """
     settings = variants(cfg)
     _train(run, settings)
     folders = {name: Path(variant.output_dir) for name, variant in settings.items()}
     table = result.compare(folders, columns, first)
     files.write_text(Path(cfg.output_dir, "versus.md"), table + "\n")
-    _draw(folders, Path(cfg.output_dir, "versus.png"), columns, along, curve)
+    _draw(folders, Path(cfg.output_dir, "versus.png"), columns, along, curve, label)
     print(table)
     print(f"\nPictures, curves and checkpoints: {cfg.output_dir}")
 
@@ -148,7 +150,12 @@ class _Named:
 
 
 def _draw(
-    folders: Mapping[str, Path], picture: Path, columns: Sequence[str], along: str, curve: str
+    folders: Mapping[str, Path],
+    picture: Path,
+    columns: Sequence[str],
+    along: str,
+    curve: str,
+    label: str = "",
 ) -> None:
     """The course of one value in all runs, along another; or all final figures as bars."""
     lines: dict[str, draw.Line] = {}
@@ -157,7 +164,7 @@ def _draw(
         if points:
             lines[name] = ([p[along] for p in points], [p[curve] for p in points])
     if max((len(xs) for xs, _ in lines.values()), default=0) >= FEW:
-        draw.curves(picture, lines, xlabel=along, ylabel=curve)
+        draw.curves(picture, lines, xlabel=along, ylabel=label or curve)
         return
     metrics = {name: (read_result(folder) or {})["metrics"] for name, folder in folders.items()}
     draw.bars(picture, {c: {name: m.get(c) for name, m in metrics.items()} for c in columns})

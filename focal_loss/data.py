@@ -126,8 +126,7 @@ class Detection(Dataset):
         """
         boxes, sizes = [torch.zeros(0, 4)], [torch.zeros(0, 2).long()]
         for index in range(0, len(self), -(-len(self) // most)):
-            scenes = isinstance(self.source, Scenes)
-            target = self.source[index][1] if scenes else self.source.target(index)
+            target = self._target(index)
             old = new = target["size"]
             if self.resize:
                 sides = self.cfg.short_side
@@ -138,6 +137,15 @@ class Detection(Dataset):
             padded = [-(-side // self.cfg.pad_multiple) * self.cfg.pad_multiple for side in new]
             sizes.append(torch.tensor(padded).expand(len(own), 2))
         return torch.cat(boxes), torch.cat(sizes)
+
+    def has_objects(self) -> bool:
+        """Whether any of its images has an object that is no crowd."""
+        return any(not self._target(index)["iscrowd"].all() for index in range(len(self)))
+
+    def _target(self, index: int) -> dict:
+        """The target of an image in pixels of the file."""
+        scenes = isinstance(self.source, Scenes)
+        return self.source[index][1] if scenes else self.source.target(index)
 
     def check_images(self) -> None:
         """Open the header of each image of this process's share; ValueError for a wrong size."""
@@ -209,6 +217,19 @@ def require_pixels(cfg: DataConfig, report: Report) -> None:
         f"{wants.source} wants other pixels than the data gives: set data.bgr={wants.bgr} "
         f"data.mean={mean} data.std={std}"
     )
+
+
+def check_objects(training: Detection, validation: Detection, cfg: Config) -> None:
+    """Say that there is nothing to find in the validation split, if so.
+
+    Raises ValueError where there is nothing to learn from.
+    """
+    if not cfg.only_evaluate and not training.has_objects():
+        raise ValueError(
+            f"data.train={cfg.data.train} has no objects: take a split whose images have some."
+        )
+    if dist.is_main() and not validation.has_objects():
+        print(f"{cfg.data.val} has no objects: AP will be left out.")
 
 
 def report_unmatched(dataset: Detection, grid: Anchors, loss: Loss) -> None:

@@ -36,6 +36,7 @@ def train(cfg: Config) -> dict[str, float]:
     training = data.build(cfg.data, "train")
     validation = data.build(cfg.data, "val", training.categories)
     validation.check_images()  # its faults show now, not after training
+    data.check_objects(training, validation, cfg)
     model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
     if cfg.init:
         data.require_pixels(cfg.data, weights.initialise(model, cfg.init, training.category_ids))
@@ -61,7 +62,7 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"average": average} if average else {}
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
     parts |= {"categories": training.categories}
-    parts |= {"options": Options(cfg, MAY_CHANGE)}
+    parts |= {"options": Options(cfg, MAY_CHANGE, processes=fixed_processes(cfg))}
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
     )
@@ -119,6 +120,13 @@ def train(cfg: Config) -> dict[str, float]:
     return metrics
 
 
+def fixed_processes(cfg: Config) -> int:
+    """The number of processes where each divides or normalises by its own images; else 0."""
+    depends = cfg.loss.normalizer in ("gpu", "gpu_plus_n", "ema")
+    depends |= "bn" in (cfg.model.backbone_norm, cfg.model.head_norm)
+    return dist.world_size() if depends and not cfg.only_evaluate else 0
+
+
 def due(step: int, cfg: Config) -> bool:
     """Whether to score after `step`; the last one has its scores of all images anyway."""
     if not cfg.evaluate_every or step % cfg.evaluate_every:
@@ -144,8 +152,11 @@ def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
     settings: Config = config.typed(cfg)
     if settings.versus:
-        curve = f"AP_first_{settings.evaluate_images}" if settings.evaluate_images else "AP"
-        versus.run_all(run, cfg, columns=COLUMNS, first="classification", curve=curve)
+        count = settings.evaluate_images
+        curve = f"AP_first_{count}" if count else "AP"
+        label = f"AP of the first {count} images" if count else ""
+        first = "classification"
+        versus.run_all(run, cfg, columns=COLUMNS, first=first, curve=curve, label=label)
     else:
         dist.launch(run, settings, settings.processes)
 

@@ -62,15 +62,21 @@ def test_few_points_are_drawn_as_bars_of_the_final_figures(
     drawn: str,
 ) -> None:
     seen = {}
+    words = {}
     for name in ("curves", "bars"):
-        monkeypatch.setattr(
-            draw, name, lambda path, what, name=name, **_: seen.update({name: what})
-        )
+
+        def record(path: Path, what: dict, name: str = name, **labels: str) -> None:
+            seen[name] = what
+            words.update(labels)
+
+        monkeypatch.setattr(draw, name, record)
     path = folders["good"] / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:points]))
-    versus._draw(folders, tmp_path / "versus.png", ("AP",), "step", "AP")
+    versus._draw(folders, tmp_path / "versus.png", ("AP",), "step", "AP", "AP of 3 images")
     expected = {
         "curves": {"good": ([1, 2, 3], [10.0, 20.0, 30.0])},
         "bars": {"AP": {"good": 31.2, "lost": None}},
     }
     assert seen == {drawn: expected[drawn]}
+    axes = {"xlabel": "step", "ylabel": "AP of 3 images"}
+    assert words == (axes if drawn == "curves" else {})

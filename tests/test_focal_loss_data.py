@@ -16,7 +16,7 @@ from common import draw
 from common.config import typed
 from common.errors import UserError
 from common.tables import compose_rows
-from focal_loss import cdf, data
+from focal_loss import cdf, data, train
 from focal_loss.config import Config
 from focal_loss.evaluate import contact_sheet, detect, evaluate
 from focal_loss.model import RetinaNet
@@ -88,6 +88,19 @@ def test_a_wrong_option_is_one_sentence_with_its_name(word, monkeypatch):
     key = word.partition("=")[0]
     with pytest.raises(UserError, match=rf"^{re.escape(key)}=[^\n]*[.?]$"):
         settings("experiment=smoke", "data.resize=true", word)
+
+
+def test_the_axis_of_the_demos_figure_says_which_images_were_scored(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("common.versus.run_all", lambda *_, **options: seen.update(options))
+    with initialize_config_dir(str(FOLDER / "conf"), version_base="1.3"):
+        ConfigStore.instance().store("schema", Config)
+        for images in (300, 0):
+            words = ["experiment=demo", f"evaluate_images={images}", "output_dir=unused"]
+            train.main(compose("config", words))
+            found = (seen["curve"], seen["label"])
+            label = "AP of the first 300 images"
+            assert found == (("AP_first_300", label) if images else ("AP", ""))
 
 
 def test_the_splits_of_the_scenes_share_no_picture(smoke):

@@ -335,14 +335,21 @@ def test_a_corrupt_picture_stops_the_run_or_is_skipped_and_counted(coco, train):
     assert "picture 2 skipped" not in text
 
 
-def test_pictures_without_any_box_are_negatives_or_left_out(coco, train, tmp_path):
+def test_images_without_any_box_are_negatives_or_left_out(coco, train, tmp_path, capsys):
     for content in coco.content.values():
         content["annotations"] = []
-    refused(train(), "no examples")
+    for words in ((), ("data.skip_empty=false",)):
+        refused(train(*words), "data.train=train has no objects: take a split")
+    coco.content["train"] = coco.split(range(5))
+    coco.content["train"]["annotations"] = coco.content["train"]["annotations"][:2]
     code, text = train("data.skip_empty=false", "test.score=0")
     assert code == 0, text
+    said = "val has no objects: AP will be left out."
+    assert text.index(said) < text.index("step 1/3")
+    assert re.match(r"AP, AP50, AP75 undefined after 3 steps, \d+ s; ", text.splitlines()[-1])
     steps = lines(tmp_path / "run")
-    assert all(line["box"] == 0 and line["classification"] > 0 for line in steps[:-1])
+    assert all(line["classification"] > 0 for line in steps[:-1])
+    assert min(line["box"] for line in steps[:-1]) == 0
     assert "AP" not in steps[-1]
 
     def no_json(name: str) -> None:
@@ -350,6 +357,8 @@ def test_pictures_without_any_box_are_negatives_or_left_out(coco, train, tmp_pat
 
     text = (tmp_path / "run" / "result.json").read_text()
     assert json.loads(text, parse_constant=no_json)["metrics"].keys().isdisjoint({"AP", "AP50"})
+    assert check_data(["coco_format", str(coco.root)]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_boxes_without_area_are_dropped_with_their_count_or_stop_the_run(coco, train):
