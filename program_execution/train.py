@@ -188,6 +188,12 @@ def datasets(
     cfg: Config,
 ) -> tuple[batches.Questions, batches.Questions, dict[str, batches.Questions]]:
     """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
+    size, world = cfg.of_stage().batch_size, dist.world_size()
+    if size % world and not cfg.only_evaluate:  # gradients are means over equal shares
+        raise ValueError(
+            f"{cfg.stage}.batch_size={size} cannot be shared by processes={world}: choose a "
+            f"multiple of {world}."
+        )
     options, learn, choose = cfg.data, cfg.data.train, cfg.data.val
     if cfg.stage == "tune":
         learn, choose = cfg.tune.train or learn, cfg.tune.val or choose

@@ -238,6 +238,16 @@ def test_a_folder_of_several_stages_has_no_weights_of_its_own(whole):
         weights_file(f"{folder}/[ej]*")
 
 
+def test_a_batch_that_processes_cannot_share_stops_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.dist.world_size", lambda: 3)
+    cfg = settings(tmp_path, pg=replace(SHORT, batch_size=9))
+    with pytest.raises(ValueError, match=r"^ee.batch_size=8 cannot be shared by processes=3: cho"):
+        run(cfg)
+    assert not list(tmp_path.rglob("*.jsonl"))
+    with pytest.raises(ValueError, match=r"processes=3 does not go with versus"):
+        replace(cfg, processes=3, versus={"one": []})
+
+
 def test_the_engine_wants_a_generator_or_true_programs(tmp_path):
     with pytest.raises(ValueError, match="takes programs from a generator: give init"):
         train(settings(tmp_path, stage="ee"))
