@@ -232,12 +232,12 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Picture at `path` of each value in `lines` that was measured twice, a small plot each."""
+    """Picture at `path` of each value in `lines` that ever changes, a small plot each."""
     from matplotlib.figure import Figure  # imported here because that takes a second
 
     names = dict.fromkeys(k for line in lines for k in line if k not in ("step", "seconds"))
     points = {k: [(at["step"], at[k]) for at in lines if at.get(k) is not None] for k in names}
-    points = {name: values for name, values in points.items() if len(values) > 1}
+    points = {k: values for k, values in points.items() if len({v for _, v in values}) > 1}
     rows = max(1, math.ceil(len(points) / 3))
     figure = Figure(figsize=(12, 3 * rows))
     inch = 1 / (3 * rows)

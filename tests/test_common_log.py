@@ -135,6 +135,16 @@ def test_the_curves_are_a_picture(tmp_path: Path) -> None:
         assert len(set(picture.convert("L").tobytes())) > 3, "not blank"
 
 
+def test_values_that_never_change_are_left_out_of_the_curves(tmp_path: Path) -> None:
+    heights = []
+    for changing in ("abc", "abcd"):
+        lines_ = [{"step": s, "flat": 1.0, **dict.fromkeys(changing, 0.5 * s)} for s in (1, 2)]
+        log_module.draw(lines_, tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as picture:
+            heights.append(picture.height)
+    assert heights == [300, 600]  # three plots in a row
+
+
 def test_a_run_that_logged_nothing_has_a_picture_too(tmp_path: Path) -> None:
     Log(tmp_path, 10).close()
     with Image.open(tmp_path / "curves.png") as picture:
