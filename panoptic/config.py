@@ -93,8 +93,8 @@ class Data:
             require_range(f"data.{name}", getattr(self, name), 0, 1)
         require_range("data.rotate", self.rotate, 0, 180)
         require_range("data.crop", self.crop, 0)
-        require_range("data.limit", self.limit, 0)
-        require_range("data.val_limit", self.val_limit, 0)
+        for name in ("workers", "limit", "val_limit"):
+            require_range(f"data.{name}", getattr(self, name), 0)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(
                 f"data.scale={self.scale} is no range: give the least and the largest factor, "
@@ -223,8 +223,14 @@ class Config:
         require_choice("schedule", self.schedule, ("step", "poly"))
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             require_range(name, getattr(self, name), 1)
-        for name in ("lr", "semantic_lr", "warmup", "clip", "threads", "evaluate_every"):
+        for name in ("lr", "semantic_lr", "weight_decay", "warmup", "clip"):
             require_range(name, getattr(self, name), 0)
+        for name in ("threads", "evaluate_every"):
+            require_range(name, getattr(self, name), 0)
+        require_range("momentum", self.momentum, 0, 0.99999)
+        require_range("warmup_start", self.warmup_start, 0, 1)
+        for share in self.milestones:
+            require_range("milestones", share, 0, 1)
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} "

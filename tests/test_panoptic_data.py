@@ -86,6 +86,11 @@ def test_the_defaults_are_panoptic_fpn_on_coco_1x():
         ("data.scale=[2,1]", "data.scale"),
         ("merge.overlap=2", "merge.overlap"),
         ("data.scenes.together=9", "together"),
+        ("data.workers=-1", "data.workers=-1 is out of range"),
+        ("momentum=2", "momentum=2.0 is out of range"),
+        ("weight_decay=-1", "weight_decay=-1.0 is out of range"),
+        ("warmup_start=2", "warmup_start=2.0 is out of range"),
+        ("milestones=[2]", "milestones=2.0 is out of range"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(word, hint):
