@@ -114,7 +114,7 @@ class CocoDataset(Dataset):
         self.problems, self._image, self._crowd = found.problems, found.image, found.crowd
         labels = [self.label_of[annotations[i]["category_id"]] for i in found.position.tolist()]
         self._labels = np.array(labels, np.int64)
-        self._area = found.area.astype(np.float32)
+        self._area = np.minimum(found.area, np.finfo(np.float32).max).astype(np.float32)
         limit = self.sizes[found.image][:, ::-1]  # width, height
         low, high = found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]
         boxes = np.concatenate([low.clip(0), np.minimum(high, limit)], 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from common.coco_files import first_missing, read_json, refuse_repeated
+from common.coco_files import abridged, first_missing, read_json, refuse_repeated
 from common.images import MAX_PIXELS
 
 
@@ -208,7 +208,7 @@ def read_annotations(
         refuse_repeated(paths, f"file_name of {where}")
         missing = first_missing(paths)
         if missing:
-            raise ValueError(f"{missing} is listed in {where}, but does not exist")
+            raise ValueError(f"{abridged(missing)} is listed in {where}, but does not exist")
     return joint
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from common.coco_checks import category_names, check_structure, read_annotations, shown
 from common.coco_files import without_collector
 from common.coco_instances import find_instances
-from common.masks import check_segmentation
+from common.masks import check_segmentation, encode
 
 SHAPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # kind -> of `CocoDataset`
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind -> key compared
@@ -102,7 +102,7 @@ def evaluate(
     ground_truth: content of a COCO-format file, or its path. Its bad instances and exact copies do
     not count, with one warning (see `coco_instances`).
     detections: dicts of image_id, category_id (the file's), score, and by `kind` "bbox" (x, y,
-    width, height), "segm" (`segmentation`, compressed run lengths) or "keypoints".
+    width, height), "segm" (`segmentation`, run lengths) or "keypoints".
     max_detections: rising limits per image, default 1, 10, 100; AP uses the last.
     sigmas: fall-off of each keypoint, needed unless there are COCO's 17. image_ids: only these.
     backend: "pycocotools", or "faster" (faster-coco-eval: the same numbers sooner).
@@ -239,7 +239,8 @@ def _results(detections: list[dict], kind: str) -> list[dict]:
     """Copies with the one shape that `kind` compares, so that its area is that shape's."""
     results = []
     for d in detections:
-        shape = d[FIELDS[kind]] if kind == "segm" else [float(v) for v in d[FIELDS[kind]]]
+        shape: Any = d[FIELDS[kind]]
+        shape = encode(shape, *shape["size"]) if kind == "segm" else [float(v) for v in shape]
         ids = {key: d[key] for key in ("image_id", "category_id")}
         results.append(ids | {"score": float(d["score"]), FIELDS[kind]: shape})
     return results

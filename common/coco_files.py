@@ -85,9 +85,16 @@ def _image_folder(root: Path, file: Path, name: str) -> Path:
     if first is None:  # no pictures, or no COCO format: `read_annotations` tells
         return root
     for folder in folders:
-        if (folder / first).is_file():
+        if os.path.isfile(folder / first):  # False, too, for a name that no file can have
             return folder
-    raise ValueError(f"{folders[0] / first}, the first picture of {file}, is missing; {EXPECTED}")
+    missing = abridged(folders[0] / first)
+    raise ValueError(f"{missing}, the first picture of {file}, is missing; {EXPECTED}")
+
+
+def abridged(path: str | Path) -> str:
+    """A path for a message, without the middle of one that is longer than any file's may be."""
+    text = str(path)
+    return text if len(text) < 4096 else f"{text[:200]}...{text[-50:]} ({len(text)} characters)"
 
 
 def _first_file_name(file: Path) -> str | None:

@@ -74,7 +74,8 @@ def find_instances(
     order = np.flatnonzero(keep)
     order = order[np.argsort(image[order], kind="stable")]
     area = numbers(annotations, "area", 1)[:, 0]
-    area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
+    with np.errstate(over="ignore"):  # of boxes that are dropped
+        area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
     return Instances(
         position=order,
         image=image[order],

@@ -26,12 +26,10 @@ from common.coco import (
     to_coco,
 )
 from common.images import UnreadableImage, read_image
-from common.masks import check_polygon, check_rle, check_segmentation
+from common.masks import check_polygon, check_rle, check_segmentation, run_lengths
 from common.scenes import Scenes, World
 from common.scenes.annotate import KEYPOINT_FLIP
 from common.transforms import HorizontalFlip, Resize
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 CATEGORIES = [{"id": 9, "name": "cat"}, {"id": 0, "name": "dog"}, {"id": 4, "name": "cow"}]
 
@@ -201,6 +199,24 @@ def test_malformed_boxes_are_dropped_in_training_and_evaluation(load, content, b
         assert len(load()[1][1]["boxes"]) == 2
     with pytest.warns(UserWarning, match=r"ids \[21\] .* 1 dropped"):
         assert evaluate(content, detections)["AP"] == pytest.approx(100)
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*dropped, in training:UserWarning")
+def test_numbers_near_the_largest_float_give_no_other_warning(load, content):
+    detections = perfect(content)
+    square = [[1, 1, 9, 1, 9, 9]]
+    for entry in content["annotations"]:
+        entry |= {"segmentation": square, "area": 50}
+    low, high = -1e308, 1e308
+    boxes = ([0, 0, high, high], [high, 0, high, 1], [low, low, high, high], [1, 1, 2, high])
+    content["annotations"] += [
+        instance(30 + i, 5, box, segmentation=square, area=high) for i, box in enumerate(boxes)
+    ]
+    target = load()[2][1]
+    assert torch.isfinite(target["boxes"]).all()
+    assert torch.isfinite(target["area"]).all()
+    assert load(kind="masks")[1][1]["masks"].shape == (2, 30, 40)
+    assert evaluate(content, detections)["AP50"] >= 0
 
 
 def test_copies_of_an_annotation_count_once(load, content):
@@ -572,6 +588,19 @@ def test_a_missing_set_split_or_picture_shows_the_expected_tree(tmp_path, conten
     assert "expected one of" in error
 
 
+def test_a_file_name_that_no_file_can_have_is_cut_short(load, tmp_path, content, capsys):
+    content["images"][0]["file_name"] = "a" * 5000
+    with pytest.raises(ValueError, match=r"/aaa.{100,300} characters\) is listed in") as caught:
+        load()
+    assert len(str(caught.value)) < 600
+    assert check_data(["coco_format", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "aaa (50" in said
+    assert "is missing; expected one of" in said
+    assert len(said.splitlines()[0]) < 700
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in annToMask
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_masks_and_boxes_are_pycocotools(shared_data, split):
     dataset = CocoDataset(*find_split(shared_data / "coco_mini", split), kind="masks")
@@ -737,7 +766,8 @@ def test_detected_masks_must_be_run_lengths_of_the_images_size(content):
     for entry in content["annotations"]:
         entry["segmentation"] = [[1, 1, 9, 1, 9, 9]]
     code = rle.encode(np.asfortranarray(decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40).astype(np.uint8)))
-    right = [found(7, None, segmentation=code), found(0, None, 0.9, 4, segmentation=code)]
+    runs = {"size": [30, 40], "counts": run_lengths(code, 30, 40).tolist()}
+    right = [found(7, None, segmentation=runs), found(0, None, 0.9, 4, segmentation=code)]
     assert evaluate(content, right, kind="segm")["AP"] == pytest.approx(100)
     bad = [code | {"size": [40, 30]}, code | {"counts": b"xyz"}, *BAD_MASKS.values()]
     for wrong in [[[1, 1, 9, 1, 9, 9]], *(b for b in bad if b != BAD_MASKS["nothing set"])]:
