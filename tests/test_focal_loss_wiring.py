@@ -209,3 +209,19 @@ def test_objects_that_no_anchor_answers_for_are_counted(factor, words, message, 
     printed = capsys.readouterr().out
     assert printed.startswith(message)
     assert bool(printed) == bool(message)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fixed"),
+    [
+        *(("normalizer", "image", 0), ("normalizer", "world", 0), ("normalizer", "gpu", 2)),
+        *(("normalizer", "gpu_plus_n", 2), ("normalizer", "ema", 2)),
+        *(("head_norm", "bn", 2), ("head_norm", "gn", 0), ("backbone_norm", "bn", 2)),
+    ],
+)
+def test_a_divisor_or_norm_of_a_process_fixes_their_number(option, value, fixed, monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    cfg = Config(data=Data(root=""))
+    setattr(cfg.loss if option == "normalizer" else cfg.model, option, value)
+    assert train.fixed_processes(cfg) == fixed
+    assert train.fixed_processes(replace(cfg, only_evaluate=True)) == 0
