@@ -252,11 +252,6 @@ class Config:
             require_range(name, getattr(self, name), 0)
         for name in ("log_every", "save_every"):
             require_range(name, getattr(self, name), 1)
-        if self.versus and self.processes > 1:
-            raise ValueError(
-                f"processes={self.processes} does not go with versus, whose settings have one "
-                "process each: give an experiment without it, such as experiment=mini."
-            )
         if self.only_evaluate and self.stage == "all":
             raise ValueError(
                 "only_evaluate=true is for one stage: give it, such as stage=joint, and its folder "

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from common import draw, versus
 from common.errors import UserError
@@ -45,6 +46,13 @@ def test_the_table_has_the_first_loss_on_request_and_no_empty_column(
         "| lost | – | diverged at step 2 (box) | – |",
     ]
     assert compare({"lost": folders["lost"]}, columns).count("diverged at step 2") == 1
+
+
+def test_settings_side_by_side_have_one_process_each(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"processes": 3, "output_dir": str(tmp_path), "versus": {"one": []}})
+    with pytest.raises(UserError, match="processes=3 does not go with versus"):
+        versus.variants(cfg)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_result_is_named(folders: dict[str, Path]) -> None:

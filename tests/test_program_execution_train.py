@@ -244,8 +244,6 @@ def test_a_batch_that_processes_cannot_share_stops_before_the_first_stage(tmp_pa
     with pytest.raises(ValueError, match=r"^ee.batch_size=8 cannot be shared by processes=3: cho"):
         run(cfg)
     assert not list(tmp_path.rglob("*.jsonl"))
-    with pytest.raises(ValueError, match=r"processes=3 does not go with versus"):
-        replace(cfg, processes=3, versus={"one": []})
 
 
 def test_the_engine_wants_a_generator_or_true_programs(tmp_path):
