@@ -25,9 +25,10 @@ FEW = 3  # points that make a curve
 
 def variants(cfg: DictConfig) -> dict[str, DictConfig]:
     """The settings of `cfg.versus`, each merged over `cfg`, with a folder of its own in its."""
-    if cfg.processes > 1:
+    processes = OmegaConf.select(cfg, "processes", default=1)
+    if processes > 1:
         raise UserError(
-            f"processes={cfg.processes} does not go with versus, whose settings have one process "
+            f"processes={processes} does not go with versus, whose settings have one process "
             "each: give an experiment without it, such as experiment=paper."
         )
     settings = {}

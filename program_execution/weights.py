@@ -128,8 +128,12 @@ def _built(name: str, options: dict[str, Any], state: State, where: str) -> nn.M
     """The network in eval mode; first without memory, as options may name any size."""
     if max(options.get(key, 1) for key in ("layers", "stem_layers", "rounds")) > len(state):
         raise ValueError(f"{where} has fewer tensors than its options have layers.")
-    with torch.device("meta"):
-        _require(_network(name, options), state, where)
+    try:
+        with torch.device("meta"):
+            without_memory = _network(name, options)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be loaded: {error}") from None
+    _require(without_memory, state, where)
     network = _network(name, options)
     network.load_state_dict(state, strict=False)
     return network.eval()
