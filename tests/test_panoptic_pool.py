@@ -16,7 +16,7 @@ from common.config import run
 from panoptic.pool import in_order
 
 def sleep(number):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece, whatever the buffering of stdout
     time.sleep(600)
 
 def main():
