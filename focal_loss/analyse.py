@@ -5,7 +5,7 @@
 writes `cdf.png` and `cdf.csv` into the run's folder and prints the shares.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import sys
@@ -18,14 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from common import checkpoint, dist
-from common.coco import Categories
+from common import dist
+from common.coco.dataset import Categories
 from common.config import run as run_command
 from common.config import typed
+from common.run import checkpoint
 from focal_loss import cdf, data
-from focal_loss.assign import assign
 from focal_loss.config import Config
 from focal_loss.model import RetinaNet
+from focal_loss.targets.assign import assign
 
 POSITIVES, NEGATIVES = 100_000, 10_000_000  # samples of the paper's figure
 

@@ -9,7 +9,7 @@ give the same results. `theirs / ours` is the ratio of the medians: above 1, our
 other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting threads from blocking them.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import copy
@@ -30,16 +30,17 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from common import coco_eval, timing
+from common import timing
+from common.coco import evaluate
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row, named
 from focal_loss import peers
-from focal_loss.anchors import Anchors
-from focal_loss.assign import assign
 from focal_loss.criterion import DetectionLoss
 from focal_loss.detect import Detector
 from focal_loss.loss import IGNORED, focal_loss
+from focal_loss.net.anchors import Anchors
+from focal_loss.targets.assign import assign
 
 
 @dataclass
@@ -226,7 +227,7 @@ def coco(options: Options) -> Calls:
     content = {"images": images, "annotations": truth, "categories": categories}
 
     def metrics(backend: str) -> Tensor:
-        values = coco_eval.evaluate(content, found, backend=backend).values()
+        values = evaluate.evaluate(content, found, backend=backend).values()
         return torch.tensor(list(values), dtype=torch.float64)
 
     backends = {f"evaluator=faster, {named('faster-coco-eval')}": "faster"}

@@ -12,12 +12,12 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from .assign import LOW_QUALITY, assign, pad
-from .box_loss import KINDS as KINDS_OF_BOX_LOSS
-from .box_loss import box_loss
-from .coder import decode
 from .loss import focal_loss, hinge, per_anchor, softmax_focal
-from .mining import ohem
+from .targets.assign import LOW_QUALITY, assign, pad
+from .targets.box_loss import KINDS as KINDS_OF_BOX_LOSS
+from .targets.box_loss import box_loss
+from .targets.coder import decode
+from .targets.mining import ohem
 
 KINDS = ("focal", "focal_star", "softmax_focal", "hinge", "ohem")
 NORMALIZERS = ("image", "gpu", "gpu_plus_n", "ema", "world")

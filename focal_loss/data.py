@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common import dist, transforms
-from common.coco import Categories, CocoDataset, find_split
+from common.coco.dataset import Categories, CocoDataset, find_split
 from common.data import BadImages, eval_loader, train_loader
 from common.scenes import Scenes, World
-from focal_loss.anchors import Anchors
 from focal_loss.config import Config, Loss
 from focal_loss.config import Data as DataConfig
 from focal_loss.config import Scenes as ScenesConfig
-from focal_loss.weights import Report
+from focal_loss.net.anchors import Anchors
+from focal_loss.weights.initialise import Report
 
 
 def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> "Detection":

@@ -3,7 +3,7 @@
 Without `image` the first built-in validation pictures are shown. Writes `demo.png` (or out=FILE).
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import sys

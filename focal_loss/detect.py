@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
-from .coder import decode
 from .model import RetinaNet
+from .targets.coder import decode
 
 NMS_KINDS = ("hard", "soft_linear", "soft_gaussian")
 Size = tuple[int, int]  # height, width

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from tqdm import tqdm
 
-from common import coco_eval, dist, draw
+from common import dist, draw
+from common.coco import evaluate as coco_eval
 from focal_loss import data
 from focal_loss.config import Config
 from focal_loss.detect import Detector

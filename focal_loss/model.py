@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import backbone as backbones
-from .anchors import Anchors
-from .fpn import FPN
-from .heads import NORMS, TOWER_INITS, Head, class_bias
+from .net import backbone as backbones
+from .net.anchors import Anchors
+from .net.fpn import FPN
+from .net.heads import NORMS, TOWER_INITS, Head, class_bias
 
 
 class RetinaNet(nn.Module):

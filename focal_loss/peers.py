@@ -13,9 +13,9 @@ from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from .formats import torchvision_state
 from .loss import BACKGROUND, IGNORED
 from .model import RetinaNet
+from .weights.formats import torchvision_state
 
 CLASSES = 91  # torchvision's classifier
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,13 +11,13 @@ paper's numbers are numbers of its pictures (pixels, iterations), the miniature 
 All figures are AP in percent; minival, R-50-FPN, 600 pixels unless the table says otherwise.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 from pathlib import Path
 
-from common.claims import Gap
-from common.tables import Row, Table, main
+from common.tables.claims import Gap
+from common.tables.command import Row, Table, main
 from focal_loss import config  # noqa: F401 - tells Hydra the options
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=coco"]}

@@ -1,6 +1,6 @@
 """Train RetinaNet and evaluate it: `python train.py`, or see conf/experiment for the others."""
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import time
@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common import checkpoint, config, dist, result, versus
+from common import config, dist
 from common.data import seed_everything
-from common.log import Log, require_finite
 from common.optim import follow, parameter_groups, warmup_multistep
-from common.options import Options
-from focal_loss import data, weights
+from common.run import checkpoint, result, versus
+from common.run.log import Log, require_finite
+from common.run.options import Options
+from focal_loss import data
 from focal_loss.config import MAY_CHANGE, Config
 from focal_loss.criterion import DetectionLoss
 from focal_loss.evaluate import COLUMNS, evaluate
 from focal_loss.model import RetinaNet
+from focal_loss.weights import initialise
 
 
 def train(cfg: Config) -> dict[str, float]:
@@ -39,7 +41,7 @@ def train(cfg: Config) -> dict[str, float]:
     data.check_objects(training, validation, cfg)
     model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
     if cfg.init:
-        data.require_pixels(cfg.data, weights.initialise(model, cfg.init, training.category_ids))
+        data.require_pixels(cfg.data, initialise.initialise(model, cfg.init, training.category_ids))
     model.to(device).to(memory_format=torch.channels_last)
     criterion = DetectionLoss(**asdict(cfg.loss)).to(device)
     groups = parameter_groups(

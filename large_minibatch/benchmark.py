@@ -11,7 +11,7 @@ faster. Where other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting
 blocking them.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import copy
@@ -42,9 +42,10 @@ from common import dist, timing
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row, named
-from large_minibatch import allocator, allreduce, data, ghost, sgd
+from large_minibatch import allocator, allreduce, data, sgd
 from large_minibatch.config import Config, Data, Norm
 from large_minibatch.model import resnet
+from large_minibatch.norm import ghost
 
 
 @dataclass

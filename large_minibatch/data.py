@@ -22,12 +22,12 @@ from common.data import BadImages, SampleStream, eval_loader, train_loader
 from common.scenes import Scenes, World
 from common.scenes.world import SHAPES
 from large_minibatch import recipe
-from large_minibatch.augment import Augment
 from large_minibatch.config import Config
 from large_minibatch.config import Data as DataConfig
 from large_minibatch.config import Scenes as ScenesConfig
-from large_minibatch.decode import Pictures, Whole, collate
-from large_minibatch.folders import (
+from large_minibatch.inputs.augment import Augment
+from large_minibatch.inputs.decode import Pictures, Whole, collate
+from large_minibatch.inputs.folders import (
     Files,
     class_folders,
     find,
@@ -35,7 +35,7 @@ from large_minibatch.folders import (
     require_same,
     require_there,
 )
-from large_minibatch.memory import Batch, InMemory, random_pictures, squares
+from large_minibatch.inputs.memory import Batch, InMemory, random_pictures, squares
 
 IMAGENET = (1_281_167, 50_000, 1000)  # pictures to train and to evaluate on, classes
 

@@ -22,7 +22,7 @@ paper; the source is never read. Checks that lack a part are "not examined", nev
 0 no pitfall, 1 some, 2 the file cannot be used. In a program: `examine(build)`.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import inspect
@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import run as run_command
-from large_minibatch import doctor_data, doctor_pieces, doctor_step
-from large_minibatch.doctor_subject import (
+from large_minibatch.checks import data, pieces, step
+from large_minibatch.checks.subject import (
     FileBuild,
     Finding,
     Loop,
@@ -44,7 +44,7 @@ from large_minibatch.doctor_subject import (
 )
 
 __all__ = ["Finding", "Subject", "examine"]
-EXAMPLE = Path(__file__).with_name("doctor_example.py")
+EXAMPLE = Path(__file__).with_name("checks") / "example.py"
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ CHECKS = [
     Check(
         "rate, not loss, is scaled",
         "Sec. 3, Remark 1",
-        doctor_step.decay_scale,
+        step.decay_scale,
         "Use the mean loss and multiply the learning rate: scaling the loss leaves the weight "
         "decay behind. (Clipped gradients look the same: show the step without clipping.)",
     ),
     Check(
         "momentum correction",
         "Sec. 3, Remark 2",
-        doctor_step.momentum_correction,
+        step.momentum_correction,
         "The rate is inside the momentum buffer: multiply the buffer by new rate / old rate when "
         "the rate changes, or use torch.optim.SGD.",
     ),
     Check(
         "mean over micro-batches",
         "Sec. 3, Remark 3",
-        doctor_step.accumulation,
+        step.accumulation,
         "Divide the mean loss of each of a micro-batches by a, once; clear the gradients before "
         "the first of them only.",
     ),
     Check(
         "divided by number of pieces",
         "Sec. 3, Remark 3",
-        doctor_pieces.divisor,
+        pieces.divisor,
         "Accumulated gradients are divided by another number than there are pieces: count the "
         "pieces that your loader makes, not those that you planned, and weigh a smaller last one "
         "by its images.",
@@ -91,90 +91,90 @@ CHECKS = [
     Check(
         "mean over workers",
         "Sec. 3, Remark 3",
-        doctor_step.aggregation,
+        step.aggregation,
         "Mean loss of the worker's images and an average over workers, which DDP takes already; "
         "or a sum over workers of losses divided by kn.",
     ),
     Check(
         "new order every epoch",
         "Sec. 3, Remark 4",
-        doctor_data.new_order,
+        data.new_order,
         "Shuffle, and call sampler.set_epoch(epoch) before every epoch.",
     ),
     Check(
         "one shuffle for all workers",
         "Sec. 3, Remark 4",
-        doctor_data.one_shuffle,
+        data.one_shuffle,
         "Permute the whole set once an epoch, under the same seed on all workers, then divide it.",
     ),
     Check(
         "each image once an epoch",
         "Sec. 3, Remark 4",
-        doctor_data.once,
+        data.once,
         "Divide one permutation over the workers and drop its tail: "
         "DistributedSampler(..., drop_last=True).",
     ),
     Check(
         "BN over n images",
         "Sec. 2.3",
-        doctor_step.norm_group,
+        step.norm_group,
         "n belongs to the loss: normalise groups of n images, whatever one call of the model "
         "computes (`GhostBatchNorm2d` in ghost.py).",
     ),
     Check(
         "BN within a worker",
         "Sec. 2.3",
-        doctor_step.norm_workers,
+        step.norm_workers,
         "Do not share statistics over workers: plain BatchNorm2d with n images, no SyncBatchNorm.",
     ),
     Check(
         "no decay of gamma, beta",
         "Sec. 5.1",
-        doctor_step.norm_decay,
+        step.norm_decay,
         "Put BN's parameters into a group with weight_decay=0 (`decay_split` in sgd.py).",
     ),
     Check(
         "linear scaling rule",
         "Sec. 2.1",
-        doctor_data.linear_rule,
+        data.linear_rule,
         "Peak rate = base_lr * batch_size / base_batch, with the batch of all workers.",
     ),
     Check(
         "gradual warm-up",
         "Sec. 2.2",
-        doctor_data.warmup,
+        data.warmup,
         "Rate of step t < T: base_lr + (peak - base_lr) * t / T, T = 5 epochs of steps; base_lr is "
         "that of kn = 256, and t grows with every iteration (`Schedule` in recipe.py).",
     ),
     Check(
         "schedule from the start",
         "Sec. 2.2, 5.1",
-        doctor_data.schedule,
+        data.schedule,
         "Count the milestones from the first epoch, the warm-up included.",
     ),
     Check(
         "evaluation, images once",
         "Sec. 5.1",
-        doctor_data.evaluated_once,
+        data.evaluated_once,
         "Give rank r the images r, r + world, ... without padding, and sum counts over ranks.",
     ),
     Check(
         "evaluation, mean of images",
         "Sec. 5.1",
-        doctor_data.evaluated_mean,
+        data.evaluated_mean,
         "Sum right answers and images over all batches, divide once.",
     ),
     Check(
         "last gamma 0",
         "Sec. 5.1, Table 2b",
-        doctor_step.last_gamma,
+        step.last_gamma,
         "Start gamma of the last BN of every residual block at 0.",
         advice=True,
     ),
     Check(
         "last layer N(0, 0.01)",
         "Sec. 5.1",
-        doctor_step.last_layer,
+        step.last_layer,
         "nn.init.normal_(fc.weight, std=0.01), nn.init.zeros_(fc.bias).",
         advice=True,
     ),

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from common import dist, draw
 from common.metrics import Accuracy, Average
-from large_minibatch import buffers, data, recipe
+from large_minibatch import data, recipe
 from large_minibatch.config import Config
+from large_minibatch.norm import buffers
 
 SHOWN = 32  # images of predictions
 FRAME = 4  # pixels around each

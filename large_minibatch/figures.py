@@ -13,7 +13,7 @@ where several sets do, the largest, then the one that the other runs are variati
 2-5 stands the distance of the training curves: the mean absolute difference after the warm-up.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import math
@@ -30,8 +30,9 @@ from matplotlib.figure import Figure
 
 from common.config import run as run_command
 from common.draw import palette
-from large_minibatch import communication, recipe
-from large_minibatch.finished import Group, collect, family, reference
+from large_minibatch import recipe
+from large_minibatch.analysis import communication
+from large_minibatch.analysis.finished import Group, collect, family, reference
 from large_minibatch.tables import ERRORS
 
 WARMUPS = {"none": "no warm-up", "constant": "constant warm-up", "gradual": "gradual warm-up"}

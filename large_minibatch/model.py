@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from .ghost import GhostBatchNorm2d
+from .norm.ghost import GhostBatchNorm2d
 
 NormLayer = Callable[[int], nn.Module]  # channels -> norm
 

@@ -10,7 +10,7 @@ whose line k is the class number of picture k; numbers need --wnids FILE, the Wo
 order of the numbers. Exit code 0: good, 2: bad data.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -39,7 +39,7 @@ from common.images import (
 )
 from large_minibatch import data
 from large_minibatch.config import Data
-from large_minibatch.folders import listed
+from large_minibatch.inputs.folders import listed
 
 SHOWN = 20  # unreadable pictures that are named
 _MARK = ".resized.json"  # how a resized tree was made

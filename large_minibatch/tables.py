@@ -16,13 +16,13 @@ seed by seed, 3b on `init=imagenet`, torchvision's, or another file. figures.py 
 7-8.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 from pathlib import Path
 
-from common.claims import Gap, Near
-from common.tables import Row, Table, main
+from common.tables.claims import Gap, Near
+from common.tables.command import Row, Table, main
 from large_minibatch import (
     config,  # noqa: F401
     transfer,  # noqa: F401 - tells Hydra the options, as does config

@@ -1,6 +1,6 @@
 """Train a ResNet at any minibatch: `python train.py`, or see conf/experiment for the others."""
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import contextlib
@@ -18,15 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common import checkpoint, config, dist, result, versus
+from common import config, dist
 from common.data import seed_everything
-from common.log import Log, require_finite
-from common.options import Options
-from large_minibatch import allocator, allreduce, data, ghost, recipe, sgd, weights
+from common.run import checkpoint, result, versus
+from common.run.log import Log, require_finite
+from common.run.options import Options
+from large_minibatch import allocator, allreduce, data, recipe, sgd
 from large_minibatch.config import MAY_CHANGE, Config
 from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
-from large_minibatch.mixup import mix
+from large_minibatch.inputs.mixup import mix
 from large_minibatch.model import resnet
+from large_minibatch.norm import ghost
+from large_minibatch.weights import initialise
 
 COLUMNS = ("error", "train_error")  # percent
 
@@ -49,7 +52,7 @@ def train(cfg: Config) -> dict[str, float]:
         running=cfg.norm.running,
     )
     if cfg.init:
-        report = weights.initialise(model, cfg.init, cfg.data.mean, cfg.data.std)
+        report = initialise.initialise(model, cfg.init, cfg.data.mean, cfg.data.std)
         if dist.is_main():
             print(report)
     model.to(device).to(memory_format=torch.channels_last)
@@ -226,7 +229,7 @@ def keep_backbone(model: torch.nn.Module, cfg: Config) -> None:
     """Write `backbone.pt` for other code; where torchvision has no such network, say so."""
     path = Path(cfg.output_dir, "backbone.pt")
     try:
-        weights.save_backbone(model, path, cfg.data.mean, cfg.data.std)
+        initialise.save_backbone(model, path, cfg.data.mean, cfg.data.std)
     except ValueError as error:
         print(f"{path} is not written: {error}")
 

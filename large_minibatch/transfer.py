@@ -8,7 +8,7 @@
 k / processes of them, one after the other, so k may exceed the GPUs that are there.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import glob
@@ -30,22 +30,24 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
-from common import checkpoint, coco_eval, config, dist, result
+from common import config, dist
+from common.coco import evaluate as coco_eval
 from common.config import require_choice, require_range
 from common.data import BadImages, eval_loader, seed_everything, train_loader
-from common.log import Log, require_finite
 from common.optim import parameter_groups, warmup_multistep
-from common.options import Options
-from common.weights import few, read
-from large_minibatch.detection import (
+from common.run import checkpoint, result
+from common.run.log import Log, require_finite
+from common.run.options import Options
+from common.weights.formats import few, read
+from large_minibatch.mask_rcnn.instances import Instances, TransferData, collate, to_device
+from large_minibatch.mask_rcnn.network import (
     PICTURES_PER_GPU,
     FineTuning,
     fine_tuning,
     load_backbone,
     mask_rcnn,
 )
-from large_minibatch.instances import Instances, TransferData, collate, to_device
-from large_minibatch.weights import Converted, convert
+from large_minibatch.weights.initialise import Converted, convert
 
 COLUMNS = ("box_AP", "mask_AP")  # percent
 

@@ -10,7 +10,7 @@ run by turns in one process, each round another one first, and were seen to give
 before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import json
@@ -31,13 +31,14 @@ from common import timing
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row, named
-from panoptic import merge, peers
-from panoptic.categories import kinds
-from panoptic.detection import run_lengths
-from panoptic.files import PanopticFiles
-from panoptic.merge_runs import merge_runs
-from panoptic.overlaps import LIMIT
-from panoptic.pixels import read_ids, write_ids
+from panoptic import merge
+from panoptic.files.categories import kinds
+from panoptic.files.coco import PanopticFiles
+from panoptic.files.detection import run_lengths
+from panoptic.files.pixels import read_ids, write_ids
+from panoptic.merging.runs import merge_runs
+from panoptic.metric import peers
+from panoptic.metric.overlaps import LIMIT
 from panoptic.quality import PanopticQuality
 
 Pair = tuple[np.ndarray, list[dict], np.ndarray, list[dict]]  # prediction, truth, their segments

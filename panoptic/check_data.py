@@ -7,7 +7,7 @@ Reads every image and every panoptic map as training and evaluation do, prints w
 stops at the first fault that either would stop at. Exit code 0: no fault, 2: one sentence about it.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 from common import dist
 from common.config import run as run_command
 from panoptic import data
-from panoptic.categories import Category
 from panoptic.config import SETS, Data
+from panoptic.files.categories import Category
 
 SPLITS = {"ade20k": ("training", "validation"), "vistas": ("training", "validation")}
 

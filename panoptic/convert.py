@@ -13,7 +13,7 @@ CATS.json is a list of COCO categories with `isthing`, or any JSON that has one 
 Every file appears whole or not at all. Exit code 0: done, 2: bad data, in one sentence.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -24,9 +24,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.config import run as run_command
-from panoptic import ade20k, cityscapes, detection, semantic_png, two_channel, vistas
-from panoptic.categories import Category, read_categories
-from panoptic.files import (
+from panoptic.files import ade20k, cityscapes, detection, semantic, two_channel, vistas
+from panoptic.files.categories import Category, read_categories
+from panoptic.files.coco import (
     PanopticFiles,
     Result,
     image_entries,
@@ -35,7 +35,7 @@ from panoptic.files import (
     require_apart,
     write_json,
 )
-from panoptic.files import write_panoptic as write
+from panoptic.files.coco import write_panoptic as write
 
 
 def load_categories(path: str | Path) -> dict[int, Category]:
@@ -85,7 +85,7 @@ def to_detection(args: argparse.Namespace) -> int:
 def to_semantic(args: argparse.Namespace) -> int:
     """COCO panoptic -> a semantic PNG per image."""
     files = PanopticFiles(args.source, args.folder)
-    return semantic_png.write_semantic(files, args.out, layout=args.layout, void=args.void)
+    return semantic.write_semantic(files, args.out, layout=args.layout, void=args.void)
 
 
 def require_sources_kept(args: argparse.Namespace) -> None:
@@ -137,7 +137,7 @@ def arguments() -> argparse.ArgumentParser:
     options["from_two_channel"].add_argument("--images", type=Path, required=True)
     options["to_detection"].add_argument("--things-only", action="store_true")
     c = options["to_semantic"]
-    c.add_argument("--layout", choices=semantic_png.LAYOUTS, default="category")
+    c.add_argument("--layout", choices=semantic.LAYOUTS, default="category")
     c.add_argument("--void", type=int, help="label of void; by default the layout's")
     for name, splits in {
         "cityscapes": ("train", "val", "test"),

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from common import dist
 from common.data import BadImages, eval_loader, train_loader
-from panoptic.augment import Augment, fitting, resize
-from panoptic.categories import Category, require_equal
 from panoptic.config import Config
 from panoptic.config import Data as DataConfig
-from panoptic.photos import Photos, open_photos
-from panoptic.scenes_data import PanopticScenes
-from panoptic.targets import Labels, training_target
+from panoptic.files.categories import Category, require_equal
+from panoptic.inputs.augment import Augment, fitting, resize
+from panoptic.inputs.photos import Photos, open_photos
+from panoptic.inputs.scenes import PanopticScenes
+from panoptic.inputs.targets import Labels, training_target
 
 
 def build(

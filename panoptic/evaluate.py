@@ -1,233 +1,285 @@
-"""PQ of COCO panoptic files, as the official tool computes and prints it.
+"""PQ of a model on the validation split, and pictures of what it finds and gets wrong.
 
-    python evaluate.py gt=panoptic_val2017.json pred=results.json          # PNGs in folders beside
-    python evaluate.py gt=GT.json pred=PRED.json gt_folder=DIR pred_folder=DIR --per-class
-    python evaluate.py gt=... pred=... json=scores.json csv=classes.csv workers=8
-    python evaluate.py gt=... pred=... rules=paper threshold=0.4
-
-The defaults follow the official evaluator wherever its input is sound. Where it is not, that one
-trusts it, and each choice can be made:
-
-    areas=counted|json        pixels of the PNG, or the `area` of the JSON, be it wrong (official)
-    crowds=last|all           per class of an image the last crowd listed (official), or each
-    void_crowd=sum|separate   "mostly void or crowd": both added (official), or one alone (paper)
-    unlisted=raise|void|official   ids that only one of PNG and JSON has: see matching.Rules
-    rules=official|paper      both of crowds= and void_crowd= at once
-
-A group without a class that occurs is nan with N 0; the official tool divides by zero there.
+H x W pixels of the file, where everything is compared, whatever the size the network sees; M
+instances of a picture, C semantic classes. Metrics are percent.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
-
-# isort: split
-import pickle
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from common import dist
-from common.config import require_choice, require_range, typed
-from common.config import run as run_command
-from panoptic.categories import kinds, require_equal
-from panoptic.files import PanopticFiles, require_apart, write_json
-from panoptic.pixels import write_bytes
-from panoptic.pool import in_order
+from common import draw as sheets
+from panoptic.config import Config
+from panoptic.data import Batch, Panoptic, validation_batches
+from panoptic.figures import draw
+from panoptic.files.categories import kinds, to_entries
+from panoptic.files.coco import checked, refuse_unsafe, write_json
+from panoptic.files.pixels import write_ids
+from panoptic.merging.parts import Parts
+from panoptic.merging.sources import Output, PanopticMap, Thresholds, panoptic_map
+from panoptic.metric.matching import Matching
+from panoptic.metric.report import class_table, summary
+from panoptic.model import PanopticFPN, Separate
 from panoptic.quality import PAPER, PanopticQuality, Scores
-from panoptic.report import class_csv, class_table, content, summary
 
-CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
+SIDE = 200  # pixels of the shorter side of a drawn picture, about
+CLASSES = 20  # of more, no legend is drawn
 
-
-@dataclass
-class Options:
-    """Words of the command line."""
-
-    gt: str = MISSING  # JSON of the ground truth
-    pred: str = MISSING  # JSON of the predictions
-    gt_folder: str = ""  # of the PNGs; empty: X for X.json
-    pred_folder: str = ""
-    per_class: bool = False  # also --per-class
-    json: str = ""  # write everything there, percent
-    csv: str = ""  # write a line per class there, percent
-    workers: int = -1  # processes; 0: this one alone, -1: one a core
-    threshold: float = 0.5  # of IoU
-    rules: str = "official"  # official | paper
-    crowds: str = ""  # last | all; empty: by `rules`
-    void_crowd: str = ""  # sum | separate; empty: by `rules`
-    areas: str = "counted"  # counted | json
-    unlisted: str = "raise"  # raise | void | official
-
-    def __post_init__(self) -> None:
-        require_choice("rules", self.rules, ("official", "paper"))
-        require_choice("crowds", self.crowds, ("", "last", "all"))
-        require_choice("void_crowd", self.void_crowd, ("", "sum", "separate"))
-        require_choice("areas", self.areas, ("counted", "json"))
-        require_choice("unlisted", self.unlisted, ("raise", "void", "official"))
-        require_range("workers", self.workers, -1)
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold} is out of range: give 0 <= threshold < 1")
+Network = PanopticFPN | Separate
 
 
-def open_pair(
-    gt: str | Path,
-    pred: str | Path,
-    gt_folder: str | Path | None = None,
-    pred_folder: str | Path | None = None,
-    *,
-    zero: bool = False,
-) -> tuple[PanopticFiles, PanopticFiles]:
-    """Ground truth and the predictions of its images, checked against each other.
+def evaluate(
+    model: Network, cfg: Config, dataset: Panoptic, *, pictures: bool = False
+) -> dict[str, float]:
+    """PQ, SQ, RQ, the same with _th (things) and _st (stuff), in percent, alike on all processes.
 
-    Predictions without `categories` have the ground truth's. zero: as of PanopticFiles. Raises
-    ValueError for categories that differ, and naming the first image without a prediction and the
-    first PNG that does not exist.
+    Also SOURCE_PQ_th, ... for each of `predict.also`; AP, AP_no and mIoU where they are asked for;
+    PQ/NAME with `predict.per_class`. Of source "separate" PQ itself is undefined: nan.
+    pictures: the main process also prints the official table and writes `predictions.png`.
     """
-    truth = PanopticFiles(gt, gt_folder, zero=zero)
-    prediction = PanopticFiles(pred, pred_folder, categories=truth.categories, zero=zero)
-    require_equal(truth.categories, prediction.categories, files=(truth.file, prediction.file))
-    numbers = [image["id"] for image in truth.images]
-    missing = [number for number in numbers if number not in prediction]
-    if missing:
-        raise ValueError(
-            f"{prediction.file} has no prediction of image {missing[0]!r} ({len(missing)} of the "
-            f"{len(truth)} images in {truth.file} have none): add an entry, if need be without "
-            "segments"
-        )
-    surplus = len(prediction) - len(numbers)
-    if surplus:
-        print(f"{surplus} predictions are of images that {gt} does not have", file=sys.stderr)
-    prediction = prediction.only(numbers)
-    for files in (truth, prediction):
-        if absent := files.missing():
-            raise ValueError(f"{absent} does not exist, but {files.file} lists it")
-    return truth, prediction
+    folder = Path(cfg.output_dir)
+    metrics = {name: empty_metric(cfg, dataset) for name in sub_sources(cfg)}
+    parts = Parts(dataset, ap=cfg.predict.ap, miou=cfg.predict.miou, overlap=cfg.merge.overlap)
+    entries: list[dict[str, Any]] = []
+    panels: list[Tensor] = []
+    for image, output, target in predictions(model, cfg, dataset):
+        maps = {name: mapped(name, output, target, cfg, dataset) for name in metrics}
+        for name, metric in metrics.items():
+            matching = score(metric, maps[name], target)
+            shown = dist.is_main() and pictures and metric.count <= cfg.predict.pictures
+            if shown and name == next(iter(metrics)):
+                panels += drawn(image, maps[name], target, matching, dataset)
+        parts.add(output, target)
+        if cfg.predict.save:
+            entries.append(save(folder / "predictions", maps[next(iter(metrics))], target))
+    scores = {name: metric.reduce(dist.total).compute() for name, metric in metrics.items()}
+    everything = [entry for share in dist.gather(entries) for entry in share]
+    figures = named(scores, cfg, dataset) | parts.compute()
+    if dist.is_main() and pictures:
+        print(report(scores, cfg, dataset), flush=True)
+        if panels:
+            sheets.save_png(sheet(panels, dataset), folder / "predictions.png")
+    if dist.is_main() and cfg.predict.save:
+        save_json(folder / "predictions.json", everything, dataset)
+    return figures
 
 
-def measure(
-    truth: PanopticFiles,
-    prediction: PanopticFiles,
-    *,
-    workers: int = 0,
-    rules: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> PanopticQuality:
-    """The metric over all images of `truth`, each of which `prediction` has.
-
-    workers: processes; 0 for none besides this one, -1 for one a core. rules: keyword arguments of
-    PanopticQuality. progress: show a bar. Raises ValueError, naming image and id or file.
-    """
-    metric = PanopticQuality(kinds(truth.categories), **(rules or {}))
-    numbers = [image["id"] for image in truth.images]
-    parts = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
-    chunks = [(truth.only(part), prediction.only(part)) for part in parts]
-    workers = min(workers if workers >= 0 else dist.cores(), len(chunks))
-    with tqdm(total=len(numbers), desc="evaluating", unit="image", disable=not progress) as bar:
-        for part in _parts(chunks, workers, dict(rules or {})):
-            metric.merge(part)
-            bar.update(part.count)
-    return metric
-
-
-def _parts(
-    chunks: Sequence[tuple[PanopticFiles, PanopticFiles]], workers: int, rules: dict[str, Any]
-) -> Iterator[PanopticQuality]:
-    """The metric of each chunk, in order."""
-    work = partial(_measured, rules=rules)
-    if workers < 2:
-        yield from (pickle.loads(part) for part in map(work, chunks))
-        return
-    yield from map(pickle.loads, in_order(work, chunks, workers))
-
-
-def _measured(chunk: tuple[PanopticFiles, PanopticFiles], *, rules: dict[str, Any]) -> bytes:
-    """The pickled metric of some images: as an object its tensors would go by shared memory."""
-    truth, prediction = chunk
-    metric = PanopticQuality(kinds(truth.categories), **rules)
-    for image in truth.images:
-        number = image["id"]
-        metric.update(
-            prediction.ids(number),
-            prediction.segments(number),
-            truth.ids(number),
-            truth.segments(number),
-            image=number,
-        )
-    return pickle.dumps(metric)
-
-
-def evaluate_files(
-    gt: str | Path,
-    pred: str | Path,
-    *,
-    gt_folder: str | Path | None = None,
-    pred_folder: str | Path | None = None,
-    workers: int = 0,
-    progress: bool = False,
-    rules: Mapping[str, Any] | None = None,
-) -> Scores:
-    """Scores, as fractions, of predictions `pred` against ground truth `gt`, JSONs with PNGs.
-
-    Arguments and errors as of `open_pair` and `measure`.
-    """
-    zero = (rules or {}).get("unlisted") == "official"
-    truth, prediction = open_pair(gt, pred, gt_folder, pred_folder, zero=zero)
-    return measure(truth, prediction, workers=workers, rules=rules, progress=progress).compute()
-
-
-def parse(words: Sequence[str]) -> Options:
-    """Options from words `name=value` and switches such as --per-class."""
-    pairs = [_pair(word) for word in words]
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(pairs)
-    options: Options = typed(cfg)
-    return options
-
-
-def _pair(word: str) -> str:
-    name, equals, value = word.partition("=")
-    name = name.removeprefix("--").replace("-", "_")
-    if not equals and not word.startswith("--"):
-        raise ValueError(f"{word!r} is not understood: write name=value, e.g. gt=FILE.json")
-    return f"{name}={value if equals else 'true'}"
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Evaluate, print, and write what json= and csv= name."""
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    options = parse(words)
-    require_apart(
-        {"json": options.json, "csv": options.csv}, {"gt": options.gt, "pred": options.pred}
+def sub_sources(cfg: Config) -> list[str]:
+    """The maps to make of each picture, the first of them that of `predict.source`."""
+    wanted = [cfg.predict.source, *cfg.predict.also]
+    parts = {"semantic": ("stuff",), "instance": ("things",)}.get(
+        cfg.model.part, ("things", "stuff")
     )
-    began = time.perf_counter()
-    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
-    rules |= {key: value for key in PAPER if (value := getattr(options, key))}
-    rules |= {key: getattr(options, key) for key in ("areas", "unlisted", "threshold")}
-    folders = options.gt_folder or None, options.pred_folder or None
-    zero = options.unlisted == "official"
-    truth, prediction = open_pair(options.gt, options.pred, *folders, zero=zero)
-    shown = sys.stderr.isatty()
-    metric = measure(truth, prediction, workers=options.workers, rules=rules, progress=shown)
-    scores = metric.compute()
-    print(summary(scores))
-    if options.per_class:
-        print(f"\n{class_table(scores, truth.categories)}\n")
-    print(f"Time elapsed: {time.perf_counter() - began:0.2f} seconds")
-    if options.json:
-        facts = {"images": len(truth), "gt": options.gt, "pred": options.pred, "rules": rules}
-        write_json(options.json, facts | content(scores, truth.categories))
-    if options.csv:
-        write_bytes(options.csv, class_csv(scores, truth.categories).encode())
+    several = [parts if source == "separate" else (source,) for source in wanted]
+    return list(dict.fromkeys(name for names in several for name in names))
 
 
-if __name__ == "__main__":
-    run_command(main)
+def empty_metric(cfg: Config, dataset: Panoptic) -> PanopticQuality:
+    """The metric by the rules and the threshold of `cfg.predict`."""
+    rules = PAPER if cfg.predict.rules == "paper" else {}
+    return PanopticQuality(kinds(dataset.categories), threshold=cfg.predict.threshold, **rules)
+
+
+@torch.no_grad()
+def predictions(
+    model: Network, cfg: Config, dataset: Panoptic
+) -> Iterator[tuple[Tensor, Output, dict[str, Any]]]:
+    """The picture as the network saw it, its output, and the target; this process's share of all.
+
+    The output is of the size of the target's `ids`, and on the device of the network. The network
+    is left in the mode that it was in.
+    """
+    training = model.training
+    model.eval()
+    batches = validation_batches(dataset, cfg)
+    hidden = None if dist.is_main() else True
+    for batch in tqdm(batches, "evaluate", leave=False, disable=hidden):
+        outputs = outputs_of(model, cfg, dataset, batch)
+        yield from zip(batch.images, outputs, batch.targets, strict=True)
+    model.train(training)
+
+
+def outputs_of(model: Network, cfg: Config, dataset: Panoptic, batch: Batch) -> list[Output]:
+    """What the network, in evaluation mode, says of each picture of a batch."""
+    device, sizes = dist.device(), [target["size"] for target in batch.targets]
+    images = [image.to(device, non_blocking=True) for image in batch.images]
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
+        found = model(images, sizes=sizes)
+    several = cfg.predict.flip or list(cfg.predict.scales) != [1.0]
+    things = dataset.labels.things
+    outputs = []
+    for one, image, size in zip(found, images, sizes, strict=True):
+        semantic = torch.full(size, -1, device=device)
+        if "semantic" in one:
+            scores = at_scales(model, image, size, cfg) if several else one["semantic"]
+            semantic = dataset.labels.to_categories(scores.argmax(0))
+        masks = one.get("masks", torch.zeros(0, *size, dtype=torch.bool, device=device))
+        labels = [things[label] for label in one["labels"].tolist()] if "labels" in one else []
+        outputs.append(Output(masks, one.get("scores", semantic.new_zeros(0)), labels, semantic))
+    return outputs
+
+
+def at_scales(model: Network, image: Tensor, size: tuple[int, int], cfg: Config) -> Tensor:
+    """Mean class probabilities (C, *size) over `predict.scales`, and mirrored with `predict.flip`.
+
+    The test-time augmentation of PSPNet (Sec. 5.1 there); "multi-scale" in Table 4.
+    """
+    network: nn.Module = model
+    if isinstance(model, Separate) and model.semantic is not None:
+        network = model.semantic
+    total, passes = torch.zeros((), device=image.device), 0
+    for scale in cfg.predict.scales:
+        sides = [max(1, round(scale * side)) for side in image.shape[1:]]
+        scaled = transforms.resize(image, sides, antialias=True)
+        for mirrored in (False, True)[: 1 + cfg.predict.flip]:
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=cfg.amp):
+                seen = scaled.flip(-1) if mirrored else scaled
+                probabilities = network([seen], sizes=[size])[0]["semantic"].float().softmax(0)
+            total = total + (probabilities.flip(-1) if mirrored else probabilities)
+            passes += 1
+    return total / passes
+
+
+def mapped(
+    source: str, output: Output, target: dict[str, Any], cfg: Config, dataset: Panoptic
+) -> PanopticMap:
+    """The panoptic map of a source, on the CPU."""
+    merge = cfg.merge
+    ids, segments = panoptic_map(
+        source,
+        output,
+        target["ids"].to(output.semantic.device),
+        target["segments"],
+        dataset.categories,
+        thresholds=Thresholds(
+            merge.confidence, merge.overlap, merge.stuff_area, merge.scale_stuff_area
+        ),
+        component_area=cfg.predict.component_area,
+        human_shift=cfg.predict.human_shift,
+        image=target["image_id"],
+    )
+    return ids.cpu(), segments
+
+
+def score(metric: PanopticQuality, prediction: PanopticMap, target: dict[str, Any]) -> Matching:
+    """Count a picture."""
+    return metric.update(*prediction, target["ids"], target["segments"], image=target["image_id"])
+
+
+def named(scores: dict[str, Scores], cfg: Config, dataset: Panoptic) -> dict[str, float]:
+    """The figures of all sources by name."""
+    figures = percent(cfg.predict.source, scores)
+    if cfg.predict.per_class:
+        for category, values in next(iter(scores.values())).classes.items():
+            figures[f"PQ/{dataset.categories[category].name}"] = 100 * values.pq
+    for source in cfg.predict.also:
+        figures |= {f"{source}_{name}": value for name, value in percent(source, scores).items()}
+    return figures
+
+
+def percent(source: str, scores: dict[str, Scores]) -> dict[str, float]:
+    """PQ, SQ and RQ of one source; of "separate" things and stuff come from a part each."""
+    if source != "separate":
+        return scores[source].percent()
+    nothing = dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
+    groups = {"_th": scores.get("things"), "_st": scores.get("stuff")}
+    return nothing | {
+        f"{name}{suffix}": part.percent()[f"{name}{suffix}"] if part else float("nan")
+        for suffix, part in groups.items()
+        for name in nothing
+    }
+
+
+def report(scores: dict[str, Scores], cfg: Config, dataset: Panoptic) -> str:
+    """The official table of the source, and where there are others a line for each."""
+    lines = []
+    first = next(iter(scores.values()))
+    if cfg.predict.source != "separate":
+        lines.append(summary(first))
+    if cfg.predict.per_class:
+        lines.append(class_table(first, dataset.categories))
+    if cfg.predict.also or cfg.predict.source == "separate":
+        rows = ["| Table 5 | PQ | PQ^Th | PQ^St |", "|:--|--:|--:|--:|"]
+        for source in (cfg.predict.source, *cfg.predict.also):
+            values = [percent(source, scores)[name] for name in ("PQ", "PQ_th", "PQ_st")]
+            words = ["–" if value != value else f"{value:.1f}" for value in values]
+            rows.append(f"| {source.replace('_', ' ')} | {' | '.join(words)} |")
+        lines.append("\n".join(rows))
+    return "\n\n".join(lines)
+
+
+def drawn(
+    image: Tensor,
+    prediction: PanopticMap,
+    target: dict[str, Any],
+    matching: Matching,
+    dataset: Panoptic,
+) -> list[Tensor]:
+    """Four panels: the picture, the truth, the prediction, and what is right and wrong about it."""
+    ids, segments = prediction
+    truth = target["ids"]
+    short = min(truth.shape)
+    size = truth.shape if short < 2 * SIDE else [side * SIDE // short for side in truth.shape]
+    scale = max(1, round(SIDE / short))
+    shown = transforms.resize(image, list(size), antialias=True)
+    ids, truth = (
+        F.interpolate(part[None, None].double(), list(size), mode="nearest-exact")[0, 0].int()
+        for part in (ids, truth)
+    )  # float64 holds every id
+    return [
+        draw.enlarged(shown, scale),
+        draw.overlay(shown, truth, target["segments"], dataset.categories, scale=scale),
+        draw.overlay(shown, ids, segments, dataset.categories, scale=scale),
+        draw.errors(shown, ids, truth, matching, scale=scale),
+    ]
+
+
+def sheet(panels: list[Tensor], dataset: Panoptic) -> Tensor:
+    """All panels, four to a line, and what their colours mean."""
+    titles = ["image", "truth", "prediction", "right and wrong"] * (len(panels) // 4)
+    legends = [sheets.legend(list(draw.ERRORS), colors=list(draw.ERRORS.values()))]
+    categories = dataset.categories.values()
+    if len(categories) <= CLASSES:
+        colors = [draw.color_of(category, dataset.categories) for category in categories]
+        names = [category.name for category in categories]
+        legends.append(sheets.legend([*names, "void"], colors=[*colors, draw.VOID]))
+    titles += ["right and wrong", "classes"][: len(legends)]
+    return sheets.grid([*panels, *legends], columns=4, titles=titles)
+
+
+def save(folder: Path, prediction: PanopticMap, target: dict[str, Any]) -> dict[str, Any]:
+    """Write the map as a PNG; its entry among the `annotations` of a COCO panoptic file."""
+    ids, segments = prediction
+    number = target["image_id"]
+    name = f"{number:012d}.png" if isinstance(number, int) else f"{number}.png"
+    refuse_unsafe(name, f"the prediction of image {number!r}")
+    write_ids(folder / name, ids.numpy())
+    keys = ("id", "category_id", "iscrowd", "area", "bbox", "score")
+    complete = checked(ids.numpy(), segments, where=f"image {number}")
+    info = [{key: segment[key] for key in keys if key in segment} for segment in complete]
+    return {"image_id": number, "file_name": name, "segments_info": info}
+
+
+def save_json(path: Path, annotations: list[dict[str, Any]], dataset: Panoptic) -> None:
+    """The COCO panoptic file of all predictions, in the order of the data set."""
+    place = {number: i for i, number in enumerate(dataset.source.image_ids)}
+    source, evaluated = dataset.source, slice(len(dataset))
+    images = [
+        {"id": number, "file_name": Path(file).name, "height": height, "width": width}
+        for number, file, (height, width) in zip(
+            source.image_ids[evaluated],
+            source.files[evaluated],
+            source.sizes[evaluated],
+            strict=True,
+        )
+    ]
+    annotations.sort(key=lambda annotation: place[annotation["image_id"]])
+    categories = to_entries(dataset.categories)
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})

@@ -15,7 +15,7 @@ search=true looks for the thresholds of the highest PQ against gt= first, prints
 leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the best.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import csv
@@ -35,9 +35,8 @@ from tqdm import tqdm
 from common import dist
 from common.config import require_range, typed
 from common.config import run as run_command
-from panoptic.categories import kinds, read_categories, whole
-from panoptic.detection import decode, run_lengths
-from panoptic.files import (
+from panoptic.files.categories import kinds, read_categories, whole
+from panoptic.files.coco import (
     PanopticFiles,
     Result,
     image_entries,
@@ -47,12 +46,13 @@ from panoptic.files import (
     require_apart,
     write_panoptic,
 )
-from panoptic.ids import SegmentIds
+from panoptic.files.detection import decode, run_lengths
+from panoptic.files.ids import SegmentIds
+from panoptic.files.pixels import write_bytes
+from panoptic.files.pool import in_order
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
-from panoptic.merge_runs import merge_runs
-from panoptic.pixels import write_bytes
-from panoptic.pool import in_order
-from panoptic.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
+from panoptic.merging.runs import merge_runs
+from panoptic.merging.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
 
 Entry = Mapping[str, Any]
 INPUTS = ("instances", "semantic", "images", "categories", "gt")  # options that name a file

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .batch import (
+from .net.instance import MaskRCNN, Sizes
+from .net.padding import (
     Prediction,
     Size,
     Target,
@@ -27,9 +28,8 @@ from .batch import (
     same_size,
     semantic_loss,
 )
-from .instance import MaskRCNN, Sizes
-from .pspnet import PSPNet
-from .semantic import SemanticFPN
+from .net.pspnet import PSPNet
+from .net.semantic_fpn import SemanticFPN
 
 NETWORKS = ("panoptic_fpn", "separate")
 PARTS = ("semantic", "instance", "both")

@@ -42,9 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .categories import whole
-from .matching import PAPER, Matching, Outcome, Rules, Segments, match
-from .overlaps import IdMap, batch_overlaps, overlaps
+from .files.categories import whole
+from .metric.matching import PAPER, Matching, Outcome, Rules, Segments, match
+from .metric.overlaps import IdMap, batch_overlaps, overlaps
 
 __all__ = [
     "PAPER",

@@ -16,7 +16,7 @@ pictures: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
 All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import math
@@ -32,16 +32,16 @@ from tqdm import tqdm
 
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
-from panoptic import annotators, study_paper, study_pictures
-from panoptic.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
-from panoptic.categories import Category, kinds
+from panoptic.annotators import charts, paper, simulate
+from panoptic.annotators.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
 from panoptic.config import Scenes
-from panoptic.evaluate import open_pair
-from panoptic.files import write_json
-from panoptic.pixels import write_bytes
+from panoptic.evaluate_files import open_pair
+from panoptic.files.categories import Category, kinds
+from panoptic.files.coco import write_json
+from panoptic.files.pixels import write_bytes
+from panoptic.inputs.scenes import PanopticScenes
+from panoptic.metric.report import class_csv, content
 from panoptic.quality import PAPER, Matching, PanopticQuality, Scores
-from panoptic.report import class_csv, content
-from panoptic.scenes_data import PanopticScenes
 
 THRESHOLDS = (0.25, 0.5, 0.75)
 ALPHAS = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125}
@@ -77,7 +77,7 @@ class Options:
     scenes: int = 60  # simulated images
     seed: int = 0  # of the scenes, the annotators and the bootstrap
     samples: int = 1000  # of the bootstrap
-    rules: str = "official"  # official | paper: see evaluate.py
+    rules: str = "official"  # official | paper: see evaluate_files.py
 
     def __post_init__(self) -> None:
         require_choice("rules", self.rules, ("official", "paper"))
@@ -143,14 +143,14 @@ def solids(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
     def drawn() -> Iterator[Drawn]:
         for i in range(options.scenes):
             ids, segments = pictures.annotation(i)
-            yield annotators.both((ids.numpy(), segments), i, seed=options.seed, categories=things)
+            yield simulate.both((ids.numpy(), segments), i, seed=options.seed, categories=things)
 
     return pictures.categories, drawn()
 
 
 def shapes(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
     """The same of plain shapes."""
-    return annotators.CATEGORIES, annotators.pairs(options.scenes, seed=options.seed)
+    return simulate.CATEGORIES, simulate.pairs(options.scenes, seed=options.seed)
 
 
 def measure(options: Options) -> Study:
@@ -243,7 +243,7 @@ def tables(found: Mapping[str, Any]) -> str:
     lines = [
         [name, *_shown(found["consistency"][group] for group in GROUPS)],
         [f"{name}, swapped", *_shown(found["swapped"][group] for group in GROUPS)],
-        *_paper(study_paper.TABLE_1),
+        *_paper(paper.TABLE_1),
     ]
     parts.append(_table("Table 1: human consistency", head, lines))
     head = ["", *(f"{m} {size}" for m in ("PQ", "SQ", "RQ") for size in SIZES), "S up to, L above"]
@@ -252,7 +252,7 @@ def tables(found: Mapping[str, Any]) -> str:
         cells = _shown(values[size][m] for m in range(3) for size in SIZES)
         low, high = values["edges"]
         lines.append([f"{name}, {group}", *cells, f"{low:.0f}, {high:.0f} px"])
-    lines += [[*row, "–"] for row in _paper(study_paper.TABLE_2)]
+    lines += [[*row, "–"] for row in _paper(paper.TABLE_2)]
     parts.append(_table("Table 2: human consistency by size", head, lines))
     parts.append(_table("Table 6: human and machine", ["", *_COLUMNS.values()], _table_6(found)))
     lines = [
@@ -263,7 +263,7 @@ def tables(found: Mapping[str, Any]) -> str:
     below = _shown([found["matched below 0.5"]])[0]
     parts.append(
         f"{text}\n\nOf {found['matched']} pairs of an optimal matching without threshold, {below} %"
-        f" have an IoU below 0.5 (paper: below {study_paper.BELOW_HALF:g} % [memory])."
+        f" have an IoU below 0.5 (paper: below {paper.BELOW_HALF:g} % [memory])."
     )
     lines = [
         [f"α = {alpha}", *_shown(values[m] for m in ("SQ", "RQ", "PQ"))]
@@ -289,10 +289,10 @@ def _table_6(found: Mapping[str, Any]) -> list[Row]:
     if "machine" in found:
         cells = ours(found["machine"], found["machine intervals"])
         rows.append([f"{name}, machine", *cells])
-    for place in study_paper.THREE:
-        human = [_spread(*cell) for cell in study_paper.TABLE_6_HUMAN[place]]
+    for place in paper.THREE:
+        human = [_spread(*cell) for cell in paper.TABLE_6_HUMAN[place]]
         rows.append([f"paper, {place}, human [memory]", *human])
-        machine = _shown(study_paper.TABLE_6_MACHINE[place])
+        machine = _shown(paper.TABLE_6_MACHINE[place])
         rows.append([f"paper, {place}, machine [memory]", *machine])
     return rows
 
@@ -326,11 +326,11 @@ def write(study: Study, found: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / "study.json", _without_nan(found))
     write_bytes(folder / "study.md", f"{tables(found)}\n".encode())
     write_bytes(folder / "classes.csv", class_csv(scores, study.categories).encode())
-    study_pictures.classes(folder / "classes.png", scores, study.categories)
-    study_pictures.cdf(folder / "cdf.png", study.metrics[0.0])
-    study_pictures.thresholds(folder / "thresholds.png", found["thresholds"])
-    study_pictures.weights(folder / "weights.png", found["alphas"])
-    study_pictures.compared(
+    charts.classes(folder / "classes.png", scores, study.categories)
+    charts.cdf(folder / "cdf.png", study.metrics[0.0])
+    charts.thresholds(folder / "thresholds.png", found["thresholds"])
+    charts.weights(folder / "weights.png", found["alphas"])
+    charts.compared(
         folder / "pairs.png",
         [(f"{pair.image}", pair.a, pair.b, matching) for pair, matching in study.shown],
         study.categories,

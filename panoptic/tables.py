@@ -16,15 +16,16 @@ Vistas were others' results, which cannot be trained again, so their figures are
 are percent, and the paper's were recalled, not compared with its text.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.claims import Beside, Gap
-from common.tables import Row, Table, main
-from panoptic import config, study_paper  # noqa: F401 - config tells Hydra the options
+from common.tables.claims import Beside, Gap
+from common.tables.command import Row, Table, main
+from panoptic import config  # noqa: F401 - config tells Hydra the options
+from panoptic.annotators import paper
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["data=cityscapes"]}  # a row names its experiment
 MINI = {"mini": SCALES["mini"]}
@@ -127,12 +128,10 @@ TABLE6 = [
     recalled(
         "PSPNet and Mask R-CNN, merged",
         MERGED,
-        dict(zip(T6, study_paper.TABLE_6_MACHINE["Cityscapes"], strict=True))
+        dict(zip(T6, paper.TABLE_6_MACHINE["Cityscapes"], strict=True))
         | {
             name: middle
-            for name, (middle, *_) in zip(
-                HUMAN, study_paper.TABLE_6_HUMAN["Cityscapes"], strict=True
-            )
+            for name, (middle, *_) in zip(HUMAN, paper.TABLE_6_HUMAN["Cityscapes"], strict=True)
         },
         mini=[also(PAIR)],
     )
@@ -147,9 +146,9 @@ PANOPTIC_FPN = [
 def table_6_note() -> str:
     """The paper's claim and its figures of the other data sets."""
     lines = []
-    for place in study_paper.THREE[1:]:
-        human = [f"{middle:.1f}" for middle, *_ in study_paper.TABLE_6_HUMAN[place]]
-        machine = [f"{figure:.1f}" for figure in study_paper.TABLE_6_MACHINE[place]]
+    for place in paper.THREE[1:]:
+        human = [f"{middle:.1f}" for middle, *_ in paper.TABLE_6_HUMAN[place]]
+        machine = [f"{figure:.1f}" for figure in paper.TABLE_6_MACHINE[place]]
         lines.append(f"{place} human {' '.join(human)}, machine {' '.join(machine)}")
     return (
         "Claim: human and machine are close in SQ and far apart in RQ. The human is simulated "

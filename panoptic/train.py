@@ -4,7 +4,7 @@ The demo trains the paper's pair of networks (Sec. 7) on the built-in pictures a
 RQ of their merged outputs, beside each part alone and beside a map without an instance network.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import time
@@ -20,14 +20,16 @@ from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from common import checkpoint, config, dist, result, versus
+from common import config, dist
 from common.data import seed_everything
-from common.log import Log, require_finite
 from common.optim import follow, parameter_groups, warmup_multistep
-from common.options import Options
-from panoptic import data, model, weights
+from common.run import checkpoint, result, versus
+from common.run.log import Log, require_finite
+from common.run.options import Options
+from panoptic import data, model
 from panoptic.config import MAY_CHANGE, Config
-from panoptic.predict import Network, evaluate
+from panoptic.evaluate import Network, evaluate
+from panoptic.weights import initialise
 
 COLUMNS = tuple(f"{name}{group}" for group in ("", "_th", "_st") for name in ("PQ", "SQ", "RQ"))
 
@@ -106,7 +108,7 @@ def build(cfg: Config, dataset: data.Panoptic) -> Network:
         **asdict(cfg.model), thing_classes=len(labels.things), stuff_classes=len(labels.stuff)
     )
     for source in filter(None, (cfg.init, cfg.init_also)):
-        loaded = weights.initialise(network, source, category_ids=list(labels.things))
+        loaded = initialise.initialise(network, source, category_ids=list(labels.things))
         if dist.is_main():
             print(loaded)
     if cfg.sync_bn and dist.world_size() > 1 and torch.cuda.is_available():

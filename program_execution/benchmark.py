@@ -10,7 +10,7 @@ above 1, ours is faster. Where other work shares the cores, OMP_WAIT_POLICY=PASS
 threads from blocking them.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import copy
@@ -33,10 +33,10 @@ from common.clevr import batch as symbolic_batch
 from common.clevr import builtin
 from common.clevr.execute import execute
 from common.clevr.functions import ANSWERS, SPECIAL, TOKENS
-from common.clevr.generate import generate
+from common.clevr.generation.generate import generate
+from common.clevr.generation.tiny import generate_tiny
 from common.clevr.programs import to_prefix, to_tree
 from common.clevr.questions import Question
-from common.clevr.tiny import generate_tiny
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row

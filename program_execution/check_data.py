@@ -9,7 +9,7 @@ which training or evaluation would. Exit code 0: no fault, 2: one sentence about
 programs give their answers on the scenes is what symbolic.py checks.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.clevr import batches
 from common.clevr.accuracy import TYPES
 from common.config import run as run_command
-from program_execution import batches, data
+from program_execution import data
 from program_execution.config import Data
-from program_execution.symbolic import SymbolicEngine
+from program_execution.execution.symbolic import SymbolicEngine
 
 AT_ONCE = 256  # feature maps in memory
 NEEDS = {

@@ -8,7 +8,7 @@ The new file holds plain values and tensors alone, so that `torch.load` reads it
 done, 2: the file cannot be converted, in one sentence.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import run as run_command
-from program_execution import weights
+from program_execution.weights import formats
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,10 +35,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     """Convert, and say what the file held."""
     args = arguments().parse_args(sys.argv[1:] if words is None else words)
-    models = weights.load(args.source)
+    models = formats.load(args.source)
     if args.vocabulary and not models.vocabulary:
         raise ValueError(f"{args.source} holds no vocabulary: leave --vocabulary out.")
-    weights.save(models, args.out)
+    formats.save(models, args.out)
     for name in models.options:
         parameters = sum(each.numel() for each in getattr(models, name).parameters())
         print(f"{name}: {parameters:,} parameters")

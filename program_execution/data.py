@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from common.clevr import arrays, builtin, scene_graph, vocabulary
+from common.clevr import builtin, scene_graph, vocabulary
+from common.clevr.arrays import encode
+from common.clevr.batches import UNK, Questions
 from common.clevr.vocabulary import Vocabulary
-from program_execution.batches import UNK, Questions
 from program_execution.config import Data as DataConfig
 
 HUMANS = "humans_"
@@ -174,7 +175,7 @@ def short_families(cfg: DataConfig, words: Vocabulary) -> dict[int, float]:
 
 
 def _inside(
-    cfg: DataConfig, rows: arrays.QuestionArrays, cut: str, words: Vocabulary
+    cfg: DataConfig, rows: encode.QuestionArrays, cut: str, words: Vocabulary
 ) -> np.ndarray:
     """Which questions a cut leaves: bool (N,)."""
     if cut.startswith(("first", "after")):
@@ -187,7 +188,7 @@ def _inside(
 
 
 Source = tuple[
-    arrays.QuestionArrays, arrays.Features | None, Sequence[scene_graph.SceneGraph] | None
+    encode.QuestionArrays, encode.Features | None, Sequence[scene_graph.SceneGraph] | None
 ]
 
 
@@ -198,7 +199,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
     rows = None
     for candidate in (root / f"{name}_questions", root / f"{name}_questions.h5"):
         if candidate.exists():
-            rows = arrays.open_questions(candidate, own)
+            rows = encode.open_questions(candidate, own)
             _require_same(own, words, candidate)
             break
     base = name.removeprefix(HUMANS)
@@ -217,7 +218,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
         scenes.sort(key=lambda graph: graph.image_index)
         if [graph.image_index for graph in scenes] != list(range(len(scenes))):
             raise ValueError(f"data.scenes={cfg.scenes}: its pictures are not numbered 0, 1, 2 ...")
-    return rows, arrays.open_features(found[0]), scenes
+    return rows, encode.open_features(found[0]), scenes
 
 
 def _require_same(own: Vocabulary, words: Vocabulary, where: Path) -> None:
@@ -245,10 +246,10 @@ def _root(cfg: DataConfig) -> Path:
 def _builtin(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
     """A split of the built-in scenes."""
     made = _made(cfg, name)
-    rows = arrays.encode(made.questions, words)
+    rows = encode.encode(made.questions, words)
     marked = cfg.builtin.features == "grid" and cfg.builtin.marks != 1
     features = made.features * np.float32(cfg.builtin.marks) if marked else made.features
-    return rows, arrays.Features(features), made.scenes
+    return rows, encode.Features(features), made.scenes
 
 
 def _made(cfg: DataConfig, name: str) -> builtin.BuiltIn:

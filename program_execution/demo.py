@@ -11,7 +11,7 @@ what out= names: the maps are those of `engine.module_maps`. Features of a pictu
 torchvision's ResNet-101, whose weights are downloaded, or weights=FILE.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import sys
@@ -24,17 +24,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from common.clevr import arrays
-from common.clevr.features import Extractor, read_picture
+from common.clevr import batches
+from common.clevr.arrays import encode
+from common.clevr.arrays.features import Extractor, read_picture
 from common.clevr.vocabulary import Vocabulary
 from common.config import require_range, typed
 from common.config import run as run_command
 from common.images import read_image
-from program_execution import batches, data, draw, explain, weights
+from program_execution import data
 from program_execution.config import Config, Evaluate
-from program_execution.initial import weights_file
+from program_execution.figures import draw, explain
 from program_execution.model import Network
 from program_execution.train import build
+from program_execution.weights import formats
+from program_execution.weights.initialise import weights_file
 
 
 @dataclass
@@ -125,7 +128,7 @@ def released(options: Options) -> tuple[batches.Questions, Network, Tensor]:
     network, words = Network(), None
     for source in options.init:
         path = weights_file(source)
-        models = weights.load(path)
+        models = formats.load(path)
         network.generator = models.generator or network.generator
         network.engine = models.engine or network.engine
         network.baseline = models.baseline or network.baseline
@@ -144,10 +147,10 @@ def of_picture(options: Options, words: Vocabulary) -> tuple[batches.Questions, 
     extractor = Extractor(weights=weights_)
     with torch.inference_mode():
         maps = extractor(read_picture(options.image)[None]).numpy()
-    empty = arrays.QuestionArrays(
+    empty = encode.QuestionArrays(
         *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
     )
-    known = batches.Questions("picture", empty, words, arrays.Features(maps))
+    known = batches.Questions("picture", empty, words, encode.Features(maps))
     return one_question(known, 0, options.question), read_image(options.image)
 
 
@@ -157,7 +160,7 @@ def one_question(dataset: batches.Questions, image: int, text: str) -> batches.Q
     Raises ValueError for a word that the vocabulary does not have.
     """
     words = dataset.words.encode_question(text, unknown="error")
-    rows = arrays.QuestionArrays(
+    rows = encode.QuestionArrays(
         *(np.array([words], np.int16), None, None, np.array([image]), np.zeros(1, np.int64))
     )
     return batches.Questions(

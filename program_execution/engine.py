@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .executors import Step, batched, by_module, per_sample
-from .schedule import Language, parse, schedule, well_formed
+from .execution.executors import Step, batched, by_module, per_sample
+from .execution.schedule import Language, parse, schedule, well_formed
 
 INITIALISATIONS = ("default", "he")
 EXECUTIONS = ("grouped", "bmm", "reference")

@@ -8,13 +8,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
+from common.clevr import batches
 from common.clevr.accuracy import GROUPS, TypeAccuracy, exact_match
 from common.clevr.functions import SPECIAL
 from common.metrics import Average
-from program_execution import batches, data, draw, explain, stages
+from program_execution import data, stages
 from program_execution.config import Config
+from program_execution.execution.symbolic import SymbolicEngine
+from program_execution.figures import draw, explain
 from program_execution.model import Network
-from program_execution.symbolic import SymbolicEngine
 
 ANSWERS = ("accuracy", *GROUPS)  # figures of a run that answers, in percent
 PROGRAMS = ("program_match", "malformed")  # and of one that only writes programs

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode
 from .engine import ExecutionEngine
-from .seq2seq import ProgramGenerator
+from .net.baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode
+from .net.seq2seq import ProgramGenerator
 
 PARTS = ("generator", "engine", "baseline", "pixels")
 

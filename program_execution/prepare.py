@@ -12,7 +12,7 @@ alone, so that an interrupted command may be repeated; --again makes it anew. Ex
 bad data.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import argparse
@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 from common import dist, draw, spawn
-from common.clevr import arrays, builtin, features, questions, scene_graph, vocabulary
+from common.clevr import builtin, questions, scene_graph, vocabulary
+from common.clevr.arrays import encode as arrays
+from common.clevr.arrays import features
 from common.clevr.vocabulary import Vocabulary
 from common.errors import sentence
 

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import dist
+from common.clevr import batches
 from common.clevr.functions import END, SPECIAL
 from common.clevr.grammar import Grammar
 from common.clevr.vocabulary import Vocabulary
-from common.sealed import write
-from program_execution import batches, decode, reinforce
-from program_execution.beam import beam as search
+from common.run.sealed import write
 from program_execution.config import Config
+from program_execution.decoding import reinforce, sample
+from program_execution.decoding.beam import beam as search
+from program_execution.execution.symbolic import SymbolicEngine
 from program_execution.model import Network
-from program_execution.symbolic import SymbolicEngine
 
 NULL_ID, START_ID, END_ID = 0, SPECIAL.index("<START>"), SPECIAL.index(END)
 
@@ -94,7 +95,7 @@ class Objective:
         assert self.network.generator is not None
         seed = (self.cfg.seed * 1_000_003 + step * 4099 + dist.rank()) % 2**32
         with torch.set_grad_enabled(self.update != "ee"):
-            sampled = decode.sample(
+            sampled = sample.sample(
                 self.network.generator,
                 batch.questions,
                 temperature=options.temperature,
@@ -110,7 +111,7 @@ class Objective:
         if self.update != "ee":
             greedy = None
             if options.baseline == "self_critical":
-                best = decode.greedy(self.network.generator, batch.questions).programs
+                best = sample.greedy(self.network.generator, batch.questions).programs
                 with torch.no_grad():
                     greedy, _ = self.answered(best, batch)
             expected = self.average(rewards, types=batch.types, greedy=greedy)
@@ -155,7 +156,7 @@ def predicted(
     pieces = []
     for batch in batches.in_order(dataset.without_pictures(), size):
         batch = batch.to(dist.device())
-        found = decode.greedy(network.generator, batch.questions).programs.cpu().numpy()
+        found = sample.greedy(network.generator, batch.questions).programs.cpu().numpy()
         pieces.append((batch.rows, found.astype(np.int16)))
     shares = [piece for share in dist.gather(pieces) for piece in share]
     longest = max(programs.shape[1] for _, programs in shares)
@@ -204,4 +205,4 @@ def decoded(
     allowed = Grammar(words.tokens) if grammar else None
     if beam > 1:
         return search(network.generator, questions, width=beam, grammar=allowed).programs
-    return decode.greedy(network.generator, questions, grammar=allowed).programs
+    return sample.greedy(network.generator, questions, grammar=allowed).programs

@@ -13,14 +13,14 @@ answers are hidden, ours of the validation split. The paper's were recalled, not
 text.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.claims import Beside, Gap, Near
-from common.tables import Row, Table, main
+from common.tables.claims import Beside, Gap, Near
+from common.tables.command import Row, Table, main
 from program_execution import config  # noqa: F401 - tells Hydra the options
 
 PAPER = ["experiment=paper", "data=clevr"]

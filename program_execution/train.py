@@ -5,7 +5,7 @@ are known (Sec. 3.2, 3.3) beside an LSTM that is blind and stacked attention (Se
 how many answers of each kind are right.
 """
 
-import common.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
+import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import json
@@ -22,14 +22,17 @@ from omegaconf import DictConfig
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from common import checkpoint, config, dist, log, result, runs, sealed, versus
+from common import config, dist
+from common.clevr import batches
 from common.data import seed_everything
-from common.options import Options
-from program_execution import batches, data, evaluate, model
-from program_execution.baselines import QTypeMode
+from common.run import checkpoint, log, result, sealed, versus
+from common.run.options import Options
+from common.tables import runs
+from program_execution import data, evaluate, model
 from program_execution.config import BASELINES, MAY_CHANGE, STAGES, Config, Stage
-from program_execution.initial import initialise
+from program_execution.net.baselines import QTypeMode
 from program_execution.stages import Objective, average_gradients, predicted
+from program_execution.weights.initialise import initialise
 
 
 def train(cfg: Config) -> dict[str, float]:

@@ -95,7 +95,7 @@ def test_a_command_imports_first_what_answers_ctrl_c(folder):
         nodes = ast.parse(path.read_text()).body
         if any(ast.unparse(node).startswith("if __name__ ==") for node in nodes):
             first = next(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
-            assert ast.unparse(first) == "import common.interrupt", path
+            assert ast.unparse(first) == "import common.run.interrupt", path
 
 
 def test_every_training_tells_resume_how_many_steps_it_has():

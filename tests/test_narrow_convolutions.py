@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from focal_loss import backbone, config
+from focal_loss import config
+from focal_loss.net import backbone
 from large_minibatch import config as large_config
 from large_minibatch.model import MODELS, resnet
-from panoptic import backbone as panoptic_backbone
+from panoptic.net import backbone as panoptic_backbone
 from program_execution.model import Pixels
 
 OPTIONS = {"first": 2, "last": 5, "norm": "bn", "eps": 1e-5, "freeze_at": 0, "width": 8}

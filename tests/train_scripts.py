@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
+from common.run import checkpoint
 from tests.commands import Commands
 
 

@@ -31,12 +31,12 @@ from ..scenes.cache import cache_folder
 from ..scenes.place import place_all
 from ..scenes.world import CLEVR_COLORS, CLEVR_SHAPES, COGENT_A, COGENT_B, MATERIALS, Combos
 from .functions import ATTRIBUTES, COLORS, MOST_OBJECTS, SHAPES, SIZES
-from .generate import generate
-from .options import KINDS, Kind
+from .generation.generate import generate
+from .generation.options import KINDS, Kind
+from .generation.realise import paraphrase as in_other_words
+from .generation.tiny import generate_tiny
 from .questions import Question, read_questions, write_questions
-from .realise import paraphrase as in_other_words
 from .scene_graph import SceneGraph, read_scenes, scenes_of, write_scenes
-from .tiny import generate_tiny
 
 SPLITS: Final = ("train", "val", "test")
 COMBOS: Final[dict[str, Combos]] = {"": (), "A": COGENT_A, "B": COGENT_B}

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import sealed
-from ..coco_files import json_faults, read_bytes, whole, without_collector
+from ..coco.files import json_faults, read_bytes, whole, without_collector
+from ..run import sealed
 from .functions import RELATIONS, parse_token
 from .programs import Node, check_nodes, to_prefix, to_tree
 from .scene_graph import check_file_name

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import sealed
-from ..coco_files import read_json, refuse_repeated, whole
+from ..coco.files import read_json, refuse_repeated, whole
+from ..run import sealed
 from .functions import ATTRIBUTES, RELATIONS
 
 EPS = 0.2  # how much further j must lie than i, in world units, to be e.g. left of it

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import sealed
-from ..coco_files import read_json
+from ..coco.files import read_json
+from ..run import sealed
 from .functions import ANSWERS, END, NULL, SPECIAL, START, TOKENS
 from .programs import to_postfix, to_prefix, to_tree
 from .questions import Question

@@ -1,0 +1,1 @@
+"""CLEVR's questions, features and maps as arrays."""

@@ -1,0 +1,1 @@
+"""New questions about scenes: templates filled in, one answer each."""

@@ -1,0 +1,307 @@
+"""The official COCO evaluation behind one function, and detections in its format.
+
+M detections of an image, J keypoints. Metrics are percent. In the results format joints count pixel
+centres from 0; a model's are continuous, a pixel's centre at + 0.5 (see `coco`).
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from common.coco.fields import category_names, check_structure, read_annotations, shown
+from common.coco.files import without_collector
+from common.coco.instances import find_instances
+from common.coco.masks import check_segmentation, encode
+
+SHAPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # kind -> of `CocoDataset`
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind -> key compared
+
+
+def to_coco(
+    image_id: int,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    category_ids: Sequence[int],
+    *,
+    masks: Tensor | None = None,
+    keypoints: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Detections of one image in the results format of COCO.
+
+    boxes: (M, 4) x1, y1, x2, y2 in pixels of the original image; scores, labels: (M,);
+    category_ids: label -> id of the file; masks: bool (M, H, W); keypoints: (M, J, 3)
+    continuous x, y, and visibility or score.
+    """
+    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).double().tolist()
+    detections: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(xywh, scores.tolist(), labels.tolist(), strict=True)
+    ]
+    for i, detection in enumerate(detections):
+        if masks is not None:
+            code = rle.encode(np.asfortranarray(masks[i].cpu().numpy().astype(np.uint8)))
+            detection["segmentation"] = code | {"counts": code["counts"].decode()}
+        if keypoints is not None:
+            points = keypoints[i].double().cpu()
+            seen = points[:, 2:] > 0  # a joint that is not given stays 0, 0, 0
+            points[:, :2] -= torch.where(seen, 0.5, 0.0)
+            detection["keypoints"] = points.flatten().tolist()
+    return detections
+
+
+def save_results(path: str | Path, detections: list[dict[str, Any]]) -> None:
+    """Write detections in the results format of COCO; the file appears whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(detections, allow_nan=False))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+PARTS = {  # suffix -> IoU threshold or mean over all, area
+    "": (None, "all"),
+    "50": (0.5, "all"),
+    "75": (0.75, "all"),
+    "_small": (None, "small"),
+    "_medium": (None, "medium"),
+    "_large": (None, "large"),
+}
+
+
+def evaluate(
+    ground_truth: dict[str, Any] | str | Path,
+    detections: list[dict[str, Any]],
+    *,
+    kind: str = "bbox",
+    backend: str = "pycocotools",
+    per_class: bool = False,
+    max_detections: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    image_ids: Iterable[int] | None = None,
+) -> dict[str, float]:
+    """The official COCO metrics in percent; nan where the ground truth leaves one undefined.
+
+    AP (IoU .50:.95), AP50, AP75, AP_small, AP_medium, AP_large, AR_1, AR_10, AR_100, AR_small,
+    AR_medium, AR_large; `per_class` adds AP/<name> and AR/<name>. Keypoints: no small area, AR
+    (20 detections), AR50 and AR75 in place of AR_1, ...
+
+    ground_truth: content of a COCO-format file, or its path. Its bad instances and exact copies do
+    not count, with one warning (see `coco_instances`).
+    detections: dicts of image_id, category_id (the file's), score, and by `kind` "bbox" (x, y,
+    width, height), "segm" (`segmentation`, run lengths) or "keypoints".
+    max_detections: rising limits per image, default 1, 10, 100; AP uses the last.
+    sigmas: fall-off of each keypoint, needed unless there are COCO's 17. image_ids: only these.
+    backend: "pycocotools", or "faster" (faster-coco-eval: the same numbers sooner).
+    """
+    if kind not in SHAPES:
+        raise ValueError(f"kind is {kind!r}: choose 'bbox', 'segm' or 'keypoints'")
+    where = "the ground truth"
+    if isinstance(ground_truth, str | Path):
+        where, ground_truth = str(ground_truth), read_annotations([ground_truth])
+    truth = sound_truth(ground_truth, where, kind=SHAPES[kind])
+    if kind == "keypoints":
+        sigmas = _sigmas(truth, sigmas)
+    _check_detections(detections, truth, kind)
+    chosen = None if image_ids is None else sorted(set(image_ids))
+    unknown = set(chosen or ()) - {image["id"] for image in truth["images"]}
+    if unknown:
+        raise ValueError(f"image_ids: the ground truth has no image {min(unknown)}")
+    limits = list(max_detections or ([20] if kind == "keypoints" else [1, 10, 100]))
+    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print
+        evaluation = _evaluation(truth, _results(detections, kind), kind, backend)
+        evaluation.params.maxDets = limits
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, float)
+        if chosen is not None:
+            evaluation.params.imgIds = chosen
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _summary(evaluation, truth["categories"], kind, per_class)
+
+
+@without_collector()
+def sound_truth(
+    content: Any, where: str = "the ground truth", *, kind: str, quiet: bool = False
+) -> dict[str, Any]:
+    """A copy with the sound instances only, as pycocotools can evaluate it.
+
+    kind: "boxes", "masks" or "keypoints", as of `CocoDataset`, which drops the same instances. What
+    is dropped is told in one warning, unless quiet. Annotations are numbered from 1, as 0 means "no
+    match" to pycocotools. Raises ValueError for what cannot be used at all.
+    """
+    check_structure(content, where)
+    found = find_instances(content, where, kind=kind, quiet=quiet)
+    annotations = []
+    columns = zip(
+        found.position.tolist(),
+        found.xywh.tolist(),
+        found.crowd.astype(int).tolist(),
+        found.area.tolist(),
+        strict=True,
+    )
+    for i, (position, box, crowd, area) in enumerate(columns):
+        entry = content["annotations"][position]
+        sound = {"id": i + 1, "bbox": box, "iscrowd": crowd, "area": area}
+        sound |= {key: entry[key] for key in ("image_id", "category_id")}
+        if kind == "masks":
+            sound["segmentation"] = found.segmentations[i]
+        elif kind == "keypoints":
+            points = found.keypoints[i]
+            sound["keypoints"] = points.flatten().tolist()
+            sound["num_keypoints"] = int((points[:, 2] > 0).sum())
+        annotations.append(sound)
+    names = category_names(content["categories"])
+    categories = [{**c, "name": names[c["id"]]} for c in content["categories"]]
+    images = content["images"]
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+
+
+def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None:
+    """Raise ValueError for the first detection that cannot be compared."""
+    if not isinstance(detections, list):
+        raise ValueError(f"the detections are {shown(detections)}, not a list")
+    images = {image["id"]: image for image in truth["images"]}
+    categories = {category["id"] for category in truth["categories"]}
+    values = 3 * _joints(truth["annotations"]) if kind == "keypoints" else 0
+    for i, d in enumerate(detections):
+        if not isinstance(d, dict):
+            raise ValueError(f"detection {i} is {shown(d)}, not an object {{...}}")
+        fault = _fault(d, images, categories, kind, values)
+        if fault:
+            raise ValueError(f"detection {i} (image {shown(d.get('image_id'))}): {fault}")
+
+
+def _fault(
+    d: dict, images: dict[int, dict], categories: set[int], kind: str, values: int
+) -> str | None:
+    """What is wrong with a detection, None if nothing is; values: 3 J, of its keypoints."""
+    field = FIELDS[kind]
+    shape = d.get(field)
+    if not _is_id(d.get("image_id")) or d["image_id"] not in images:
+        return "the ground truth has no such image"
+    if not _is_id(d.get("category_id")) or d["category_id"] not in categories:
+        return f"the ground truth has no category {shown(d.get('category_id'))}"
+    if not _finite([d.get("score")]):
+        return f"its score is {shown(d.get('score'))}, not a finite number"
+    if kind == "segm":
+        image = images[d["image_id"]]
+        polygons = isinstance(shape, list) and bool(shape)
+        fault = check_segmentation(shape, image["height"], image["width"])
+        return "it has polygons, not run lengths" if polygons else fault and f"it {fault}"
+    if not isinstance(shape, list | tuple) or not shape:
+        return f"it has no `{field}`, which kind={kind!r} compares"
+    if not _finite(shape):
+        return f"its {field} is not finite: {shown(shape)}"
+    if kind == "bbox" and (len(shape) != 4 or min(shape[2:]) < 0):
+        return f"its bbox is no x, y, width, height: {shown(shape)}"
+    if kind == "keypoints" and len(shape) != values:
+        return f"it has {len(shape)} keypoint values, not {values}"
+    return None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _finite(values: Iterable[Any]) -> bool:
+    """Whether all are numbers that a float can hold."""
+    return all(isinstance(v, int | float | np.number) and -1e300 < v < 1e300 for v in values)
+
+
+def _joints(annotations: list[dict]) -> int:
+    """J of the annotations; 17, as in COCO, without one."""
+    return len(annotations[0]["keypoints"]) // 3 if annotations else 17
+
+
+def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[float] | None:
+    """`sigmas`, checked against the number of joints."""
+    joints, given = _joints(truth["annotations"]), 17 if sigmas is None else len(sigmas)
+    if joints != given:
+        raise ValueError(f"{joints} keypoints need as many sigmas; there are {given}")
+    return sigmas
+
+
+def _results(detections: list[dict], kind: str) -> list[dict]:
+    """Copies with the one shape that `kind` compares, so that its area is that shape's."""
+    results = []
+    for d in detections:
+        shape: Any = d[FIELDS[kind]]
+        shape = encode(shape, *shape["size"]) if kind == "segm" else [float(v) for v in shape]
+        ids = {key: d[key] for key in ("image_id", "category_id")}
+        results.append(ids | {"score": float(d["score"]), FIELDS[kind]: shape})
+    return results
+
+
+def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> Any:
+    file_type: Any
+    if backend == "pycocotools":
+        file_type, evaluation_type = COCO, COCOeval
+    elif backend == "faster":
+        try:
+            import faster_coco_eval as faster
+        except ImportError as error:
+            raise ValueError("backend='faster' needs: pip install -e '.[fast]'") from error
+        file_type, evaluation_type = faster.COCO, faster.COCOeval_faster
+    else:
+        raise ValueError(f"backend is {backend!r}: choose 'pycocotools' or 'faster'")
+    expected = file_type()
+    expected.dataset = truth
+    expected.createIndex()
+    if results:
+        found = expected.loadRes(results)
+    else:  # loadRes looks at the first one
+        found = file_type()
+        found.dataset = truth | {"annotations": []}
+        found.createIndex()
+    return evaluation_type(expected, found, kind)
+
+
+def _summary(evaluation: Any, categories: list[dict], kind: str, per_class: bool) -> dict:
+    """Means over what is defined: precision (T, R, K, A, D), recall (T, K, A, D), -1 undefined.
+
+    T thresholds, R recalls, K classes, A areas, D limits of detections.
+    """
+    p = evaluation.params
+    areas, thresholds = list(p.areaRngLbl), np.asarray(p.iouThrs)
+
+    def score(
+        table: str, iou: float | None, area: str, limit: int = -1, k: Any = slice(None)
+    ) -> float:
+        if area not in areas:  # keypoints know no small ones
+            return float("nan")
+        values = evaluation.eval[table][..., areas.index(area), limit]  # (T, [R,] K)
+        if iou is not None:
+            values = values[np.isclose(thresholds, iou)]
+        values = values[..., k]
+        values = values[values > -1]
+        return 100 * float(values.mean()) if values.size else float("nan")
+
+    metrics = {f"AP{name}": score("precision", *what) for name, what in PARTS.items()}
+    if kind == "keypoints":
+        metrics |= {f"AR{name}": score("recall", *what) for name, what in PARTS.items()}
+        metrics = {name: value for name, value in metrics.items() if not name.endswith("_small")}
+    else:
+        for i, limit in enumerate(p.maxDets):
+            metrics[f"AR_{limit}"] = score("recall", None, "all", i)
+        for area in ("small", "medium", "large"):
+            metrics[f"AR_{area}"] = score("recall", None, area)
+    if per_class:
+        names = {category["id"]: category["name"] for category in categories}
+        for k, category in enumerate(p.catIds):
+            metrics[f"AP/{names[category]}"] = score("precision", None, "all", k=k)
+            metrics[f"AR/{names[category]}"] = score("recall", None, "all", k=k)
+    return metrics

@@ -1,0 +1,223 @@
+"""The structure of COCO-format files: what their lists and fields must be, in one table.
+
+`CocoDataset`, `evaluate` and `check_data` all read through it; the instances are looked through in
+`coco_instances`. What is wrong raises ValueError with one sentence.
+"""
+
+import os
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.coco.files import abridged, first_missing, read_json, refuse_repeated
+from common.images import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field of every entry must be; `least` and `most` limit whole numbers."""
+
+    kinds: tuple[type, ...]
+    wanted: str
+    least: int = 0
+    most: int = 2**63 - 1
+
+    def fits(self, value: Any) -> bool:
+        """Whether one value is as it must be."""
+        if not isinstance(value, self.kinds) or isinstance(value, bool):
+            return False
+        return not isinstance(value, int | np.integer) or self.least <= int(value) <= self.most
+
+    def fits_all(self, values: list) -> bool:
+        """Whether all values are, quickly where they are plain whole numbers."""
+        if set(map(type, values)) == {int}:
+            return int in self.kinds and self.least <= min(values) and max(values) <= self.most
+        return all(map(self.fits, values))
+
+
+_ID = Field((int, np.integer), "a whole number from 0 to 2^63 - 1")
+_SIDE = Field((int, np.integer), "a whole number of pixels from 1 to 65536", least=1, most=2**16)
+_TEXT = Field((str,), "text")
+_NAME = Field((str, int), "a name")
+_ANY_ID = Field((int, np.integer, str, type(None)), "a whole number below 2^63, or text", -(2**63))
+
+# List of the file -> what one of its entries is called, and its fields.
+FIELDS = {
+    "images": ("image", {"id": _ID, "height": _SIDE, "width": _SIDE}),
+    "annotations": ("annotation", {"id": _ANY_ID, "image_id": _ID, "category_id": _ID}),
+    "categories": ("category", {"id": _ID, "name": _NAME}),
+}
+
+
+def check_structure(content: Any, where: str) -> None:
+    """Raise ValueError unless the lists, their entries and the fields of these are as they must be.
+
+    content: of a COCO-format file; where: the file, for the message.
+    """
+    for key, (noun, fields) in FIELDS.items():
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"{where} has no list `{key}`: it is not in COCO format")
+        entries = content[key]
+        if not isinstance(entries, list):
+            raise ValueError(f"{where}: `{key}` is {shown(entries)}, not a list")
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{where}: an entry of `{key}` is not an object {{...}}")
+        if not entries and key != "annotations":
+            raise ValueError(f"{where}: the list `{key}` is empty")
+        check_fields(entries, fields, noun, where)
+    for key in ("images", "categories"):
+        noun = FIELDS[key][0]
+        refuse_repeated([entry["id"] for entry in content[key]], f"{noun} id of {where}")
+    for image in content["images"]:
+        if image["height"] * image["width"] > MAX_PIXELS:
+            raise ValueError(
+                f"{where}: image {image['id']} has {image['width']} x {image['height']} pixels, "
+                f"more than common.images.MAX_PIXELS = {MAX_PIXELS}: reduce it"
+            )
+    _check_references(content, where)
+
+
+def check_fields(entries: list[dict], fields: dict[str, Field], noun: str, where: str) -> None:
+    """Raise ValueError for the first entry with a field that is not as it must be."""
+    for name, field in fields.items():
+        values = [entry.get(name) for entry in entries]
+        if values and not field.fits_all(values):
+            i = next(i for i, value in enumerate(values) if not field.fits(value))
+            of = f" of image {shown(entries[i].get('image_id'))}" if noun == "annotation" else ""
+            raise ValueError(
+                f"{where}: {noun} {shown(entries[i].get('id'))}{of} has {shown(values[i])} as its "
+                f"`{name}`, which must be {field.wanted}"
+            )
+
+
+def _check_references(content: dict[str, list[dict]], where: str) -> None:
+    """Raise ValueError for the first annotation of an image or a category that is not listed."""
+    annotations = content["annotations"]
+    for key, (noun, _) in FIELDS.items():
+        if key == "annotations":
+            continue
+        listed = {entry["id"] for entry in content[key]}
+        field = f"{noun}_id"
+        if not listed.issuperset(map(itemgetter(field), annotations)):
+            a = next(a for a in annotations if a[field] not in listed)
+            of = f" of image {a['image_id']}" if noun == "category" else ""
+            raise ValueError(
+                f"{where}: annotation {a.get('id')}{of} is of {noun} {a[field]}, which is not in "
+                f"`{key}`"
+            )
+
+
+def shown(value: Any) -> str:
+    """A value for a message: cut short where it is long, null, true and false as in JSON."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return reprlib.repr(value)
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The categories of a training set, which other sets must follow.
+
+    ids: of each label. names: of each label, None where they are not known. where: the file that
+    they come from, for messages.
+    """
+
+    ids: Sequence[int]
+    names: Sequence[str] | None = None
+    where: str = "the training set"
+
+    def by_id(self) -> dict[int, str]:
+        """Category id -> name; empty where the names are not known."""
+        return dict(zip(self.ids, self.names, strict=True)) if self.names else {}
+
+    def state_dict(self) -> dict[str, list]:
+        """What a checkpoint keeps, so that a run resumes with the same categories only."""
+        return {"ids": list(self.ids), "names": list(self.names or [])}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        """Raise ValueError unless a checkpoint has the same categories."""
+        kept = dict(zip(state["ids"], state["names"], strict=True))
+        check_same_categories(self.by_id(), self.where, kept, "the checkpoint")
+        if list(self.ids) != state["ids"]:
+            raise ValueError(f"it has the category ids {state['ids']}, {self.where} {self.ids}")
+
+
+def category_names(entries: list[dict]) -> dict[int, str]:
+    """Category id -> name, by rising id; a repeated name gets its id added."""
+    names = [str(entry["name"]) for entry in entries]
+    named = {
+        entry["id"]: name if names.count(name) == 1 else f"{name} ({entry['id']})"
+        for entry, name in zip(entries, names, strict=True)
+    }
+    return dict(sorted(named.items()))
+
+
+def check_same_categories(
+    found: Mapping[int, str], where: str, expected: Mapping[int, str], elsewhere: str
+) -> None:
+    """Raise ValueError where two files give one name two ids, or one id two names.
+
+    found, expected: category id -> name; either may have categories that the other has not.
+    """
+    # Without the id that `category_names` adds to a name which one of the files has twice.
+    plain = {number: name.removesuffix(f" ({number})") for number, name in expected.items()}
+    ids = {name: number for number, name in plain.items()}
+    for number, name in found.items():
+        name = name.removesuffix(f" ({number})")
+        if plain.get(number) == name or (number not in plain and name not in ids):
+            continue
+        if name in ids:
+            fault = f"{name!r} has id {number} in {where}, but {ids[name]} in {elsewhere}"
+        else:
+            fault = f"{number} is {name!r} in {where}, but {plain[number]!r} in {elsewhere}"
+        raise ValueError(f"category {fault}: give each category one id and one name in all files")
+
+
+def read_annotations(
+    files: Sequence[str | Path], roots: Sequence[Path] | None = None
+) -> dict[str, list[dict]]:
+    """The joint content of COCO-format files.
+
+    roots: the image folder of each file; `file_name` becomes a path below it, which must exist.
+    """
+    joint: dict[str, list[dict]] = {key: [] for key in FIELDS}
+    names: dict[int, str] = {}
+    for i, file in enumerate(files):
+        content = read_json(file)
+        if Path(file).name.startswith("image_info_") and isinstance(content, dict):
+            content.setdefault("annotations", [])  # COCO's test sets
+        check_structure(content, str(file))
+        if roots is not None:
+            _place_images(content["images"], roots[i], str(file))
+        found = category_names(content["categories"])
+        check_same_categories(found, str(file), names, str(files[0]))
+        content["categories"] = [c for c in content["categories"] if c["id"] not in names]
+        names |= found
+        for key in joint:
+            joint[key] += content[key]
+    where = ", ".join(map(str, files))
+    refuse_repeated([image["id"] for image in joint["images"]], f"image id of {where}")
+    if roots is not None:
+        paths = [image["file_name"] for image in joint["images"]]
+        refuse_repeated(paths, f"file_name of {where}")
+        missing = first_missing(paths)
+        if missing:
+            raise ValueError(f"{abridged(missing)} is listed in {where}, but does not exist")
+    return joint
+
+
+def _place_images(images: list[dict], root: Path, where: str) -> None:
+    """Make each `file_name` a path below `root`."""
+    check_fields(images, {"file_name": _TEXT}, "image", where)
+    for image in images:
+        parts = re.split(r"[/\\]", image["file_name"])
+        if not parts[0] or ":" in parts[0] or ".." in parts:  # /etc, C:, ..
+            name = image["file_name"]
+            raise ValueError(f"{where}: file_name {name!r} leads out of the image folder")
+        image["file_name"] = os.path.join(root, image["file_name"])

@@ -1,0 +1,271 @@
+"""The instances of COCO-format files: which are sound, and what happens to the others.
+
+M instances, J keypoints. Boxes in the files are x, y, width, height in pixels. Bad instances are
+dropped with one warning, for `CocoDataset` and `evaluate` alike: what is not trained on does not
+count in the score.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle
+
+from common.coco.fields import shown
+from common.coco.masks import check_polygon, check_segmentation, encode
+
+# How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
+CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, "true": True}
+
+Problems = dict[str, np.ndarray]  # kind of fault -> which (M,) instances have it
+
+
+@dataclass
+class Instances:
+    """The sound instances of a file, sorted by image.
+
+    position: (M,) in its list of annotations. image: (M,) in its list of images. xywh: (M, 4)
+    float64, crowd: (M,) bool, area: (M,) float64, all as in the file where that is sound.
+    segmentations: M of kind "masks", else none. keypoints: (M, J, 3) of kind "keypoints", as in
+    the file. problems: kind of fault -> number of instances.
+    """
+
+    position: np.ndarray
+    image: np.ndarray
+    xywh: np.ndarray
+    crowd: np.ndarray
+    area: np.ndarray
+    segmentations: list[Any]
+    keypoints: np.ndarray
+    problems: dict[str, int]
+
+
+def find_instances(
+    content: dict[str, list[dict]],
+    where: str,
+    *,
+    kind: str,
+    strict: bool = False,
+    quiet: bool = False,
+) -> Instances:
+    """The sound instances of a content that `coco_checks.check_structure` has passed.
+
+    kind: "boxes", "masks" or "keypoints": what must be sound. The others are dropped with one
+    warning, or none if quiet; strict raises ValueError instead.
+    """
+    annotations = content["annotations"]
+    place = {image["id"]: i for i, image in enumerate(content["images"])}
+    image = np.array([place[a["image_id"]] for a in annotations], np.int64)
+    listed = [(entry["height"], entry["width"]) for entry in content["images"]]
+    sizes = np.array(listed, np.int64).reshape(-1, 2)[image]
+    crowd = _crowds(annotations, where)
+    xywh, problems = check_boxes(_boxes(annotations, sizes), sizes)
+    segmentations: list[Any] = []
+    keypoints = np.zeros((len(annotations), 0, 3))
+    if kind == "masks":
+        segmentations, bad = _check_masks(annotations, sizes, where)
+        problems |= bad
+    elif kind == "keypoints":
+        keypoints = _check_keypoints(annotations, crowd, content["categories"], where)
+    sound = ~np.any([bad for name, bad in problems.items() if _drops(name)], axis=0)
+    problems["an exact copy before them"] = _copies(annotations, image, xywh, sound)
+    keep = _report(problems, annotations, where, strict=strict, quiet=quiet)
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(image[order], kind="stable")]
+    area = numbers(annotations, "area", 1)[:, 0]
+    with np.errstate(over="ignore"):  # of boxes that are dropped
+        area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
+    return Instances(
+        position=order,
+        image=image[order],
+        xywh=xywh[order],
+        crowd=crowd[order],
+        area=area[order],
+        segmentations=[segmentations[i] for i in order] if segmentations else [],
+        keypoints=keypoints[order],
+        problems={name: int(bad.sum()) for name, bad in problems.items() if bad.any()},
+    )
+
+
+def numbers(annotations: list[dict], key: str, count: int) -> np.ndarray:
+    """(M, count) float64 of one key; a row that is not so many finite numbers is NaN."""
+    rows = [a.get(key) for a in annotations]
+    try:
+        found = np.array(rows)
+    except (ValueError, OverflowError):  # of different lengths
+        found = np.array(None)
+    shapes = ((len(rows), count), (len(rows),) if count == 1 else None)
+    if found.dtype.kind in "iuf" and found.shape in shapes:
+        values = found.astype(np.float64).reshape(len(rows), count)
+        values[~np.isfinite(values).all(1)] = np.nan
+        return values
+    values = np.full((len(rows), count), np.nan)
+    for i, value in enumerate(rows):
+        row = value if isinstance(value, list | tuple) else [value]
+        if len(row) == count and all(_is_number(v) for v in row):
+            values[i] = row
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _crowds(annotations: list[dict], where: str) -> np.ndarray:
+    """(M,) bool of `iscrowd`, in all the forms that plainly mean 0 or 1."""
+    crowd = np.zeros(len(annotations), bool)
+    for i, a in enumerate(annotations):
+        value = a.get("iscrowd")
+        try:
+            crowd[i] = CROWD[value.lower() if isinstance(value, str) else value]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{where}: annotation {a.get('id')} of image {a['image_id']} has "
+                f"{shown(value)} as its `iscrowd`: write 0 or 1"
+            ) from error
+    return crowd
+
+
+def _boxes(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
+    """(M, 4) of `bbox`; where there is none, around the polygons or run lengths."""
+    xywh = numbers(annotations, "bbox", 4)
+    for i in np.flatnonzero(np.isnan(xywh).any(1)):
+        if annotations[i].get("bbox") in (None, []):
+            xywh[i] = _box_around(annotations[i].get("segmentation"), *sizes[i].tolist())
+    return xywh
+
+
+def _box_around(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Box x, y, width, height of a segmentation; NaN where none of it is sound."""
+    if isinstance(segmentation, list):
+        sound = [p for p in segmentation if not check_polygon(p, height, width)]
+        points = np.array([v for p in sound for v in p], np.float64).reshape(-1, 2)
+        if len(points):
+            return np.concatenate([points.min(0), points.max(0) - points.min(0)])
+    elif not check_segmentation(segmentation, height, width):
+        return rle.toBbox(encode(segmentation, height, width))
+    return np.full(4, np.nan)
+
+
+def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, Problems]:
+    """Boxes (M, 4) of which those far over the border are clipped, and problem -> which (M,).
+
+    xywh: (M, 4), NaN what is unknown; sizes: (M, 2), height and width of each box's image. What is
+    less than a pixel over the border is rounding and stays.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        limit = sizes[:, ::-1].astype(float)  # width, height
+        low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+        unknown = np.isnan(xywh).any(1)
+        thin = high.astype(np.float32) <= low.astype(np.float32)  # as they are trained on
+        flat = ~unknown & thin.any(1)
+        inner_low, inner_high = low.clip(0), np.minimum(high, limit)
+        outside = ~unknown & ~flat & (inner_high <= inner_low).any(1)
+        over = (low < -1).any(1) | (high > limit + 1).any(1)
+        clipped = over & ~unknown & ~flat & ~outside
+        inner = np.concatenate([inner_low, inner_high - inner_low], 1)
+    return np.where(clipped[:, None], inner, xywh), {
+        "a box that is not four finite numbers": unknown,
+        "a box of no area": flat,
+        "a box outside the image": outside,
+        "a box beyond the image's border (clipped)": clipped,
+    }
+
+
+def _check_masks(
+    annotations: list[dict], sizes: np.ndarray, where: str
+) -> tuple[list[Any], Problems]:
+    """Each segmentation without its bad polygons, and problem -> which (M,)."""
+    if annotations and not any(a.get("segmentation") for a in annotations):
+        raise ValueError(f"{where} has no segmentations: only its boxes can be used")
+    kept: list[Any] = []
+    unusable, partly = np.zeros((2, len(annotations)), bool)
+    for i, (a, (height, width)) in enumerate(zip(annotations, sizes.tolist(), strict=True)):
+        segmentation = a.get("segmentation")
+        if isinstance(segmentation, list):
+            sound = [p for p in segmentation if check_polygon(p, height, width) is None]
+            partly[i] = 0 < len(sound) < len(segmentation)
+            unusable[i] = not sound
+            kept.append(sound)
+        else:
+            fault = check_segmentation(segmentation, height, width)
+            unusable[i] = fault or not rle.area(encode(segmentation, height, width))
+            kept.append(segmentation)
+    return kept, {"an unusable segmentation": unusable, "an unusable polygon (left out)": partly}
+
+
+def _check_keypoints(
+    annotations: list[dict], crowd: np.ndarray, categories: list[dict], where: str
+) -> np.ndarray:
+    """Keypoints (M, J, 3) float64: x, y, visibility; zeros where a crowd has none."""
+    named = [len(c["keypoints"]) for c in categories if isinstance(c.get("keypoints"), list)]
+    lists = (a["keypoints"] for a in annotations if isinstance(a.get("keypoints"), list))
+    joints = max(named) if named else next((len(points) // 3 for points in lists if points), 0)
+    values = numbers(annotations, "keypoints", 3 * joints)
+    values[crowd & np.isnan(values).any(1)] = 0
+    bad = np.flatnonzero(np.isnan(values).any(1))
+    if len(bad):
+        a = annotations[bad[0]]
+        raise ValueError(
+            f"{where}: annotation {a.get('id')} of image {a['image_id']} has "
+            f"{shown(a.get('keypoints'))} as its `keypoints`, where {joints} joints need "
+            f"{3 * joints} finite numbers"
+        )
+    return values.reshape(len(annotations), joints, 3)
+
+
+def _copies(
+    annotations: list[dict], image: np.ndarray, xywh: np.ndarray, sound: np.ndarray
+) -> np.ndarray:
+    """Which (M,) of the sound instances repeat all that matters of an earlier one.
+
+    Two exports in one file do that. pycocotools counts copies, of which a detector finds but one.
+    """
+    rows = np.column_stack([image.astype(np.float64), xywh]).view(np.uint64)  # (M, 5)
+    key = (rows * np.array([3, 5, 7, 11, 13], np.uint64) ** np.uint64(25)).sum(1)
+    _, group, count = np.unique(key, return_inverse=True, return_counts=True)
+    fields = ("image_id", "category_id", "bbox", "iscrowd", "segmentation", "keypoints")
+    seen: set[str] = set()
+    copies = np.zeros(len(annotations), bool)
+    for i in np.flatnonzero(sound & (count[group] > 1)):
+        same = repr([annotations[i].get(field) for field in fields])
+        copies[i] = same in seen
+        seen.add(same)
+    return copies
+
+
+def _drops(problem: str) -> bool:
+    """Whether a problem drops its instance: unless its name ends in the (remedy)."""
+    return not problem.endswith(")")
+
+
+def _report(
+    problems: Problems,
+    annotations: list[dict],
+    where: str,
+    *,
+    strict: bool,
+    quiet: bool,
+) -> np.ndarray:
+    """Which instances (M,) to keep; one warning (none if quiet), or an error if strict."""
+    keep = np.ones(len(annotations), bool)
+    parts = []
+    for name, bad in problems.items():
+        if _drops(name):
+            keep &= ~bad
+        if bad.any():
+            first = [annotations[i] for i in np.flatnonzero(bad)[:3]]
+            ids, images = ([a.get(key) for a in first] for key in ("id", "image_id"))
+            parts.append(
+                f"{int(bad.sum())} with {name} (first annotation ids {ids} of images {images})"
+            )
+    message = f"{where}: of {len(annotations)} instances, {', '.join(parts)}"
+    if parts and strict:
+        raise ValueError(f"{message}: correct the file, or load it with strict=False")
+    if parts and not quiet:
+        warnings.warn(
+            f"{message}; {int((~keep).sum())} dropped, in training and evaluation", stacklevel=3
+        )
+    return keep

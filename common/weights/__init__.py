@@ -1,0 +1,1 @@
+"""Weight files of others: read safely, tensors by name."""

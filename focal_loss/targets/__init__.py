@@ -1,0 +1,1 @@
+"""What the losses compare with: assignment, box offsets, hard examples."""

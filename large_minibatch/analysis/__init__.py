@@ -1,0 +1,1 @@
+"""What finished runs and the all-reduce tell: curves, communication, gradient noise."""

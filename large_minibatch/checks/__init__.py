@@ -1,0 +1,1 @@
+"""What doctor.py runs on a user's training loop, a file for each kind of pitfall."""

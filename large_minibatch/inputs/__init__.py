@@ -1,0 +1,1 @@
+"""What data.py is put together from: folders, decoding, augmentation, images in memory."""

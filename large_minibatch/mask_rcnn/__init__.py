@@ -1,0 +1,1 @@
+"""Mask R-CNN on a trained trunk, Sec. 5.4."""

@@ -1,0 +1,1 @@
+"""Batch normalisation over groups that are not the process's batch."""

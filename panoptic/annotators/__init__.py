@@ -1,0 +1,1 @@
+"""Two annotators of the same images: simulated, compared, drawn."""

@@ -1,0 +1,117 @@
+"""Cityscapes: from gtFine's instance PNGs to COCO panoptic files.
+
+H, W height and width. A pixel of `*_gtFine_instanceIds.png` is a label id (below 1000) or 1000
+times a label id plus a number of the instance. A thing's label id alone marks a group that nobody
+divided: a crowd. The files that are written are those of Cityscapes' own createPanopticImgs: the
+segment id is the value of the pixel, the image id is city_sequence_frame, categories have label
+ids (24 is a person), not train ids, and labels that the evaluation ignores are void.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .categories import Category
+from .coco import write_panoptic
+from .ids import present, relabel
+from .pixels import png_size, read_labels
+
+EXPECTED = "expected ROOT/gtFine/{train,val,test}/<city>/<id>_gtFine_instanceIds.png"
+LABELS = 34  # label ids are 0..33; those that are not below are ignored in the evaluation
+
+_TABLE = """
+7 road flat 128 64 128
+8 sidewalk flat 244 35 232
+11 building construction 70 70 70
+12 wall construction 102 102 156
+13 fence construction 190 153 153
+17 pole object 153 153 153
+19 traffic_light object 250 170 30
+20 traffic_sign object 220 220 0
+21 vegetation nature 107 142 35
+22 terrain nature 152 251 152
+23 sky sky 70 130 180
+24 person human 220 20 60
+25 rider human 255 0 0
+26 car vehicle 0 0 142
+27 truck vehicle 0 0 70
+28 bus vehicle 0 60 100
+31 train vehicle 0 80 100
+32 motorcycle vehicle 0 0 230
+33 bicycle vehicle 119 11 32
+"""
+
+
+def _categories() -> dict[int, Category]:
+    categories = {}
+    for line in _TABLE.strip().splitlines():
+        number, name, group, red, green, blue = line.split()
+        color = (int(red), int(green), int(blue))
+        isthing = int(number) >= 24  # humans and vehicles are annotated one by one
+        category = Category(int(number), name.replace("_", " "), isthing, color, group)
+        categories[category.id] = category
+    return categories
+
+
+CATEGORIES = _categories()
+
+
+def from_instance_ids(
+    values: np.ndarray, *, where: str = "map"
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Ids (H, W) int32 and segments of an instance map (H, W).
+
+    Raises ValueError, beginning with `where`, for a value that is no label's.
+    """
+    numbers: dict[int, int] = {}
+    segments: list[dict[str, Any]] = []
+    for value in present(values):
+        label = value if value < 1000 else value // 1000
+        if label >= LABELS:
+            raise ValueError(f"{where}: value {value} is of label {label}, and labels end at 33")
+        if label in CATEGORIES:
+            crowd = int(value < 1000 and CATEGORIES[label].isthing)
+            numbers[value] = value
+            segments.append({"id": value, "category_id": label, "iscrowd": crowd})
+    return relabel(values, numbers), segments
+
+
+def instance_files(root: str | Path, split: str) -> dict[str, Path]:
+    """The instance PNGs of a split by image id (city_sequence_frame), sorted.
+
+    root: the folder with gtFine in it, or gtFine. Raises ValueError where there are none.
+    """
+    folder = gt_folder(root) / split
+    files = sorted(folder.glob("*/*_instanceIds.png"))
+    if not files:
+        raise ValueError(f"{folder} has no */*_instanceIds.png: {EXPECTED}")
+    return {file.name.replace("_gtFine_instanceIds.png", ""): file for file in files}
+
+
+def gt_folder(root: str | Path) -> Path:
+    """The folder gtFine, given it or the folder that it is in."""
+    root = Path(root)
+    return root / "gtFine" if (root / "gtFine").is_dir() else root
+
+
+def convert_cityscapes(root: str | Path, split: str, out: str | Path | None = None) -> Path:
+    """Write the COCO panoptic files of a split, and return the JSON.
+
+    root: as `instance_files` takes it. out: the JSON; not given, createPanopticImgs' place
+    gtFine/cityscapes_panoptic_{split}.json, PNGs in the folder of the same name.
+    """
+    files = instance_files(root, split)
+    out = Path(out or gt_folder(root) / f"cityscapes_panoptic_{split}.json")
+    images, names = [], {}
+    for number, file in files.items():
+        height, width = png_size(file)
+        name = file.name.replace("_instanceIds.png", "_leftImg8bit.png")  # as in Cityscapes' JSON
+        images.append({"id": number, "width": width, "height": height, "file_name": name})
+        names[number] = file.name.replace("_instanceIds.png", "_panoptic.png")
+    results = (
+        (number, *from_instance_ids(read_labels(file), where=str(file)))
+        for number, file in files.items()
+    )
+    write_panoptic(out, categories=CATEGORIES, images=images, results=results, names=names)
+    return out

@@ -1,0 +1,360 @@
+"""COCO panoptic files: a JSON with what the segments are, and a PNG per image with where they are.
+
+H, W height and width. The pixel of a PNG is red + 256 green + 65536 blue = the id of its segment,
+0 = void. The JSON has `images`, `categories` and `annotations` of image_id, file_name (the PNG's)
+and segments_info: dicts of id, category_id and, in ground truth, iscrowd, area in pixels and bbox
+[x, y, width, height]. Predictions may leave out all but image_id, file_name, id and category_id.
+"""
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from .categories import Category, read_categories, to_entries, whole
+from .ids import LIMIT, measure
+from .pixels import MAX_PIXELS, read_bytes, read_ids, write_bytes, write_ids
+
+Result = tuple[int | str, np.ndarray, Sequence[Mapping[str, Any]]]  # image id, ids, segments
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file in UTF-8, 16 or 32; ValueError names the file and what is wrong."""
+    data = read_bytes(path)
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON, or was cut off: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not {error.encoding.upper()} text: {error.reason}, byte {error.start}"
+        ) from error
+    except ValueError as error:  # Python refuses whole numbers of more than 4300 digits
+        raise ValueError(f"{path} holds a number that is too long: {error}") from error
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; NumPy's numbers are written as Python's."""
+    write_bytes(path, (json.dumps(content, allow_nan=False, default=_plain) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+class PanopticFiles:
+    """A COCO panoptic annotation file and its folder of PNGs, checked when opened.
+
+    categories: by id, in file order. images: COCO's image entries, those that have an annotation,
+    in the order of the annotations; of one that the JSON does not list only the id is known.
+    """
+
+    def __init__(
+        self,
+        annotation_file: str | Path,
+        folder: str | Path | None = None,
+        *,
+        categories: Mapping[int, Category] | None = None,
+        zero: bool = False,
+    ) -> None:
+        """folder: of the PNGs; not given, X for X.json. categories: for a JSON that has none.
+
+        zero: let segments have the id 0, as the official evaluator does for predictions. Raises
+        ValueError, naming file and image, for what is missing, doubled, unknown or malformed in
+        the JSON, and for a missing folder. PNGs are not opened.
+        """
+        self.file = Path(annotation_file)
+        self.folder = panoptic_folder(self.file, folder)
+        content = read_json(self.file)
+        if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+            raise ValueError(f"{self.file} has no list `annotations`: it is not COCO panoptic")
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder}, the folder of {self.file}'s PNGs, does not exist")
+        if "categories" in content:
+            self.categories = read_categories(content["categories"], str(self.file))
+        elif categories is not None:
+            self.categories = dict(categories)
+        else:
+            raise ValueError(f"{self.file} has no list `categories`")
+        self._annotations: dict[int | str, dict[str, Any]] = {}
+        for annotation in content["annotations"]:
+            self._add(annotation, zero)
+        entries = image_entries(content, str(self.file)) if "images" in content else {}
+        unlisted = [i for i in self._annotations if "images" in content and i not in entries]
+        if unlisted:
+            raise ValueError(
+                f"{self.file}: image {unlisted[0]!r} is annotated, but not in `images`"
+            )
+        self.images = [entries.get(number, {"id": number}) for number in self._annotations]
+        self._entries = entries
+
+    def _add(self, annotation: Any, zero: bool) -> None:
+        """Check and keep one annotation."""
+        image = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not is_image_id(image):
+            raise ValueError(
+                f"{self.file}: an annotation has no `image_id` that is text or a whole number "
+                f"below 2^63: {annotation!r:.80}"
+            )
+        where = f"{self.file}: image {image!r}"
+        if image in self._annotations:
+            raise ValueError(f"{where} has two annotations")
+        refuse_unsafe(annotation.get("file_name"), where)
+        check_segments(annotation.get("segments_info"), self.categories.keys(), where, zero=zero)
+        self._annotations[image] = annotation
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._annotations
+
+    def only(self, image_ids: Iterable[int | str]) -> "PanopticFiles":
+        """The same files with some of the images, in the order given. Raises for unknown ids."""
+        part = copy(self)
+        part._annotations = {number: self._annotation(number) for number in image_ids}
+        part._entries = {n: self._entries[n] for n in part._annotations if n in self._entries}
+        part.images = [part._entries.get(number, {"id": number}) for number in part._annotations]
+        return part
+
+    def _annotation(self, image_id: int | str) -> dict[str, Any]:
+        if image_id not in self._annotations:
+            raise ValueError(f"{self.file} has no annotation of image {image_id!r}")
+        return self._annotations[image_id]
+
+    def segments(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Copies of the `segments_info` of an image, each with `iscrowd`."""
+        segments = self._annotation(image_id)["segments_info"]
+        numbers = [{key: whole(s[key]) for key in ("id", "category_id")} for s in segments]
+        return [{"iscrowd": 0, **s, **n} for s, n in zip(segments, numbers, strict=True)]
+
+    def missing(self) -> Path | None:
+        """The first PNG that does not exist; each folder is listed once."""
+        listed: dict[Path, set[str]] = {}
+        for number in self._annotations:
+            path = self.path(number)
+            if path.parent not in listed:
+                folder = path.parent
+                listed[folder] = {*os.listdir(folder)} if folder.is_dir() else set()
+            if path.name not in listed[path.parent]:
+                return path
+        return None
+
+    def path(self, image_id: int | str) -> Path:
+        """The PNG of an image."""
+        return self.folder / self._annotation(image_id)["file_name"]
+
+    def ids(self, image_id: int | str) -> np.ndarray:
+        """Ids (H, W) int32 of an image; ValueError also where the JSON gives another size."""
+        ids = read_ids(self.path(image_id))
+        entry = self._entries.get(image_id, {})
+        size = (entry.get("height", ids.shape[0]), entry.get("width", ids.shape[1]))
+        if ids.shape != size:
+            raise ValueError(
+                f"{self.path(image_id)} is {ids.shape[1]} x {ids.shape[0]} pixels, but image "
+                f"{image_id!r} is {size[1]} x {size[0]} in {self.file}"
+            )
+        return ids
+
+
+def image_entries(content: Any, where: str) -> dict[int | str, dict[str, Any]]:
+    """COCO's `images` by id; ValueError for entries without id or file_name, or of equal id."""
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        raise ValueError(f"{where} has no list `images`")
+    entries: dict[int | str, dict[str, Any]] = {}
+    for image in images:
+        number = image.get("id") if isinstance(image, dict) else None
+        if not is_image_id(number):
+            raise ValueError(
+                f"{where}: an image has no `id` that is text or a whole number below 2^63: "
+                f"{image!r:.80}"
+            )
+        if number in entries:
+            raise ValueError(f"{where}: image id {number!r} appears twice")
+        refuse_unsafe(image.get("file_name"), f"{where}: image {number!r}")
+        entries[number] = image | _size(image, f"{where}: image {number!r}")
+    return entries
+
+
+def is_image_id(value: Any) -> TypeGuard[int | str]:
+    """Whether it can be the id of an image: text, or a whole number that fits into 64 bits."""
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, str) or number
+
+
+def _size(image: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Height and width of an entry as far as it has them; ValueError unless they are sound."""
+    size: dict[str, int] = {}
+    for side in {"height", "width"} & image.keys():
+        pixels = whole(image[side])
+        if pixels is None or not 0 < pixels <= MAX_PIXELS:
+            raise ValueError(f"{where} has the {side} {image[side]!r:.40}: give it in pixels")
+        size[side] = pixels
+    if size.get("height", 1) * size.get("width", 1) > MAX_PIXELS:
+        raise ValueError(
+            f"{where} is {size['width']} x {size['height']} pixels: panoptic.files.pixels.MAX_PIXELS = "
+            f"{MAX_PIXELS} are the most"
+        )
+    return size
+
+
+def refuse_unsafe(name: Any, where: str) -> None:
+    """Raise ValueError unless `name` is a file name that stays within its folder."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where} has no `file_name`")
+    if "\0" in name or not name.encode("utf-8", "ignore").decode() == name:  # half a character
+        raise ValueError(f"{where}: file_name {name!r:.80} is no name of a file")
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or ":" in parts[0] or ".." in parts:
+        raise ValueError(f"{where}: file_name {name!r} leads out of its folder")
+
+
+def check_segments(
+    segments: Any, categories: Collection[int] | None, where: str, *, zero: bool = False
+) -> None:
+    """Raise ValueError, naming the id, unless ids are unique and 1..2**24-1, categories known.
+
+    categories: their ids; None for any whole number. zero: whether the id 0 is allowed.
+    """
+    if not isinstance(segments, list | tuple) or not all(isinstance(s, Mapping) for s in segments):
+        raise ValueError(f"{where} has no list `segments_info` of objects {{id, category_id}}")
+    seen: set[int] = set()
+    for segment in segments:
+        number, category = whole(segment.get("id")), whole(segment.get("category_id"))
+        if number is None or not 0 <= number < LIMIT:
+            raise ValueError(
+                f"{where}: segment id {segment.get('id')!r:.40} is not within 1 to {LIMIT - 1}"
+            )
+        if number == 0 and not zero:
+            raise ValueError(f"{where}: a segment has the id 0, which means void in the PNG")
+        if number in seen:
+            raise ValueError(f"{where}: segment id {number} appears twice")
+        if category is None or (categories is not None and category not in categories):
+            raise ValueError(
+                f"{where}: segment {number} is of category {segment.get('category_id')!r:.40}, "
+                "which is not one of the `categories`"
+            )
+        if segment.get("iscrowd", 0) not in (0, 1):
+            raise ValueError(f"{where}: `iscrowd` of segment {number} is neither 0 nor 1")
+        seen.add(number)
+
+
+def checked(
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    *,
+    where: str,
+    categories: Mapping[int, Category] | None = None,
+    strict: bool = True,
+) -> list[dict[str, Any]]:
+    """Copies of the segments of a map (H, W), with `iscrowd`, and `area` and `bbox` as counted.
+
+    Raises ValueError, beginning with `where`, for ids that are 0, doubled, or in the map but not
+    among the segments, and for unknown categories (where `categories` is given). If strict also
+    for segments without a pixel, which else are left out, and for areas other than the counted,
+    which else are put right.
+    """
+    check_segments(segments, None if categories is None else categories.keys(), where)
+    found, areas, boxes = measure(ids)
+    counted = {
+        int(number): (int(area), box)
+        for number, area, box in zip(found, areas, boxes.tolist(), strict=True)
+    }
+    counted.pop(0, None)
+    completed = []
+    for segment in segments:
+        area, box = counted.pop(int(segment["id"]), (0, []))
+        if area == 0 and strict:
+            raise ValueError(f"{where}: segment {segment['id']} is listed, but has no pixel")
+        if strict and segment.get("area", area) != area:
+            raise ValueError(
+                f"{where}: segment {segment['id']} has {area} pixels, but its `area` is "
+                f"{segment['area']}"
+            )
+        if area:
+            plain = {"id": int(segment["id"]), "category_id": int(segment["category_id"])}
+            iscrowd = int(segment.get("iscrowd", 0))
+            completed.append({**segment, **plain, "iscrowd": iscrowd, "area": area, "bbox": box})
+    if counted:
+        number, (area, _) = next(iter(counted.items()))
+        raise ValueError(
+            f"{where}: id {number} is in the map ({area} pixels), but not among the segments"
+        )
+    return completed
+
+
+def panoptic_folder(file: str | Path, folder: str | Path | None = None) -> Path:
+    """Where the PNGs of a panoptic JSON are: `folder`, by default X for X.json."""
+    return Path(folder) if folder is not None else Path(file).with_suffix("")
+
+
+def require_apart(
+    outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]
+) -> None:
+    """Raise ValueError where an output is one of the inputs; both by name, None or "" for none."""
+    read = {Path(path).resolve(): name for name, path in inputs.items() if path}
+    for name, path in outputs.items():
+        if path and (other := read.get(Path(path).resolve())):
+            raise ValueError(f"{name} would overwrite {other}, {path}: give another name")
+
+
+def png_name(image: Mapping[str, Any]) -> str:
+    """The name of an image's panoptic PNG: that of the image, with its suffix replaced."""
+    return str(Path(image["file_name"]).with_suffix(".png"))
+
+
+def write_panoptic(
+    annotation_file: str | Path,
+    folder: str | Path | None = None,
+    *,
+    categories: Mapping[int, Category],
+    images: Iterable[Mapping[str, Any]],
+    results: Iterable[Result],
+    names: Mapping[Any, str] | None = None,
+) -> int:
+    """Write COCO panoptic files; returns the number of annotated images.
+
+    folder: for the PNGs; not given, X for X.json. images: COCO's entries (id, file_name, ...).
+    results: image id, ids (H, W) and segments, as they come; area and bbox are filled in. names:
+    of the PNGs by image id, where they are not the image's with .png. Each file appears whole or
+    not at all, the JSON last. Raises ValueError as `checked` does, naming the image.
+    """
+    annotation_file = Path(annotation_file)
+    folder = panoptic_folder(annotation_file, folder)
+    entries = image_entries({"images": list(images)}, str(annotation_file))
+    names = names or {number: png_name(entry) for number, entry in entries.items()}
+    annotations: list[dict[str, Any]] = []
+    written: dict[str, int | str] = {}
+    for image, ids, segments in results:
+        where = f"image {image!r}"
+        if image not in entries:
+            raise ValueError(f"{where} has a result, but is not among the images")
+        name = names[image]
+        if name in written:
+            raise ValueError(f"{where} and {written[name]!r} would both be written as {name}")
+        written[name] = image
+        info = checked(ids, segments, where=where, categories=categories)
+        write_ids(folder / name, ids)
+        number = entries[image]["id"]
+        annotations.append({"image_id": number, "file_name": name, "segments_info": info})
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [dict(entry) for entry in entries.values()],
+        "annotations": annotations,
+        "categories": to_entries(categories),
+    }
+    write_json(annotation_file, content)
+    return len(annotations)

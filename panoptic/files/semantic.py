@@ -1,0 +1,71 @@
+"""Semantic PNGs, one class label per pixel, from panoptic maps.
+
+H, W height and width, S stuff classes. Three ways to number the classes:
+
+    category    the category's id in the file; void is 0
+    contiguous  0, 1, 2, ... in the order of the categories; void is 255
+    stuff       0 for any thing, 1..S for stuff in the order of the categories; void is 255: the
+                `panoptic_stuff` PNGs that detectron2's Panoptic FPN is trained on
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .categories import Category
+from .coco import PanopticFiles
+from .pixels import encode_png, write_bytes
+
+LAYOUTS = ("category", "contiguous", "stuff")
+
+
+def class_labels(
+    categories: Mapping[int, Category], layout: str, *, void: int | None = None
+) -> tuple[dict[int, int], int]:
+    """The label of each category id, and that of void.
+
+    void: another label for void than the layout's. Raises ValueError for an unknown layout, and
+    where void would be the label of a class or a label would not fit into 16 bits.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout} is unknown: choose from {', '.join(LAYOUTS)}")
+    if layout == "category":
+        labels = {number: number for number in categories}
+    elif layout == "contiguous":
+        labels = {number: label for label, number in enumerate(categories)}
+    else:
+        stuff = [category.id for category in categories.values() if not category.isthing]
+        labels = dict.fromkeys(categories, 0)
+        labels |= {number: label for label, number in enumerate(stuff, 1)}
+    if void is None:
+        void = 0 if layout == "category" else 255
+    if void in labels.values():
+        raise ValueError(f"void={void} is the label of a class in layout={layout}: give another")
+    if not all(0 <= label < 1 << 16 for label in (void, *labels.values())):
+        raise ValueError(f"layout={layout}: a label does not fit into the 16 bits of a grey PNG")
+    return labels, void
+
+
+def to_semantic(
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], labels: Mapping[int, int], void: int
+) -> np.ndarray:
+    """Labels (H, W) of ids (H, W), uint8 or, where a label is beyond 255, uint16."""
+    kind = np.uint8 if max(void, *labels.values()) < 256 else np.uint16
+    found, place = np.unique(ids, return_inverse=True)
+    classes = {segment["id"]: labels[segment["category_id"]] for segment in segments}
+    table = np.array([classes.get(number, void) for number in found.tolist()], kind)
+    return table[place.reshape(ids.shape)]
+
+
+def write_semantic(
+    files: PanopticFiles, folder: str | Path, *, layout: str = "category", void: int | None = None
+) -> int:
+    """Write a semantic PNG of each image of panoptic files, of the same name; returns how many."""
+    labels, label = class_labels(files.categories, layout, void=void)
+    for image in files.images:
+        number = image["id"]
+        pixels = to_semantic(files.ids(number), files.segments(number), labels, label)
+        write_bytes(Path(folder) / files.path(number).relative_to(files.folder), encode_png(pixels))
+    return len(files)

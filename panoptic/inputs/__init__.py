@@ -1,0 +1,1 @@
+"""What data.py is put together from: images on disk, built-in ones, augmentation, targets."""

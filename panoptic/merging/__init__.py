@@ -1,0 +1,1 @@
+"""Merges of several sources, their search, and what is measured of each part."""

@@ -1,0 +1,1 @@
+"""Matching, overlaps and the tables of PQ; the peers that benchmark.py times."""

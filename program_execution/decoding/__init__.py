@@ -1,0 +1,1 @@
+"""How programs are written: greedy, sampled, by beam search; learning from answers."""

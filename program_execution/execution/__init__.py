@@ -1,0 +1,1 @@
+"""How programs are run: one by one, fused, on scene graphs."""

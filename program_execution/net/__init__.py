@@ -1,0 +1,1 @@
+"""Networks beside the engine: program generator, recurrence, baselines."""

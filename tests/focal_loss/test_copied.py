@@ -1,0 +1,124 @@
+"""What a user copies away works there: the project beside `common`, or its library files alone."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# A file that imports these by their absolute names is a script of the repository, not a library.
+SCRIPT = re.compile(r"^\s*(?:from|import) (?:common|focal_loss|hydra|omegaconf)\b", re.MULTILINE)
+
+NESTED = """
+import importlib
+import sys
+
+HIDDEN = {"common", "focal_loss", "hydra", "omegaconf", "pycocotools"}
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"{name} is hidden", name=name)
+
+sys.meta_path.insert(0, Hide())
+sys.path.insert(0, sys.argv[1])
+for module in sys.argv[2:]:
+    importlib.import_module(f"mypkg.vision.focal_loss.{module}")
+
+import torch
+from mypkg.vision.focal_loss.criterion import DetectionLoss
+from mypkg.vision.focal_loss.detect import Detector
+from mypkg.vision.focal_loss.model import RetinaNet
+
+torch.manual_seed(0)
+model = RetinaNet(
+    num_classes=3, backbone="mini", width=8, levels=(2, 4), channels=8, convs=1, anchor_size=2.0,
+    backbone_norm="gn", freeze_at=0, tower_init="he",
+)
+criterion = DetectionLoss()
+optimizer = torch.optim.SGD(model.parameters(), 0.005)
+images = torch.randn(2, 3, 64, 64)
+boxes = torch.tensor([[4.0, 6.0, 24.0, 30.0], [30.0, 20.0, 60.0, 50.0]])
+targets = [{"boxes": boxes[i:], "labels": torch.tensor([2, 0])[i:]} for i in range(2)]
+for _ in range(3):
+    logits, offsets = model(images)
+    loss = sum(criterion(logits, offsets, model.anchors(64, 64), targets).values())
+    print(loss.item())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+found = Detector(score=0.0, detections=5)(model.eval(), images)
+print([tuple(image["boxes"].shape) for image in found])
+print(sorted(HIDDEN & set(sys.modules)))
+"""
+
+
+def python(*words: str, cwd: Path, **extra: str) -> str:
+    """What a new interpreter prints."""
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_project_and_common_copied_elsewhere_train_with_their_own_code(tmp_path):
+    for name in ("focal_loss", "common"):
+        away = shutil.ignore_patterns("__pycache__", "outputs")
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=away)
+    project = tmp_path / "focal_loss"
+    where = "import common, focal_loss; print(common.__file__, focal_loss.__file__)"
+    files = python("-c", where, cwd=project, PYTHONPATH=str(tmp_path)).split()
+    assert files == [str(tmp_path / name / "__init__.py") for name in ("common", "focal_loss")]
+    words = ("experiment=smoke", "steps=2", f"hydra.run.dir={tmp_path}/run")
+    # The command refuses a `common` of another folder than its own.
+    python("train.py", *words, cwd=project, PYTHONPATH=str(tmp_path))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 2
+    assert "AP" in result["metrics"]
+
+
+def rows_of_files() -> list[list[str]]:
+    """The files of each row of the README's table of what works alone."""
+    text = (REPOSITORY / "focal_loss" / "README.md").read_text()
+    table = text.split("| for | files |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)\.py`", line) for line in table.splitlines()]
+    return [row for row in rows if row]
+
+
+@pytest.mark.parametrize("files", rows_of_files(), ids=lambda files: files[-1])
+def test_the_files_that_the_readme_names_work_without_the_others(files, tmp_path, monkeypatch):
+    away = tmp_path / f"only_{files[-1]}"
+    away.mkdir()
+    for name in files:
+        shutil.copy(REPOSITORY / "focal_loss" / f"{name}.py", away)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in files:
+        module = importlib.import_module(f"{away.name}.{name}")
+        for imported in vars(module).values():
+            assert not getattr(imported, "__module__", "").startswith(("focal_loss", "common"))
+
+
+def test_the_library_files_train_inside_another_package_with_nothing_but_torch(tmp_path):
+    away = tmp_path / "mypkg" / "vision" / "focal_loss"
+    away.mkdir(parents=True)
+    for folder in (away.parent, away.parent.parent):
+        (folder / "__init__.py").touch()
+    for path in (REPOSITORY / "focal_loss").glob("*.py"):
+        if not SCRIPT.search(path.read_text()):
+            shutil.copy(path, away)
+    modules = [path.stem for path in away.glob("*.py") if path.stem != "__init__"]
+    assert {"model", "criterion", "detect", "loss", "formats"} <= set(modules)
+    script = tmp_path / "nested.py"
+    script.write_text(NESTED)
+    printed = python("-I", str(script), str(tmp_path), *modules, cwd=tmp_path).splitlines()
+    losses = [float(line) for line in printed[:3]]
+    assert losses[0] > losses[1] > losses[2]
+    assert printed[3:] == ["[(5, 4), (5, 4)]", "[]"]
