@@ -1,6 +1,6 @@
 """PQ of COCO panoptic files, as the official tool computes and prints it.
 
-    python evaluate_files.py gt=panoptic_val2017.json pred=results.json          # PNGs in folders beside
+    python evaluate_files.py gt=panoptic_val2017.json pred=results.json  # PNGs in folders beside
     python evaluate_files.py gt=GT.json pred=PRED.json gt_folder=DIR pred_folder=DIR --per-class
     python evaluate_files.py gt=... pred=... json=scores.json csv=classes.csv workers=8
     python evaluate_files.py gt=... pred=... rules=paper threshold=0.4

@@ -237,6 +237,7 @@ def stall(number: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(REPOSITORY)  # tests/common is not common
     import common
 
     for module in IMPORTED:

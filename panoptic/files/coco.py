@@ -205,8 +205,8 @@ def _size(image: Mapping[str, Any], where: str) -> dict[str, int]:
         size[side] = pixels
     if size.get("height", 1) * size.get("width", 1) > MAX_PIXELS:
         raise ValueError(
-            f"{where} is {size['width']} x {size['height']} pixels: panoptic.files.pixels.MAX_PIXELS = "
-            f"{MAX_PIXELS} are the most"
+            f"{where} is {size['width']} x {size['height']} pixels: "
+            f"panoptic.files.pixels.MAX_PIXELS = {MAX_PIXELS} are the most"
         )
     return size
 

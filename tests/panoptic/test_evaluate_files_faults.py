@@ -1,4 +1,4 @@
-"""`evaluate_files.py`: its rules where the official tool misbehaves, and what it says about bad input."""
+"""`evaluate_files.py`: its rules where the official tool misbehaves, and its words on bad input."""
 
 import json
 import math
