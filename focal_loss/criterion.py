@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from .loss import focal_loss, hinge, per_anchor, softmax_focal
 from .targets.assign import LOW_QUALITY, assign, pad
-from .targets.box_loss import KINDS as KINDS_OF_BOX_LOSS
-from .targets.box_loss import box_loss
-from .targets.coder import decode
+from .targets.boxes import KINDS as KINDS_OF_BOX_LOSS
+from .targets.boxes import box_loss, decode
 from .targets.mining import ohem
 
 KINDS = ("focal", "focal_star", "softmax_focal", "hinge", "ohem")

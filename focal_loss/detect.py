@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 from .model import RetinaNet
-from .targets.coder import decode
+from .targets.boxes import decode
 
 NMS_KINDS = ("hard", "soft_linear", "soft_gaussian")
 Size = tuple[int, int]  # height, width

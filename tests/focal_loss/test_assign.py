@@ -12,8 +12,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from focal_loss.loss import BACKGROUND, IGNORED
 from focal_loss.targets import assign as module
 from focal_loss.targets.assign import assign
-from focal_loss.targets.box_loss import box_loss
-from focal_loss.targets.coder import decode, encode
+from focal_loss.targets.boxes import box_loss, decode, encode
 
 UNUSED = torch.tensor([200.0, 200, 210, 210])
 

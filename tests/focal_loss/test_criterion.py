@@ -15,8 +15,8 @@ from torchvision.ops import box_iou, nms
 from focal_loss.criterion import KINDS, NORMALIZERS, DetectionLoss
 from focal_loss.loss import BACKGROUND, IGNORED, cross_entropy, focal_loss, per_anchor
 from focal_loss.targets.assign import assign
-from focal_loss.targets.box_loss import KINDS as BOX_LOSSES
-from focal_loss.targets.box_loss import box_loss
+from focal_loss.targets.boxes import KINDS as BOX_LOSSES
+from focal_loss.targets.boxes import box_loss
 from focal_loss.targets.mining import hardest, ohem
 
 A, K = 300, 4

@@ -16,7 +16,7 @@ from common import draw
 from common.config import typed
 from common.errors import UserError
 from common.tables.command import compose_rows
-from focal_loss import cdf, data, train
+from focal_loss import analyse, data, train
 from focal_loss.config import Config
 from focal_loss.evaluate import contact_sheet, detect, evaluate
 from focal_loss.model import RetinaNet
@@ -147,7 +147,7 @@ class Oracle(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         from focal_loss.targets.assign import assign
-        from focal_loss.targets.coder import encode
+        from focal_loss.targets.boxes import encode
 
         anchors = self.anchors(*images.shape[-2:])
         targets = self.targets[self.next : self.next + len(images)]
@@ -229,17 +229,17 @@ def test_detections_are_in_pixels_of_the_file_and_in_its_categories(smoke):
 def test_gamma_0_is_cross_entropy_in_the_figure_and_every_curve_ends_at_1():
     x_t = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 4
     torch.testing.assert_close(
-        cdf.sample_losses(x_t, 0), torch.nn.functional.softplus(-x_t.double())
+        analyse.sample_losses(x_t, 0), torch.nn.functional.softplus(-x_t.double())
     )
-    for gamma in cdf.GAMMAS:
-        curve = cdf.cumulative(x_t, gamma)
+    for gamma in analyse.GAMMAS:
+        curve = analyse.cumulative(x_t, gamma)
         assert curve[-1] == pytest.approx(1)
         assert (curve.diff() >= 0).all()
 
 
 def test_a_larger_gamma_gives_the_hardest_a_larger_share():
     x_t = 3 + 2 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    shares = [cdf.share_of_hardest(x_t, gamma, 0.01) for gamma in cdf.GAMMAS]
+    shares = [analyse.share_of_hardest(x_t, gamma, 0.01) for gamma in analyse.GAMMAS]
     assert shares == sorted(shares)
     assert shares[-1] > 2 * shares[0]
 
@@ -247,14 +247,14 @@ def test_a_larger_gamma_gives_the_hardest_a_larger_share():
 def test_the_figure_counts_positives_and_leaves_the_ignored_out():
     logits = torch.arange(12.0).reshape(4, 3)
     labels = torch.tensor([1, -1, -2, 0])
-    positives, negatives = cdf.split_logits(logits, labels)
+    positives, negatives = analyse.split_logits(logits, labels)
     assert positives.tolist() == [1, 9]
     assert negatives.tolist() == [0, -2, -3, -4, -5, -10, -11]
 
 
 def test_the_figure_is_written_with_its_shares(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    rows = cdf.write(
+    rows = analyse.write(
         tmp_path, torch.randn(50, generator=generator), 5 + torch.randn(900, generator=generator)
     )
     assert [row["gamma"] for row in rows] == [0, 0.5, 1, 2]

@@ -16,7 +16,7 @@ from focal_loss.detect import (
     soft_nms,
 )
 from focal_loss.model import RetinaNet
-from focal_loss.targets.coder import encode
+from focal_loss.targets.boxes import encode
 
 MINI = {
     "num_classes": 3,
