@@ -29,13 +29,14 @@ from panoptic.files.categories import Category, read_categories
 from panoptic.files.coco import (
     PanopticFiles,
     Result,
-    image_entries,
     panoptic_folder,
     read_json,
     require_apart,
     write_json,
 )
 from panoptic.files.coco import write_panoptic as write
+from panoptic.files.entries import image_entries
+from panoptic.files.raw import write_split
 
 
 def load_categories(path: str | Path) -> dict[int, Category]:
@@ -45,7 +46,7 @@ def load_categories(path: str | Path) -> dict[int, Category]:
     return read_categories(entries, str(path))
 
 
-def shown(results: Iterator[Result], total: int) -> Iterator[Result]:
+def show_progress(results: Iterator[Result], total: int) -> Iterator[Result]:
     """The results, with a progress bar where there is a terminal."""
     yield from tqdm(results, "converting", total, unit="image", leave=False, disable=None)
 
@@ -55,7 +56,7 @@ def from_two_channel(args: argparse.Namespace) -> int:
     images = list(image_entries(read_json(args.images), str(args.images)).values())
     categories = load_categories(args.categories or args.images)
     results = two_channel.read_two_channel(args.source, images, categories, void=args.void)
-    results = shown(results, len(images))
+    results = show_progress(results, len(images))
     return write(args.out, args.folder, categories=categories, images=images, results=results)
 
 
@@ -71,7 +72,7 @@ def from_detection(args: argparse.Namespace) -> int:
     categories = load_categories(args.categories or args.source)
     images = list(image_entries(content, str(args.source)).values())
     results = detection.from_detection(content, categories, where=str(args.source))
-    results = shown(results, len(images))
+    results = show_progress(results, len(images))
     return write(args.out, args.folder, categories=categories, images=images, results=results)
 
 
@@ -102,12 +103,10 @@ def require_sources_kept(args: argparse.Namespace) -> None:
 
 def raw(args: argparse.Namespace) -> int:
     """A data set as downloaded -> COCO panoptic."""
-    if args.command == "cityscapes":
-        out = cityscapes.convert_cityscapes(args.root, args.split, args.out)
-    elif args.command == "ade20k":
-        out = ade20k.convert_ade20k(args.root, args.split, args.out)
-    else:
-        out = vistas.convert_vistas(args.root, args.split, args.out, version=args.version)
+    layout = {"cityscapes": cityscapes, "ade20k": ade20k, "vistas": vistas}[args.command]
+    version = {"version": args.version} if args.command == "vistas" else {}
+    out = args.out or layout.converted(args.root, args.split)
+    write_split(layout.open_split(args.root, args.split, **version), out)
     print(f"written: {out}")
     return len(PanopticFiles(out))
 

@@ -19,13 +19,14 @@ from common import draw as sheets
 from panoptic.config import Config
 from panoptic.data import Batch, Panoptic, validation_batches
 from panoptic.figures import draw
+from panoptic.figures.report import class_table, summary
 from panoptic.files.categories import kinds, to_entries
-from panoptic.files.coco import checked, refuse_unsafe, write_json
+from panoptic.files.coco import write_json
+from panoptic.files.entries import complete, refuse_unsafe
 from panoptic.files.pixels import write_ids
-from panoptic.merging.parts import Parts
 from panoptic.merging.sources import Output, PanopticMap, Thresholds, panoptic_map
 from panoptic.metric.matching import Matching
-from panoptic.metric.report import class_table, summary
+from panoptic.metric.parts import Parts
 from panoptic.model import PanopticFPN, Separate
 from panoptic.quality import PAPER, PanopticQuality, Scores
 
@@ -262,8 +263,8 @@ def save(folder: Path, prediction: PanopticMap, target: dict[str, Any]) -> dict[
     refuse_unsafe(name, f"the prediction of image {number!r}")
     write_ids(folder / name, ids.numpy())
     keys = ("id", "category_id", "iscrowd", "area", "bbox", "score")
-    complete = checked(ids.numpy(), segments, where=f"image {number}")
-    info = [{key: segment[key] for key in keys if key in segment} for segment in complete]
+    segments = complete(ids.numpy(), segments, where=f"image {number}")
+    info = [{key: segment[key] for key in keys if key in segment} for segment in segments]
     return {"image_id": number, "file_name": name, "segments_info": info}
 
 

@@ -35,11 +35,11 @@ from tqdm import tqdm
 from common import dist
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
+from panoptic.figures.report import class_csv, class_table, content, summary
 from panoptic.files.categories import kinds, require_equal
 from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
-from panoptic.metric.report import class_csv, class_table, content, summary
 from panoptic.quality import PAPER, PanopticQuality, Scores
 
 CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
@@ -105,8 +105,7 @@ def open_pair(
         print(f"{surplus} predictions are of images that {gt} does not have", file=sys.stderr)
     prediction = prediction.only(numbers)
     for files in (truth, prediction):
-        if absent := files.missing():
-            raise ValueError(f"{absent} does not exist, but {files.file} lists it")
+        files.require_pngs()
     return truth, prediction
 
 

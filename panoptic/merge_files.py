@@ -39,14 +39,13 @@ from panoptic.files.categories import kinds, read_categories, whole
 from panoptic.files.coco import (
     PanopticFiles,
     Result,
-    image_entries,
-    is_image_id,
     panoptic_folder,
     read_json,
     require_apart,
     write_panoptic,
 )
 from panoptic.files.detection import decode, run_lengths
+from panoptic.files.entries import image_entries, is_image_id
 from panoptic.files.ids import SegmentIds
 from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order

@@ -12,15 +12,15 @@ Category ids are the 1..150 of the semantic PNGs. Pixels of a thing class withou
 void. Where both maps speak of a pixel the instance is believed, as it was drawn on top.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .categories import Category
-from .coco import write_panoptic
 from .ids import SegmentIds, present, relabel
-from .pixels import png_size, read_bytes, read_labels
+from .pixels import read_bytes, read_labels
+from .raw import Annotation, RawSplit
 
 
 def read_categories(root: str | Path) -> tuple[dict[int, Category], dict[int, int]]:
@@ -64,21 +64,39 @@ def palette(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def from_maps(
-    semantic: np.ndarray,
-    instance: np.ndarray,
-    categories: dict[int, Category],
-    things: dict[int, int],
-    *,
-    where: str = "map",
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Ids (H, W) int32 and segments of a semantic map (H, W) and an instance map (H, W, 2).
+def open_split(root: str | Path, split: str) -> RawSplit:
+    """The semantic PNG of each image of "training" or "validation" by image id, the file's stem."""
+    folder = Path(root) / "annotations" / split
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        raise ValueError(
+            f"{folder} has no *.png: expected ADEChallengeData2016/annotations/"
+            "{training,validation}/*.png"
+        )
+    categories, things = read_categories(root)
+    missing = next((file for file in files if not _instance_file(file).is_file()), None)
+    if missing:
+        raise ValueError(f"{_instance_file(missing)} does not exist: the instance map of {missing}")
+    read = partial(decode, categories=categories, things=things)
+    return RawSplit(categories, {file.stem: file for file in files}, read)
 
-    Raises ValueError, beginning with `where`, for maps of two sizes and unknown classes.
+
+def _instance_file(semantic: Path) -> Path:
+    """The instance map that belongs to a semantic one."""
+    root = semantic.parents[2]
+    return root / "annotations_instance" / semantic.parent.name / semantic.name
+
+
+def decode(file: Path, *, categories: dict[int, Category], things: dict[int, int]) -> Annotation:
+    """Ids (H, W) int32 and segments of a semantic PNG and the instance PNG that belongs to it.
+
+    Raises ValueError, naming the file, for maps of two sizes and unknown classes.
     """
+    semantic = read_labels(file)  # (H, W)
+    instance = read_labels(_instance_file(file), channels=2)  # (H, W, 2)
     if semantic.shape != instance.shape[:2]:
         raise ValueError(
-            f"{where}: the semantic map has the shape {semantic.shape}, the instance map "
+            f"{file}: the semantic map has the shape {semantic.shape}, the instance map "
             f"{instance.shape[:2]}"
         )
     new = SegmentIds(categories)
@@ -86,7 +104,7 @@ def from_maps(
     stuff: dict[int, int] = {}
     for label in present(semantic):
         if label and label not in categories:
-            raise ValueError(f"{where}: class {label} is not in objectInfo150.txt")
+            raise ValueError(f"{file}: class {label} is not in objectInfo150.txt")
         if label and not categories[label].isthing:
             stuff[label] = new.new(label)
             owners[stuff[label]] = label
@@ -95,7 +113,7 @@ def from_maps(
     objects: dict[int, int] = {}
     for value in present(packed):
         if value and value // 256 not in things:
-            raise ValueError(f"{where}: thing class {value // 256} is not in categoryMapping.txt")
+            raise ValueError(f"{file}: thing class {value // 256} is not in categoryMapping.txt")
         if value:
             category = things[value // 256]
             objects[value] = new.new(category)
@@ -110,45 +128,11 @@ def from_maps(
     return ids, segments
 
 
-def maps(root: str | Path, split: str) -> dict[str, tuple[Path, Path]]:
-    """The semantic and the instance PNG of each image of a split by image id, the file's stem."""
-    folder = Path(root) / "annotations" / split
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise ValueError(
-            f"{folder} has no *.png: expected ADEChallengeData2016/annotations/"
-            "{training,validation}/*.png"
-        )
-    other = Path(root) / "annotations_instance" / split
-    missing = next((file for file in files if not (other / file.name).is_file()), None)
-    if missing:
-        raise ValueError(f"{other / missing.name} does not exist: the instance map of {missing}")
-    return {file.stem: (file, other / file.name) for file in files}
+def converted(root: str | Path, split: str) -> Path:
+    """The JSON of the converted split."""
+    return Path(root) / f"ade20k_panoptic_{split}.json"
 
 
-def read_maps(
-    files: tuple[Path, Path], categories: dict[int, Category], things: dict[int, int]
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """`from_maps` of a pair of files."""
-    semantic, instance = files
-    labels = read_labels(semantic)
-    pixels = read_labels(instance, channels=2)
-    return from_maps(labels, pixels, categories, things, where=str(semantic))
-
-
-def convert_ade20k(root: str | Path, split: str, out: str | Path | None = None) -> Path:
-    """Write the COCO panoptic files of "training" or "validation", and return the JSON.
-
-    out: the JSON; not given, ROOT/ade20k_panoptic_{split}.json, PNGs in the folder of that name.
-    """
-    categories, things = read_categories(root)
-    files = maps(root, split)
-    out = Path(out or Path(root) / f"ade20k_panoptic_{split}.json")
-    images = []
-    for number, (semantic, _) in files.items():
-        height, width = png_size(semantic)
-        size = {"width": width, "height": height}
-        images.append({"id": number, **size, "file_name": f"{number}.jpg"})
-    results = ((number, *read_maps(pair, categories, things)) for number, pair in files.items())
-    write_panoptic(out, categories=categories, images=images, results=results)
-    return out
+def photo(root: Path, split: str, number: int | str) -> Path:
+    """The photograph of an image id."""
+    return root / "images" / split / f"{number}.jpg"

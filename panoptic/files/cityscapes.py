@@ -10,12 +10,10 @@ ids (24 is a person), not train ids, and labels that the evaluation ignores are 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .categories import Category
-from .coco import write_panoptic
 from .ids import present, relabel
-from .pixels import png_size, read_labels
+from .pixels import read_labels
+from .raw import Annotation, RawSplit
 
 EXPECTED = "expected ROOT/gtFine/{train,val,test}/<city>/<id>_gtFine_instanceIds.png"
 LABELS = 34  # label ids are 0..33; those that are not below are ignored in the evaluation
@@ -57,19 +55,36 @@ def _categories() -> dict[int, Category]:
 CATEGORIES = _categories()
 
 
-def from_instance_ids(
-    values: np.ndarray, *, where: str = "map"
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Ids (H, W) int32 and segments of an instance map (H, W).
+def open_split(root: str | Path, split: str) -> RawSplit:
+    """The instance PNGs of a split by image id (city_sequence_frame), sorted.
 
-    Raises ValueError, beginning with `where`, for a value that is no label's.
+    root: the folder with gtFine in it, or gtFine. Raises ValueError where there are none.
     """
+    folder = _gt_folder(root) / split
+    files = sorted(folder.glob("*/*_instanceIds.png"))
+    if not files:
+        raise ValueError(f"{folder} has no */*_instanceIds.png: {EXPECTED}")
+    return RawSplit(
+        CATEGORIES,
+        {file.name.replace("_gtFine_instanceIds.png", ""): file for file in files},
+        decode,
+        image_name="{}_gtFine_leftImg8bit.png",  # as in Cityscapes' own JSON
+        png_name="{}_gtFine_panoptic.png",
+    )
+
+
+def decode(file: Path) -> Annotation:
+    """Ids (H, W) int32 and segments of an instance PNG.
+
+    Raises ValueError, naming the file, for a value that is no label's.
+    """
+    values = read_labels(file)
     numbers: dict[int, int] = {}
     segments: list[dict[str, Any]] = []
     for value in present(values):
         label = value if value < 1000 else value // 1000
         if label >= LABELS:
-            raise ValueError(f"{where}: value {value} is of label {label}, and labels end at 33")
+            raise ValueError(f"{file}: value {value} is of label {label}, and labels end at 33")
         if label in CATEGORIES:
             crowd = int(value < 1000 and CATEGORIES[label].isthing)
             numbers[value] = value
@@ -77,41 +92,18 @@ def from_instance_ids(
     return relabel(values, numbers), segments
 
 
-def instance_files(root: str | Path, split: str) -> dict[str, Path]:
-    """The instance PNGs of a split by image id (city_sequence_frame), sorted.
-
-    root: the folder with gtFine in it, or gtFine. Raises ValueError where there are none.
-    """
-    folder = gt_folder(root) / split
-    files = sorted(folder.glob("*/*_instanceIds.png"))
-    if not files:
-        raise ValueError(f"{folder} has no */*_instanceIds.png: {EXPECTED}")
-    return {file.name.replace("_gtFine_instanceIds.png", ""): file for file in files}
+def converted(root: str | Path, split: str) -> Path:
+    """Where createPanopticImgs writes the JSON."""
+    return _gt_folder(root) / f"cityscapes_panoptic_{split}.json"
 
 
-def gt_folder(root: str | Path) -> Path:
+def photo(root: Path, split: str, number: int | str) -> Path:
+    """The photograph of an image id."""
+    city = str(number).split("_")[0]
+    return root / "leftImg8bit" / split / city / f"{number}_leftImg8bit.png"
+
+
+def _gt_folder(root: str | Path) -> Path:
     """The folder gtFine, given it or the folder that it is in."""
     root = Path(root)
     return root / "gtFine" if (root / "gtFine").is_dir() else root
-
-
-def convert_cityscapes(root: str | Path, split: str, out: str | Path | None = None) -> Path:
-    """Write the COCO panoptic files of a split, and return the JSON.
-
-    root: as `instance_files` takes it. out: the JSON; not given, createPanopticImgs' place
-    gtFine/cityscapes_panoptic_{split}.json, PNGs in the folder of the same name.
-    """
-    files = instance_files(root, split)
-    out = Path(out or gt_folder(root) / f"cityscapes_panoptic_{split}.json")
-    images, names = [], {}
-    for number, file in files.items():
-        height, width = png_size(file)
-        name = file.name.replace("_instanceIds.png", "_leftImg8bit.png")  # as in Cityscapes' JSON
-        images.append({"id": number, "width": width, "height": height, "file_name": name})
-        names[number] = file.name.replace("_instanceIds.png", "_panoptic.png")
-    results = (
-        (number, *from_instance_ids(read_labels(file), where=str(file)))
-        for number, file in files.items()
-    )
-    write_panoptic(out, categories=CATEGORIES, images=images, results=results, names=names)
-    return out

@@ -4,7 +4,6 @@ H, W height and width. Masks are COCO's run-length encoding: `size` [H, W] and `
 of 0 and 1 in turn, column by column. Files may also hold polygons.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from pycocotools import mask as rle
 from common.coco import masks
 
 from .categories import Category, to_entries, whole
-from .coco import PanopticFiles, Result, checked, image_entries, is_image_id
+from .coco import PanopticFiles, Result
+from .entries import complete, image_entries, is_image_id
 from .ids import SegmentIds
 
 
@@ -48,9 +48,7 @@ def decode(segmentation: Any, height: int, width: int, *, where: str) -> np.ndar
     Raises ValueError, beginning with `where`, for what `masks.check_segmentation` finds fault with.
     """
     require_sound(segmentation, height, width, where=where)
-    with warnings.catch_warnings():  # pycocotools' own, under NumPy 2
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return rle.decode(masks.encode(segmentation, height, width)).astype(bool)
+    return masks.decode_mask(segmentation, height, width)
 
 
 def require_sound(segmentation: Any, height: int, width: int, *, where: str) -> None:
@@ -78,7 +76,7 @@ def to_detection(files: PanopticFiles, *, things_only: bool = False) -> dict[str
         number = image["id"]
         ids = files.ids(number)
         where = f"{files.path(number)} (image {number!r})"
-        segments = checked(ids, files.segments(number), where=where, strict=False)
+        segments = complete(ids, files.segments(number), where=where, strict=False)
         codes = encode(ids)
         for segment in segments:
             if files.categories[segment["category_id"]].isthing or not things_only:

@@ -58,8 +58,6 @@ def to_two_channel(
     256 on, or more than 255 instances of a class; and where `void` is a category.
     """
     _require_void(void, categories, where)
-    pixels = np.zeros((*ids.shape, 3), np.uint8)
-    pixels[..., 0] = void
     found, place = np.unique(ids, return_inverse=True)
     table = np.zeros((len(found), 3), np.uint8)
     table[:, 0] = void

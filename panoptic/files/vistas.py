@@ -10,15 +10,17 @@ Category ids are the labels plus 1, and a segment's id is the pixel plus 256: la
 would else be void. Labels that are not evaluated (`"evaluate": false`) are void.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .categories import Category
-from .coco import read_json, write_panoptic
+from .coco import read_json
 from .ids import present, relabel
-from .pixels import png_size, read_labels
+from .pixels import read_labels
+from .raw import Annotation, RawSplit
+
+VERSIONS = ("", "v1.2", "v2.0")  # in the order in which they are looked for
 
 
 def read_labels_file(path: str | Path) -> tuple[list[Category], list[bool]]:
@@ -45,42 +47,16 @@ def read_labels_file(path: str | Path) -> tuple[list[Category], list[bool]]:
     return categories, evaluated
 
 
-def from_instances(
-    values: np.ndarray,
-    categories: list[Category],
-    evaluated: list[bool],
-    *,
-    where: str = "map",
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Ids (H, W) int32 and segments of an instance map (H, W); stuff is one segment a class.
+def open_split(root: str | Path, split: str, version: str | None = None) -> RawSplit:
+    """The instance PNG of each image of "training" or "validation" by image id, the stem.
 
-    Raises ValueError, beginning with `where`, for a label that the configuration lacks.
-    """
-    numbers: dict[int, int] = {}
-    segments: dict[int, dict[str, Any]] = {}
-    for value in present(values):
-        label = value // 256
-        if label >= len(categories):
-            raise ValueError(
-                f"{where}: value {value} is of label {label}, but the configuration has only "
-                f"{len(categories)} labels"
-            )
-        if evaluated[label]:
-            category = categories[label]
-            number = 256 + (value if category.isthing else label * 256)
-            numbers[value] = number
-            segments[number] = {"id": number, "category_id": category.id, "iscrowd": 0}
-    return relabel(values, numbers), list(segments.values())
-
-
-def instance_files(root: str | Path, split: str, version: str = "") -> tuple[Path, dict[str, Path]]:
-    """The configuration, and the instance PNG of each image of a split by image id, the stem.
-
-    version: "" for the first release's layout, else "v1.2" or "v2.0". Raises ValueError, with the
-    layout that is expected, where there are none.
+    version: "" for the first release's layout, else "v1.2" or "v2.0"; None: the first of them that
+    is there. Raises ValueError, with the layout that is expected, where there are none.
     """
     root = Path(root)
-    config = root / (f"config_{version}.json" if version else "config.json")
+    if version is None:
+        version = next((v for v in VERSIONS if _config(root, v).is_file()), "")
+    config = _config(root, version)
     if not config.is_file():
         raise ValueError(
             f"{config} does not exist: expected ROOT/config.json, or ROOT/config_v1.2.json with "
@@ -93,28 +69,44 @@ def instance_files(root: str | Path, split: str, version: str = "") -> tuple[Pat
             f"{folder} has no *.png: expected ROOT/{{training,validation}}/{version or ''}"
             f"{'/' if version else ''}instances/*.png"
         )
-    return config, {file.stem: file for file in files}
-
-
-def convert_vistas(
-    root: str | Path, split: str, out: str | Path | None = None, *, version: str = ""
-) -> Path:
-    """Write the COCO panoptic files of "training" or "validation", and return the JSON.
-
-    out: the JSON; not given, ROOT/vistas_panoptic_{split}.json, PNGs in the folder of that name.
-    """
-    config, files = instance_files(root, split, version)
     categories, evaluated = read_labels_file(config)
     kept = {c.id: c for c, used in zip(categories, evaluated, strict=True) if used}
-    out = Path(out or Path(root) / f"vistas_panoptic_{split}.json")
-    images = []
-    for number, file in files.items():
-        height, width = png_size(file)
-        size = {"width": width, "height": height}
-        images.append({"id": number, **size, "file_name": f"{number}.jpg"})
-    results = (
-        (number, *from_instances(read_labels(file), categories, evaluated, where=str(file)))
-        for number, file in files.items()
-    )
-    write_panoptic(out, categories=kept, images=images, results=results)
-    return out
+    read = partial(decode, categories=categories, evaluated=evaluated)
+    return RawSplit(kept, {file.stem: file for file in files}, read)
+
+
+def _config(root: Path, version: str) -> Path:
+    return root / (f"config_{version}.json" if version else "config.json")
+
+
+def decode(file: Path, *, categories: list[Category], evaluated: list[bool]) -> Annotation:
+    """Ids (H, W) int32 and segments of an instance PNG; stuff is one segment a class.
+
+    Raises ValueError, naming the file, for a label that the configuration lacks.
+    """
+    values = read_labels(file)
+    numbers: dict[int, int] = {}
+    segments: dict[int, dict[str, Any]] = {}
+    for value in present(values):
+        label = value // 256
+        if label >= len(categories):
+            raise ValueError(
+                f"{file}: value {value} is of label {label}, but the configuration has only "
+                f"{len(categories)} labels"
+            )
+        if evaluated[label]:
+            category = categories[label]
+            number = 256 + (value if category.isthing else label * 256)
+            numbers[value] = number
+            segments[number] = {"id": number, "category_id": category.id, "iscrowd": 0}
+    return relabel(values, numbers), list(segments.values())
+
+
+def converted(root: str | Path, split: str) -> Path:
+    """The JSON of the converted split."""
+    return Path(root) / f"vistas_panoptic_{split}.json"
+
+
+def photo(root: Path, split: str, number: int | str) -> Path:
+    """The photograph of an image id."""
+    return root / split / "images" / f"{number}.jpg"

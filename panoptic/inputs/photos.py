@@ -9,18 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.coco.files import first_missing
 from common.images import UnreadableImage, image_size, read_image
-from panoptic.files import ade20k, cityscapes, vistas
-from panoptic.files.categories import Category
-from panoptic.files.coco import PanopticFiles, checked
-from panoptic.files.pixels import read_labels
 
-Annotation = tuple[np.ndarray, list[dict[str, Any]]]  # ids (H, W), segments
+from ..files import ade20k, cityscapes, vistas
+from ..files.categories import Category
+from ..files.coco import PanopticFiles
+from ..files.entries import complete
+from ..files.raw import Annotation
 
 LAYOUTS = {
     "coco": "ROOT/annotations/panoptic_{split}2017.json (or panoptic_{split}.json), the folder of "
@@ -31,7 +30,7 @@ LAYOUTS = {
     "ROOT/annotations_instance/{split}/*.png, objectInfo150.txt and categoryMapping.txt",
     "vistas": "ROOT/{split}/images/*.jpg, ROOT/{split}/instances/*.png and ROOT/config.json",
 }
-VERSIONS = ("", "v1.2", "v2.0")  # of Vistas, in the order in which they are looked for
+DISTRIBUTED = {"cityscapes": cityscapes, "ade20k": ade20k, "vistas": vistas}
 
 
 class Photos:
@@ -88,8 +87,7 @@ def open_photos(name: str, folder: str, split: str) -> Photos:
     if not root.is_dir():
         layout = LAYOUTS[name].replace("{split}", split)
         raise ValueError(f"{root} is not a folder: data={name} expects {layout}")
-    opened = {"coco": _coco, "cityscapes": _cityscapes, "ade20k": _ade20k, "vistas": _vistas}
-    return opened[name](root, split)
+    return _coco(root, split) if name == "coco" else _distributed(name, root, split)
 
 
 def _coco(root: Path, split: str) -> Photos:
@@ -104,92 +102,36 @@ def _coco(root: Path, split: str) -> Photos:
     raise ValueError(f"{root} has no panoptic annotations of {split!r}: data=coco expects {layout}")
 
 
-def _cityscapes(root: Path, split: str) -> Photos:
-    folder = root / "leftImg8bit" / split
-    converted = cityscapes.gt_folder(root) / f"cityscapes_panoptic_{split}.json"
+def _distributed(name: str, root: Path, split: str) -> Photos:
+    """A data set as it was downloaded, or its panoptic files where they have been written."""
+    layout = DISTRIBUTED[name]
+    converted = layout.converted(root, split)
     if converted.is_file():
         panoptic = PanopticFiles(converted)
-        numbers = [image["id"] for image in panoptic.images]
-    else:
-        maps = cityscapes.instance_files(root, split)
-        numbers = list(maps)
-    photos = [folder / str(i).split("_")[0] / f"{i}_leftImg8bit.png" for i in numbers]
-    if converted.is_file():
+        photos = [layout.photo(root, split, image["id"]) for image in panoptic.images]
         return _from_files(panoptic, photos)
-    read = partial(_read_cityscapes, maps)
-    sizes = [image_size(file) for file in maps.values()]
-    return Photos(photos, numbers, sizes, cityscapes.CATEGORIES, read, where=str(root))
-
-
-def _ade20k(root: Path, split: str) -> Photos:
-    folder, converted = root / "images" / split, root / f"ade20k_panoptic_{split}.json"
-    if converted.is_file():
-        panoptic = PanopticFiles(converted)
-        return _from_files(panoptic, [folder / f"{image['id']}.jpg" for image in panoptic.images])
-    maps = ade20k.maps(root, split)
-    categories, things = ade20k.read_categories(root)
-    sizes = [image_size(semantic) for semantic, _ in maps.values()]
-    read = partial(_read_ade20k, maps, categories, things)
-    photos = [folder / f"{number}.jpg" for number in maps]
-    return Photos(photos, list(maps), sizes, categories, read, where=str(root))
-
-
-def _vistas(root: Path, split: str) -> Photos:
-    folder, converted = root / split / "images", root / f"vistas_panoptic_{split}.json"
-    if converted.is_file():
-        panoptic = PanopticFiles(converted)
-        return _from_files(panoptic, [folder / f"{image['id']}.jpg" for image in panoptic.images])
-    known = [v for v in VERSIONS if (root / (f"config_{v}.json" if v else "config.json")).is_file()]
-    config, maps = vistas.instance_files(root, split, known[0] if known else "")
-    labels, evaluated = vistas.read_labels_file(config)
-    categories = {c.id: c for c, used in zip(labels, evaluated, strict=True) if used}
-    sizes = [image_size(file) for file in maps.values()]
-    read = partial(_read_vistas, maps, labels, evaluated)
-    photos = [folder / f"{number}.jpg" for number in maps]
-    return Photos(photos, list(maps), sizes, categories, read, where=str(root))
+    raw = layout.open_split(root, split)
+    photos = [layout.photo(root, split, number) for number in raw.files]
+    sizes = [image_size(file) for file in raw.files.values()]
+    return Photos(photos, list(raw.files), sizes, raw.categories, raw.read, where=str(root))
 
 
 def _from_files(panoptic: PanopticFiles, photos: Sequence[Path]) -> Photos:
     """Photographs in the order of a panoptic file's images."""
     numbers = [image["id"] for image in panoptic.images]
-    missing = panoptic.missing()
-    if missing:
-        raise ValueError(f"{missing} does not exist, but {panoptic.file} lists it")
+    panoptic.require_pngs()
     sizes = [
         (image["height"], image["width"])
         if "height" in image and "width" in image
         else image_size(panoptic.path(image["id"]))
         for image in panoptic.images
     ]
-    read = partial(_read_files, panoptic)
+    read = partial(_read, panoptic)
     return Photos(photos, numbers, sizes, panoptic.categories, read, where=str(panoptic.file))
 
 
-# Functions of a module, so that a reader can be sent to a spawned loader process.
-
-
-def _read_files(panoptic: PanopticFiles, number: int | str) -> Annotation:
+def _read(panoptic: PanopticFiles, number: int | str) -> Annotation:
+    """Ids and segments; a module's function, so that a spawned loader process can be sent it."""
     ids, where = panoptic.ids(number), f"{panoptic.path(number)} (image {number})"
     segments = panoptic.segments(number)
-    return ids, checked(ids, segments, where=where, categories=panoptic.categories, strict=False)
-
-
-def _read_cityscapes(maps: Mapping[str, Path], number: int | str) -> Annotation:
-    file = maps[str(number)]
-    return cityscapes.from_instance_ids(read_labels(file), where=str(file))
-
-
-def _read_ade20k(
-    maps: Mapping[str, tuple[Path, Path]],
-    categories: dict[int, Category],
-    things: dict[int, int],
-    number: int | str,
-) -> Annotation:
-    return ade20k.read_maps(maps[str(number)], categories, things)
-
-
-def _read_vistas(
-    maps: Mapping[str, Path], labels: list[Category], evaluated: list[bool], number: int | str
-) -> Annotation:
-    file = maps[str(number)]
-    return vistas.from_instances(read_labels(file), labels, evaluated, where=str(file))
+    return ids, complete(ids, segments, where=where, categories=panoptic.categories, strict=False)

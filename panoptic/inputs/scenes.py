@@ -15,8 +15,9 @@ from torch import Tensor
 from common.draw import palette
 from common.scenes import Scenes, World
 from common.scenes.world import REGIONS
-from panoptic.config import Scenes as ScenesConfig
-from panoptic.files.categories import Category
+
+from ..config import Scenes as ScenesConfig
+from ..files.categories import Category
 
 FIRST_STUFF = 256  # ids of stuff segments follow those of the 255 solids that a scene may hold
 APART = 1_000_000  # between the two splits in the stream of scenes, so that either may grow

@@ -29,8 +29,9 @@ from common.coco import evaluate, files
 from common.config import require_range, typed
 from common.config import run as run_command
 from panoptic.files.categories import whole
-from panoptic.files.coco import is_image_id, require_apart
+from panoptic.files.coco import require_apart
 from panoptic.files.detection import decode
+from panoptic.files.entries import is_image_id
 from panoptic.files.pixels import MAX_PIXELS
 from panoptic.merge import OVERLAP, remove_overlaps
 

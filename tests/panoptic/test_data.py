@@ -17,7 +17,7 @@ from common.config import UserError, typed
 from panoptic import data
 from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
-from panoptic.files.coco import checked
+from panoptic.files.entries import complete
 from panoptic.files.ids import id_to_rgb
 from panoptic.inputs.augment import Augment, cropped, fitting, resize, rotated
 from panoptic.inputs.photos import open_photos
@@ -114,7 +114,7 @@ def test_the_scenes_maps_and_segments_agree_and_have_void(scenes):
     void = 0
     for index in range(len(scenes)):
         _, ids, segments = scenes.source[index]
-        checked(ids.numpy(), segments, where=str(index), categories=scenes.categories)
+        complete(ids.numpy(), segments, where=str(index), categories=scenes.categories)
         void += int((ids == 0).sum())
     assert void > 0  # pebbles
 
@@ -276,7 +276,7 @@ def test_a_validation_set_of_other_categories_is_refused(tmp_path):
 
 
 def test_cityscapes_is_read_raw_and_converted_alike(tmp_path):
-    from panoptic.files.cityscapes import convert_cityscapes
+    from panoptic import convert
 
     number, city = "ulm_000000_000019", tmp_path / "gtFine" / "train" / "ulm"
     photos = tmp_path / "leftImg8bit" / "train" / "ulm"
@@ -289,7 +289,7 @@ def test_cityscapes_is_read_raw_and_converted_alike(tmp_path):
     raw = open_photos("cityscapes", str(tmp_path), "train")
     _, ids, segments = raw[0]
     assert {s["category_id"]: s["iscrowd"] for s in segments} == {7: 0, 26: 0, 24: 1}
-    convert_cityscapes(tmp_path, "train")
+    convert.main(["cityscapes", str(tmp_path), "train"])
     converted = open_photos("cityscapes", str(tmp_path), "train")
     assert converted.image_ids == raw.image_ids == [number]
     assert torch.equal(converted[0][1], ids)

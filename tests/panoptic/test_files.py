@@ -10,12 +10,12 @@ from PIL import Image
 from panoptic.files.categories import Category, read_categories, require_equal, to_entries
 from panoptic.files.coco import (
     PanopticFiles,
-    checked,
     read_ids,
     read_json,
     write_ids,
     write_panoptic,
 )
+from panoptic.files.entries import complete
 from panoptic.files.pixels import encode_png, png_size, read_labels, write_bytes
 
 CATEGORIES = {
@@ -95,7 +95,7 @@ def test_areas_and_boxes_of_real_files_are_those_that_are_counted(shared_data):
         number = image["id"]
         segments = files.segments(number)
         ids = files.ids(number)
-        assert checked(ids, segments, where="", categories=files.categories) == segments
+        assert complete(ids, segments, where="", categories=files.categories) == segments
 
 
 def png(pixels, mode=None):
@@ -248,12 +248,12 @@ LISTED = [{"id": 1, "category_id": 1}, {"id": 2, "category_id": 9, "area": 2}]
 )
 def test_map_and_segments_have_to_agree(segments, reason):
     with pytest.raises(ValueError, match=f"^here: {reason}"):
-        checked(MAP, segments, where="here", categories=CATEGORIES)
+        complete(MAP, segments, where="here", categories=CATEGORIES)
 
 
 def test_what_can_be_put_right_is_put_right_unless_strict():
     loose = [{"id": 3, "category_id": 1}, LISTED[0], {**LISTED[1], "area": 9, "bbox": []}]
-    assert checked(MAP, loose, where="", strict=False) == [
+    assert complete(MAP, loose, where="", strict=False) == [
         {"id": 1, "category_id": 1, "iscrowd": 0, "area": 2, "bbox": [0, 0, 2, 1]},
         {"id": 2, "category_id": 9, "iscrowd": 0, "area": 2, "bbox": [2, 0, 1, 2]},
     ]

@@ -8,7 +8,7 @@ import torch
 
 from panoptic.figures import draw
 from panoptic.files.categories import Category
-from panoptic.files.coco import checked
+from panoptic.files.entries import complete
 from panoptic.merging.sources import Output, Thresholds, components, panoptic_map
 from panoptic.metric.matching import Matching, Outcome
 
@@ -34,7 +34,7 @@ def test_components_are_connected_pixels_of_a_thing_class():
     ids, segments = components(semantic, Thresholds(stuff_area=1), {3, 7}, least=2)
     assert [(s["category_id"], s["area"]) for s in segments] == [(7, 7), (7, 4), (0, 60)]
     assert ids[5, 11] == 0
-    checked(ids.numpy(), segments, where="components")
+    complete(ids.numpy(), segments, where="components")
 
 
 def test_oracles_take_their_part_from_the_truth():

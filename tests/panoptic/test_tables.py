@@ -16,7 +16,7 @@ from panoptic.annotators.analysis import by_size
 from panoptic.annotators.simulate import CATEGORIES, scene
 from panoptic.config import NEEDS, Config
 from panoptic.files.categories import kinds
-from panoptic.files.coco import checked
+from panoptic.files.entries import complete
 from panoptic.merging.sources import Output, Thresholds, human, panoptic_map
 from panoptic.quality import PanopticQuality
 from panoptic.tables import HUMAN, T6, TABLES
@@ -134,7 +134,7 @@ def test_the_human_is_the_same_for_an_image_id_and_another_for_another():
     assert torch.equal(first[2], again[2])
     assert first[3] == again[3]
     assert not torch.equal(first[2], other[2])
-    checked(first[2].numpy(), first[3], where="human")
+    complete(first[2].numpy(), first[3], where="human")
     assert first[2].dtype == torch.int32
 
 
