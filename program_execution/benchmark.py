@@ -29,8 +29,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from common import timing
-from common.clevr import batch as symbolic_batch
-from common.clevr import builtin
+from common.clevr import builtin, execute_batch
 from common.clevr.execute import execute
 from common.clevr.functions import ANSWERS, SPECIAL, TOKENS
 from common.clevr.generation.generate import generate
@@ -195,9 +194,9 @@ def symbolic(options: Options) -> Calls:
     """4096 programs of 90 templates on their scene graphs, all at once and one after the other."""
     data = builtin.build(split="train", images=460, per_image=10, profile="full")
     questions = data.questions[:4096]
-    programs, scenes = encoded(questions), symbolic_batch.pack(data.scenes)
+    programs, scenes = encoded(questions), execute_batch.pack(data.scenes)
     scene_of = np.array([question.image_index for question in questions])
-    executor = symbolic_batch.BatchExecutor(PROGRAM_TOKENS, ANSWER_TOKENS)
+    executor = execute_batch.BatchExecutor(PROGRAM_TOKENS, ANSWER_TOKENS)
     words = [[PROGRAM_TOKENS[i] for i in row[1:]] for row in programs]  # without START
 
     def at_once() -> list[str | None]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.clevr import builtin, scene_graph, vocabulary
 from common.clevr.arrays import encode
-from common.clevr.batches import UNK, Questions
+from common.clevr.dataset import UNK, Questions
 from common.clevr.vocabulary import Vocabulary
 from program_execution.config import Data as DataConfig
 

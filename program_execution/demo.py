@@ -24,9 +24,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from common.clevr import batches
 from common.clevr.arrays import encode
 from common.clevr.arrays.features import Extractor, read_picture
+from common.clevr.dataset import Questions
 from common.clevr.vocabulary import Vocabulary
 from common.config import require_range, typed
 from common.config import run as run_command
@@ -89,7 +89,7 @@ def answer(options: Options) -> draw.Drawing:
     return drawing
 
 
-def of_run(options: Options) -> tuple[batches.Questions, Network, Tensor | None]:
+def of_run(options: Options) -> tuple[Questions, Network, Tensor | None]:
     """The question, the network of a run, and the picture where one was given."""
     cfg = settings(Path(options.run))
     words = Vocabulary.load(Path(options.run, "vocab.json"))
@@ -123,7 +123,7 @@ def settings(folder: Path) -> Config:
     return replace(cfg, init=[str(folder)])
 
 
-def released(options: Options) -> tuple[batches.Questions, Network, Tensor]:
+def released(options: Options) -> tuple[Questions, Network, Tensor]:
     """The question and picture given, and the networks of files of the public code."""
     network, words = Network(), None
     for source in options.init:
@@ -141,7 +141,7 @@ def released(options: Options) -> tuple[batches.Questions, Network, Tensor]:
     return asked, network, image
 
 
-def of_picture(options: Options, words: Vocabulary) -> tuple[batches.Questions, Tensor]:
+def of_picture(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
     """The question about a picture file, with its features, and the picture."""
     weights_ = None if options.weights == "none" else options.weights
     extractor = Extractor(weights=weights_)
@@ -150,11 +150,11 @@ def of_picture(options: Options, words: Vocabulary) -> tuple[batches.Questions, 
     empty = encode.QuestionArrays(
         *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
     )
-    known = batches.Questions("picture", empty, words, encode.Features(maps))
+    known = Questions("picture", empty, words, encode.Features(maps))
     return one_question(known, 0, options.question), read_image(options.image)
 
 
-def one_question(dataset: batches.Questions, image: int, text: str) -> batches.Questions:
+def one_question(dataset: Questions, image: int, text: str) -> Questions:
     """A split of this question alone, about a picture of `dataset`; its program is not known.
 
     Raises ValueError for a word that the vocabulary does not have.
@@ -163,7 +163,7 @@ def one_question(dataset: batches.Questions, image: int, text: str) -> batches.Q
     rows = encode.QuestionArrays(
         *(np.array([words], np.int16), None, None, np.array([image]), np.zeros(1, np.int64))
     )
-    return batches.Questions(
+    return Questions(
         *(dataset.split, rows, dataset.words, dataset.features),
         kind=dataset.kind,
         scenes=dataset.scenes,

@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
-from common.clevr import batches
 from common.clevr.accuracy import GROUPS, TypeAccuracy, exact_match
+from common.clevr.dataset import Batch, Questions, in_order
 from common.clevr.functions import SPECIAL
 from common.metrics import Average
 from program_execution import data, stages
@@ -23,7 +23,7 @@ PROGRAMS = ("program_match", "malformed")  # and of one that only writes program
 
 
 @torch.no_grad()
-def evaluate(network: Network, cfg: Config, dataset: batches.Questions) -> dict[str, float]:
+def evaluate(network: Network, cfg: Config, dataset: Questions) -> dict[str, float]:
     """Figures in percent, the same on every process; each question counts once.
 
     accuracy of the answers, and of those of each of the 13 types and 5 groups; program_match: the
@@ -39,8 +39,8 @@ def evaluate(network: Network, cfg: Config, dataset: batches.Questions) -> dict[
     types, sums = TypeAccuracy(), {name: Average() for name in (*PROGRAMS, "executed")}
     training = network.training
     network.eval()
-    pieces = batches.in_order(
-        dataset if answering and cfg.model.engine == "neural" else dataset.without_pictures(),
+    pieces = in_order(
+        dataset if answering and cfg.model.engine == "neural" else dataset.without_features(),
         cfg.evaluate.batch_size,
         cfg.data.workers,
     )
@@ -86,8 +86,8 @@ def wants_programs(cfg: Config) -> bool:
 def answered(
     network: Network,
     cfg: Config,
-    dataset: batches.Questions,
-    batch: batches.Batch,
+    dataset: Questions,
+    batch: Batch,
     programs: Tensor | None,
     symbolic: SymbolicEngine,
 ) -> Tensor:
@@ -98,7 +98,8 @@ def answered(
         else:
             assert programs is not None
             if network.engine is None:
-                return symbolic(programs, dataset.graphs(), dataset.rows.image_idxs[batch.rows])
+                assert dataset.packed is not None
+                return symbolic(programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
             logits = network.run(programs, batch.features, batch.image_of)
     logits = logits.float()
     logits[:, : len(SPECIAL)] = -torch.inf
@@ -107,8 +108,8 @@ def answered(
 
 def _judge(
     programs: Tensor,
-    batch: batches.Batch,
-    dataset: batches.Questions,
+    batch: Batch,
+    dataset: Questions,
     symbolic: SymbolicEngine,
     sums: dict[str, Average],
 ) -> None:
@@ -116,7 +117,7 @@ def _judge(
     count = len(programs)
     if batch.programs is not None:
         sums["program_match"].add(percent(exact_match(programs, batch.programs)), count)
-    sums["malformed"].add(percent(symbolic.malformed(programs)), count)
+    sums["malformed"].add(percent(symbolic.find_malformed(programs)), count)
     if dataset.packed is not None and dataset.rows.answers is not None:
         found = symbolic(programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
         sums["executed"].add(percent(found == batch.answers), count)
@@ -127,7 +128,7 @@ def percent(flags: Tensor) -> Tensor:
     return 100 * flags.float().mean()
 
 
-def figures(network: Network, cfg: Config, sets: dict[str, batches.Questions]) -> dict[str, float]:
+def figures(network: Network, cfg: Config, sets: dict[str, Questions]) -> dict[str, float]:
     """Figures of several splits, all but the first's behind the name of their split."""
     found: dict[str, float] = {}
     for number, (split, dataset) in enumerate(sets.items()):
@@ -149,7 +150,7 @@ def columns(cfg: Config) -> tuple[str, ...]:
     return PROGRAMS if cfg.stage == "pg" else ANSWERS
 
 
-def pictures(network: Network, cfg: Config, dataset: batches.Questions) -> None:
+def pictures(network: Network, cfg: Config, dataset: Questions) -> None:
     """Write `programs.png`: the first questions of each type, their programs and module maps."""
     if not dist.is_main() or not cfg.evaluate.pictures:
         return

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import dist
-from common.clevr import batches
+from common.clevr.dataset import Batch, Questions, in_order
 from common.clevr.functions import END, SPECIAL
 from common.clevr.grammar import Grammar
 from common.clevr.vocabulary import Vocabulary
@@ -38,7 +38,7 @@ class Objective:
     average: REINFORCE's moving average, a part of the checkpoint.
     """
 
-    def __init__(self, cfg: Config, network: Network, dataset: batches.Questions) -> None:
+    def __init__(self, cfg: Config, network: Network, dataset: Questions) -> None:
         self.cfg, self.network, self.dataset = cfg, network, dataset
         words = dataset.words
         options = cfg.reinforce
@@ -64,9 +64,7 @@ class Objective:
             module.requires_grad_(True)
         return [p for p in self.network.parameters() if p.requires_grad]
 
-    def __call__(
-        self, batch: batches.Batch, step: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def __call__(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of a batch, whose sum is minimised, and what else is worth a look."""
         if self.network.baseline is not None:
             logits = self.network.guess(batch)
@@ -79,7 +77,7 @@ class Objective:
             return {"answer": F.cross_entropy(logits, batch.answers)}, {}
         return self._by_answers(batch, step)
 
-    def _of_programs(self, batch: batches.Batch) -> Tensor:
+    def _of_programs(self, batch: Batch) -> Tensor:
         """Mean cross entropy of the tokens of all processes."""
         assert self.network.generator is not None
         assert batch.programs is not None
@@ -87,9 +85,7 @@ class Objective:
         tokens = (batch.programs[:, 1:] != NULL_ID).sum().float()
         return loss * tokens / dist.mean(tokens)
 
-    def _by_answers(
-        self, batch: batches.Batch, step: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _by_answers(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Sampled programs: their answers' loss, and the policy's."""
         options, losses = self.cfg.reinforce, {}
         assert self.network.generator is not None
@@ -127,20 +123,20 @@ class Objective:
             shown["advantage"] = (rewards - expected).std(correction=0)
         return losses, shown
 
-    def answered(self, programs: Tensor, batch: batches.Batch) -> tuple[Tensor, Tensor | None]:
+    def answered(self, programs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Rewards (B,), 1 where the program leads to the right answer, and the engine's logits."""
         if self.network.engine is None:
-            where = self.dataset.rows.image_idxs[batch.rows]
-            return (
-                self.symbolic(programs, self.dataset.graphs(), where) == batch.answers
-            ).float(), None
+            assert self.dataset.packed is not None
+            images = self.dataset.rows.image_idxs[batch.rows]
+            answers = self.symbolic(programs, self.dataset.packed, images)
+            return (answers == batch.answers).float(), None
         logits = self.network.run(programs, batch.features, batch.image_of)
         return (logits.detach().argmax(1) == batch.answers).float(), logits
 
 
 @torch.no_grad()
 def predicted(
-    network: Network, dataset: batches.Questions, folder: str | Path, *, size: int = 512
+    network: Network, dataset: Questions, folder: str | Path, *, size: int = 512
 ) -> np.ndarray:
     """Programs int16 (N, L) of all questions by the greedy generator, START in front.
 
@@ -154,7 +150,7 @@ def predicted(
     assert network.generator is not None
     network.generator.eval()
     pieces = []
-    for batch in batches.in_order(dataset.without_pictures(), size):
+    for batch in in_order(dataset.without_features(), size):
         batch = batch.to(dist.device())
         found = sample.greedy(network.generator, batch.questions).programs.cpu().numpy()
         pieces.append((batch.rows, found.astype(np.int16)))
@@ -170,7 +166,7 @@ def predicted(
     return rows
 
 
-def _key(network: Network, dataset: batches.Questions) -> str:
+def _key(network: Network, dataset: Questions) -> str:
     """Differs where another generator or other questions would give other programs."""
     assert network.generator is not None
     digest = hashlib.sha256(np.ascontiguousarray(dataset.rows.questions).tobytes())

@@ -23,7 +23,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from common import config, dist
-from common.clevr import batches
+from common.clevr.dataset import Questions, training_batches
 from common.data import seed_everything
 from common.run import checkpoint, log, result, sealed, versus
 from common.run.options import Options
@@ -66,12 +66,18 @@ def train(cfg: Config) -> dict[str, float]:
     stop = start if cfg.only_evaluate or not trained else stage.steps
     if cfg.stage == "ee" and cfg.ee_programs == "predicted" and start < stop:
         training.programs = predicted(network, training, cfg.output_dir)
-    pieces = batches.training_batches(
-        *(training, cfg.data), batch_size=stage.batch_size, seed=cfg.seed, start=start, stop=stop
+    batches = training_batches(
+        training,
+        batch_size=stage.batch_size,
+        seed=cfg.seed,
+        start=start,
+        stop=stop,
+        by_image=cfg.data.by_image,
+        workers=cfg.data.workers,
     )
     record = log.Log(cfg.output_dir, stage.steps, every=cfg.log_every, start=start)
     network.train()
-    for step, batch in enumerate(pieces, start + 1):
+    for step, batch in enumerate(batches, start + 1):
         optimizer.zero_grad(set_to_none=True)  # Adam leaves alone modules that no program used
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
             losses, seen = objective(batch.to(device), step)
@@ -189,7 +195,7 @@ def summary(found: dict[str, dict[str, float]], cfg: Config) -> dict[str, float]
 
 def datasets(
     cfg: Config,
-) -> tuple[batches.Questions, batches.Questions, dict[str, batches.Questions]]:
+) -> tuple[Questions, Questions, dict[str, Questions]]:
     """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
     size, world = cfg.of_stage().batch_size, dist.world_size()
     if size % world and not cfg.only_evaluate:  # gradients are means over equal shares
@@ -230,7 +236,7 @@ def needs(cfg: Config) -> dict[str, str]:
     return found
 
 
-def build(cfg: Config, training: batches.Questions) -> model.Network:
+def build(cfg: Config, training: Questions) -> model.Network:
     """The networks that the stage has a use for, of the sizes of the data, from `cfg.init`."""
     words, rows, mode = training.words, training.rows, None
     assert training.features is not None

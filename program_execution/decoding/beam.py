@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..net.seq2seq import END, NULL, START, Encoded, ProgramGenerator
-from .steps import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
+from .decoder import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
 
 
 class Beams(NamedTuple):

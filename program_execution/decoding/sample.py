@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..net.seq2seq import END, NULL, START, Encoded, ProgramGenerator
 from .beam import Beams, beam, beams
-from .steps import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
+from .decoder import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
 
 __all__ = ["MAX_LENGTH", "Beams", "Decoded", "Grammar", "beam", "beams", "greedy", "sample"]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from common import dist
-from common.clevr import batches
+from common.clevr.dataset import Questions
 from common.clevr.functions import SPECIAL
 from common.clevr.scene_graph import SceneGraph
 from common.scenes.world import color_rgb
@@ -21,15 +21,13 @@ SPREAD = 3.0  # the built-in centres lie in [-SPREAD, SPREAD]^2, in world units
 CAMERA = ("right", "behind")  # the directions of a ground map's columns and, from below, rows
 
 
-def drawings(
-    network: Network, cfg: Config, dataset: batches.Questions, count: int
-) -> list[draw.Drawing]:
+def drawings(network: Network, cfg: Config, dataset: Questions, count: int) -> list[draw.Drawing]:
     """`count` questions of as many types as there are, each with its program and module maps."""
     network.eval()
     return [of_question(network, dataset, place, cfg.evaluate) for place in varied(dataset, count)]
 
 
-def varied(dataset: batches.Questions, count: int) -> list[int]:
+def varied(dataset: Questions, count: int) -> list[int]:
     """Places of `count` questions: one of every type, then a second of every type, ...
 
     Each is the first of its type about an image that none of the others is about, if there is one.
@@ -52,7 +50,7 @@ def varied(dataset: batches.Questions, count: int) -> list[int]:
 
 def of_question(
     network: Network,
-    dataset: batches.Questions,
+    dataset: Questions,
     place: int,
     options: Evaluate,
     *,
@@ -141,7 +139,7 @@ def tree(program: Tensor, tokens: list[str]) -> tuple[list[str], list[list[int]]
     return [language.tokens[nodes.tokens[node]] for node in order], children
 
 
-def picture(dataset: batches.Questions, image: int) -> tuple[Tensor, bool]:
+def picture(dataset: Questions, image: int) -> tuple[Tensor, bool]:
     """How a picture of a split can be shown, uint8 (3, H, W), and whether its maps are upside down.
 
     Built-in scenes without a rendered picture are drawn from above; where there are only features

@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from common.clevr import batches, builtin, questions, scene_graph
+from common.clevr import builtin, questions, scene_graph
 from common.clevr.arrays import encode
+from common.clevr.dataset import UNK, Questions, in_order, training_batches
 from common.clevr.vocabulary import Vocabulary
 from program_execution import check_data, data, prepare, train
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Tune
-from program_execution.execution import symbolic
+from program_execution.execution.symbolic import SymbolicEngine
 
 SMALL = BuiltIn(train_images=24, val_images=8, per_image=5, objects=[3, 5], materials=["rubber"])
 MADE = Data(name="builtin", root="", workers=0, builtin=SMALL)
 
 
-def split(name: str, cfg: Data = MADE, **options: bool) -> batches.Questions:
+def split(name: str, cfg: Data = MADE, **options: bool) -> Questions:
     return data.build(cfg, name, data.vocabulary_of(cfg, "train", name), **options)
 
 
@@ -78,12 +79,12 @@ def test_a_batch_holds_every_picture_once_and_knows_whose_it_is():
 
 @pytest.mark.parametrize("by_image", [False, True])
 def test_the_batches_are_a_function_of_seed_and_step(by_image):
-    dataset, cfg = split("train"), replace(MADE, by_image=by_image)
-    options = {"batch_size": 10, "seed": 3}
-    whole = [b.rows for b in batches.training_batches(dataset, cfg, **options, start=0, stop=9)]
-    later = [b.rows for b in batches.training_batches(dataset, cfg, **options, start=5, stop=9)]
+    dataset = split("train")
+    options = {"batch_size": 10, "by_image": by_image}
+    whole = [b.rows for b in training_batches(dataset, **options, seed=3, start=0, stop=9)]
+    later = [b.rows for b in training_batches(dataset, **options, seed=3, start=5, stop=9)]
     assert all(np.array_equal(a, b) for a, b in zip(whole[5:], later, strict=True))
-    other = batches.training_batches(dataset, cfg, batch_size=10, seed=4, start=0, stop=1)
+    other = training_batches(dataset, **options, seed=4, start=0, stop=1)
     assert not np.array_equal(whole[0], next(iter(other)).rows)
     pictures = [len(np.unique(dataset.rows.image_idxs[rows])) for rows in whole]
     assert (max(pictures) <= 4) == by_image
@@ -91,7 +92,7 @@ def test_the_batches_are_a_function_of_seed_and_step(by_image):
 
 def test_every_question_is_evaluated_once():
     dataset = split("val")
-    rows = np.concatenate([batch.rows for batch in batches.in_order(dataset, 7)])
+    rows = np.concatenate([batch.rows for batch in in_order(dataset, 7)])
     assert np.array_equal(np.sort(rows), np.arange(len(dataset)))
 
 
@@ -137,8 +138,8 @@ def test_people_s_words_come_last_and_are_unknown_to_a_model_without_them():
     assert len(more.words) > len(words.words)
     assert more == data.vocabulary_of(MADE, "train", "humans_train")
     asked, known = data.build(MADE, "humans_val", words), data.build(MADE, "humans_val", more)
-    a, b = (next(iter(batches.in_order(each, 40))).questions for each in (asked, known))
-    assert (a == batches.UNK).sum() > (b == batches.UNK).sum()
+    a, b = (next(iter(in_order(each, 40))).questions for each in (asked, known))
+    assert (a == UNK).sum() > (b == UNK).sum()
     assert a.max() < len(words.words)
 
 
@@ -147,7 +148,7 @@ def test_prepared_files_are_read_as_the_built_in_questions_are(prepared):
     cfg = Data(name="clevr", root=str(root), workers=0)
     words = data.vocabulary_of(cfg, "train")
     folder, h5 = data.build(cfg, "train", words), data.build(cfg, "val", words)
-    a, b = (next(iter(batches.in_order(each, 60))) for each in (folder, h5))
+    a, b = (next(iter(in_order(each, 60))) for each in (folder, h5))
     for name in ("questions", "programs", "answers", "types", "features", "image_of"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert words.decode_answer(int(a.answers[7])) == made.questions[7].answer
@@ -155,7 +156,7 @@ def test_prepared_files_are_read_as_the_built_in_questions_are(prepared):
     assert len(people) == len(folder)
     before = data.build(cfg, "humans_train", words)[np.arange(20)].questions
     assert before.max() < len(words.words)
-    assert (before == batches.UNK).any()
+    assert (before == UNK).any()
 
 
 def test_files_of_another_vocabulary_are_refused(prepared, tmp_path):
@@ -284,14 +285,14 @@ def test_questions_without_programs_cannot_teach_the_generator():
 
 def test_true_programs_on_true_scenes_give_all_answers():
     dataset = split("val")
-    engine = symbolic.SymbolicEngine(dataset.words)
+    engine = SymbolicEngine(dataset.words)
     batch = dataset[np.arange(len(dataset))]
     found = engine(batch.programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
     assert torch.equal(found, batch.answers)
-    assert not engine.malformed(batch.programs).any()
+    assert not engine.find_malformed(batch.programs).any()
     broken = batch.programs.clone()
     broken[:, 3] = dataset.words.program["equal_integer"]
-    assert engine.malformed(broken).all()
+    assert engine.find_malformed(broken).all()
 
 
 def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
@@ -299,7 +300,7 @@ def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
     assert prepare.main(["generate", out, "--images", "2", "--size", "96", "64"]) == 0
     file = tmp_path / "questions" / "CLEVR_train_questions.json"
     scenes = tmp_path / "scenes" / "CLEVR_train_scenes.json"
-    symbolic.main([f"questions={file}", f"scenes={scenes}"])
+    check_data.main([f"questions={file}", f"scenes={scenes}"])
     assert "100.00 % as their answers say" in capsys.readouterr().out
     names = {row["image_filename"] for row in json.loads(file.read_text())["questions"]}
     assert names <= {path.name for path in (tmp_path / "images" / "train").iterdir()}
@@ -328,12 +329,12 @@ def test_programs_that_do_not_give_their_answers_end_with_1_and_other_scenes_wit
     changed = [replace(made.questions[0], answer=wrong), *made.questions[1:]]
     questions.write_questions(file, changed)
     with pytest.raises(SystemExit, match="1"):
-        symbolic.main(words)
+        check_data.main(words)
     assert "1 x another answer" in capsys.readouterr().out
     others = [replace(q, image_filename=f"CLEVR_test_{i}.png") for i, q in enumerate(changed)]
     questions.write_questions(file, others)
     with pytest.raises(ValueError, match=r"questions.json asks about CLEVR_test_0.png: give the"):
-        symbolic.main(words)
+        check_data.main(words)
 
 
 def test_prepare_names_what_is_wrong(tmp_path, capsys):
@@ -364,4 +365,4 @@ def test_the_real_questions_are_answered_by_their_programs(shared_data):
     root = shared_data / "clevr_small"
     for name in ("train", "val", "test"):
         file, scenes = questions.find_questions(root, name), root / "scenes" / name
-        assert symbolic.check(symbolic.Options(str(file), str(scenes)))["overall"] == 100
+        assert check_data.check_programs(check_data.Files(str(file), str(scenes)))["overall"] == 100

@@ -10,7 +10,7 @@ from tests.train_scripts import TrainScript, weights
 
 class TestProgramExecution(TrainScript):
     project = "program_execution"
-    picture = "programs.png"
+    figure = "programs.png"
     metrics = ("accuracy", "exist", "count", "query_color", "compare_attribute")
     typos = (
         ("model.hiden=1", "model.hidden"),

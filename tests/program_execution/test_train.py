@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.clevr import batches
 from common.clevr.accuracy import TYPES
+from common.clevr.dataset import trim
 from common.run import checkpoint
 from program_execution import data, demo
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
@@ -390,4 +390,4 @@ def test_a_program_is_laid_out_from_its_leaves_to_its_root():
 def test_the_summary_of_one_stage_is_its_own():
     cfg = Config(data=Data(name="builtin", root=""))
     assert summary({"ee": {"accuracy": 50.0}}, cfg) == {"accuracy": 50.0}
-    assert batches.trimmed(np.zeros((2, 3))).shape == (2, 1)
+    assert trim(np.zeros((2, 3))).shape == (2, 1)

@@ -1,7 +1,7 @@
-"""Questions in batches: one split in memory, and the batches of a step or of an evaluation.
+"""Questions as a dataset: one split in memory, and the batches of a step or of an evaluation.
 
-B questions of I pictures; a row of `questions` (B, Lq) or `programs` (B, Lp) is START, its words or
-tokens, END, and NULL up to the end. Programs are in prefix order, the root first.
+B questions about I images. A row of `questions` (B, Lq) or `programs` (B, Lp) is START, its words
+or tokens, END, and NULL up to the end. Programs are in prefix order, the root first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,26 +16,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common import dist
-from common.clevr import batch, scene_graph
+from common.clevr import execute_batch, scene_graph
 from common.clevr.arrays import encode
 from common.clevr.functions import SPECIAL
 from common.clevr.vocabulary import Vocabulary
 from common.data import SampleStream
-from program_execution.config import Data as DataConfig
 
 UNK = SPECIAL.index("<UNK>")
 
 
 @dataclass
 class Batch:
-    """B questions of I pictures, and where each is found."""
+    """B questions about I images, and where each is found."""
 
     questions: Tensor  # int64 (B, Lq)
     programs: Tensor | None  # int64 (B, Lp)
     answers: Tensor  # int64 (B,), 0 where unknown
     types: Tensor  # int64 (B,), index in accuracy.TYPES, -1 where unknown
     features: Tensor | None  # float32 (I, C, H, W)
-    image_of: Tensor  # int64 (B,), picture of each question
+    image_of: Tensor  # int64 (B,), image of each question
     rows: np.ndarray  # (B,) number of each question in its split
     split: str
 
@@ -61,11 +60,11 @@ class Batch:
 
 
 class Questions(Dataset):
-    """One split: question rows, what is known of them, and the features of their pictures.
+    """One split: question rows, what is known of them, and the features of their images.
 
     programs: int (N, Lp), the known ones; what an engine learns from may be put in their place.
     kind: of the features: `files`, or `grid` and `pixels` of the built-in data. scenes: the graphs
-    of the pictures, in the order of the features, where there are any.
+    of the images, in the order of the features, where there are any.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Questions(Dataset):
         return len(self.rows)
 
     def __getitem__(self, places: np.ndarray) -> Batch:
-        """The questions at these places, and the features of their pictures, each once."""
+        """The questions at these places, and the features of their images, each once."""
         rows, count = self.rows, len(places)
         questions = rows.questions[places].astype(np.int64)
         # A word that came after the model's vocabulary is an unknown one to it.
@@ -94,9 +93,9 @@ class Questions(Dataset):
         images, image_of = np.unique(rows.image_idxs[places], return_inverse=True)
         programs = None
         if self.programs is not None:
-            programs = torch.from_numpy(trimmed(self.programs[places]).astype(np.int64))
+            programs = torch.from_numpy(trim(self.programs[places]).astype(np.int64))
         return Batch(
-            questions=torch.from_numpy(trimmed(questions)),
+            questions=torch.from_numpy(trim(questions)),
             programs=programs,
             answers=_numbers(rows.answers, places, 0, count),
             types=_numbers(rows.types, places, -1, count),
@@ -113,28 +112,19 @@ class Questions(Dataset):
         less.programs = None if self.programs is None else self.programs[places]
         return less
 
-    def without_pictures(self) -> "Questions":
+    def without_features(self) -> "Questions":
         """The same questions, whose features are not read."""
         blind = copy(self)
         blind.features = None
         return blind
 
     @cached_property
-    def packed(self) -> batch.PackedScenes | None:
+    def packed(self) -> execute_batch.PackedScenes | None:
         """The scene graphs as arrays, in the order of the features' rows."""
-        return None if self.scenes is None else batch.pack(self.scenes)
-
-    def graphs(self) -> batch.PackedScenes:
-        """The same; ValueError where there are none."""
-        if self.packed is None:
-            raise ValueError(
-                "model.engine=symbolic needs scene graphs: give data.scenes=FILE with {split} in "
-                "its name."
-            )
-        return self.packed
+        return None if self.scenes is None else execute_batch.pack(self.scenes)
 
 
-def trimmed(rows: np.ndarray) -> np.ndarray:
+def trim(rows: np.ndarray) -> np.ndarray:
     """Rows (B, L) without the columns at their end that are NULL in all, at least one left."""
     used = np.flatnonzero((rows != 0).any(0))
     return rows[:, : used[-1] + 1 if len(used) else 1]
@@ -146,22 +136,22 @@ def _numbers(values: np.ndarray | None, places: np.ndarray, unknown: int, count:
     return torch.from_numpy(values[places].astype(np.int64))
 
 
-class Steps:
+class StepSampler:
     """Places of the questions of this process in the steps after `start`, up to `stop`."""
 
     def __init__(
         self,
         dataset: Questions,
-        cfg: DataConfig,
         *,
         batch_size: int,
         seed: int,
         start: int,
         stop: int,
+        by_image: bool = False,
     ) -> None:
         self.steps = range(start, stop)
         self.by_image: encode.ByImage | None = None
-        if cfg.by_image:
+        if by_image:
             self.by_image = encode.ByImage(dataset.rows.image_idxs, batch_size, seed=seed)
         else:
             self.stream = SampleStream(len(dataset), batch_size, seed=seed)
@@ -179,34 +169,44 @@ class Steps:
 
 
 def training_batches(
-    dataset: Questions, cfg: DataConfig, *, batch_size: int, seed: int, start: int, stop: int
+    dataset: Questions,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    by_image: bool = False,
+    workers: int = 0,
 ) -> Iterable[Batch]:
     """The batches of this process, a function of (seed, step) alone.
 
-    batch_size: questions a step over all processes.
+    batch_size: questions a step over all processes. by_image: all questions about an image are in
+    one batch. workers: loader processes.
     """
-    steps = Steps(dataset, cfg, batch_size=batch_size, seed=seed, start=start, stop=stop)
-    return _loaded(dataset, steps, cfg.workers)
+    steps = StepSampler(
+        dataset, batch_size=batch_size, seed=seed, start=start, stop=stop, by_image=by_image
+    )
+    return _load(dataset, steps, workers)
 
 
 def in_order(dataset: Questions, size: int, workers: int = 0) -> Iterable[Batch]:
     """The share of this process in all questions, each once, `size` at a time."""
     mine = np.arange(dist.rank(), len(dataset), dist.world_size())
     pieces = [mine[i : i + size] for i in range(0, len(mine), size)]
-    return _loaded(dataset, pieces, workers)
+    return _load(dataset, pieces, workers)
 
 
-def _loaded(dataset: Questions, pieces: Iterable[np.ndarray], workers: int) -> Iterable[Batch]:
+def _load(dataset: Questions, pieces: Iterable[np.ndarray], workers: int) -> Iterable[Batch]:
     return DataLoader(
         dataset,
         batch_size=None,
         sampler=pieces,  # type: ignore[arg-type]  # places of whole batches
-        collate_fn=_as_it_is,
+        collate_fn=_as_is,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the global one
     )
 
 
-def _as_it_is(item: Any) -> Any:
+def _as_is(item: Any) -> Any:
     return item

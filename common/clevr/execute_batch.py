@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .execute import Failure, Unique
 from .functions import ATTRIBUTES, END, NULL, RELATIONS, START, UNK, Kind, parse_token, signature
-from .grammar import ROOT, TYPES
+from .rules import ROOT, TYPES
 from .scene_graph import SceneGraph
 
 MOST_BITS: Final = 62  # objects of a scene: an int64 with the sign left alone
