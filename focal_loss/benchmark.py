@@ -14,7 +14,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import copy
 import json
-import random
 import sys
 import warnings
 from collections.abc import Callable
@@ -71,7 +70,7 @@ class Options:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
-    def filled(self) -> "Options":
+    def with_defaults(self) -> "Options":
         """With the size and the precision of the device where they were not given."""
         cuda = self.device == "cuda"
         amp = cuda if self.amp is None else self.amp
@@ -120,7 +119,7 @@ def step(options: Options) -> Calls:
     """
     torch.manual_seed(0)
     size, device = options.size, options.device
-    images = peers.pictures(options.batch, size, device)
+    images = peers.random_images(options.batch, size, device)
     targets = peers.objects(options.batch, size, size, device)
     ours, theirs = peers.networks(size, device)
     last = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
@@ -128,7 +127,7 @@ def step(options: Options) -> Calls:
 
     def our_losses() -> list[Tensor]:
         with options.autocast():
-            logits, offsets = ours(peers.batched(images))
+            logits, offsets = ours(peers.normalise(images))
         return list(criterion(logits, offsets, ours.anchors(size, size), targets).values())
 
     def their_losses(model: nn.Module) -> list[Tensor]:
@@ -136,13 +135,13 @@ def step(options: Options) -> Calls:
             return list(model(images, targets).values())
 
     return {
-        "ours": _stepping(ours, our_losses),
-        named("torchvision"): _stepping(theirs, partial(their_losses, theirs)),
-        "the same in channels_last": _stepping(last, partial(their_losses, last)),
+        "ours": _sgd_step(ours, our_losses),
+        named("torchvision"): _sgd_step(theirs, partial(their_losses, theirs)),
+        "the same in channels_last": _sgd_step(last, partial(their_losses, last)),
     }
 
 
-def _stepping(model: nn.Module, losses: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+def _sgd_step(model: nn.Module, losses: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
     """A step of SGD, too small to part the contestants' weights."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -164,16 +163,16 @@ def inference(options: Options) -> Calls:
     The random weights are set so that `pairs` of anchor and class an image exceed the threshold.
     """
     torch.manual_seed(0)
-    images = peers.pictures(options.batch, options.size, options.device)
+    images = peers.random_images(options.batch, options.size, options.device)
     ours, theirs = peers.networks(options.size, options.device)
-    peers.make_confident(ours.eval(), peers.batched(images), options.pairs)
+    peers.make_confident(ours.eval(), peers.normalise(images), options.pairs)
     theirs.load_state_dict(peers.torchvision_state(ours))
     last = copy.deepcopy(theirs.eval()).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def our_detections() -> list[dict[str, Tensor]]:
         with options.autocast():
-            return Detector()(ours, peers.batched(images))
+            return Detector()(ours, peers.normalise(images))
 
     @torch.no_grad()
     def their_detections(model: nn.Module) -> list[dict[str, Tensor]]:
@@ -207,24 +206,7 @@ def assignment(options: Options) -> Calls:
 
 def coco(options: Options) -> Calls:
     """COCO metrics of images with 100 detections each: `test.evaluator=faster`, the default."""
-    chance = random.Random(0)
-
-    def thing(image: dict[str, int]) -> dict[str, Any]:
-        width, height = chance.uniform(8, 300), chance.uniform(8, 300)
-        box = [chance.uniform(0, 640 - width), chance.uniform(0, 480 - height), width, height]
-        return {"image_id": image["id"], "category_id": chance.randint(1, 80), "bbox": box}
-
-    images = [{"id": i, "width": 640, "height": 480} for i in range(1, options.images + 1)]
-    truth = [thing(image) for image in images for _ in range(7)]
-    found = [
-        each | {"bbox": [chance.uniform(0.9, 1.1) * v for v in each["bbox"]]}
-        for each in truth
-        for _ in range(4)
-    ]
-    found += [thing(image) for image in images for _ in range(72)]
-    found = [each | {"score": chance.random()} for each in found]
-    categories = [{"id": i, "name": str(i)} for i in range(1, 81)]
-    content = {"images": images, "annotations": truth, "categories": categories}
+    content, found = peers.coco_inputs(options.images)
 
     def metrics(backend: str) -> Tensor:
         values = evaluate.evaluate(content, found, backend=backend).values()
@@ -282,7 +264,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options = typed(cfg).filled()
+    options = typed(cfg).with_defaults()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     facts = timing.conditions(options.device)

@@ -15,18 +15,18 @@ from common.config import require_choice, require_range
 
 @dataclass
 class Scenes:
-    """The built-in pictures: few labelled solids among unlabelled ones; sizes of the miniature."""
+    """The built-in images: few labelled solids among unlabelled ones; sizes of the miniature."""
 
     train_images: int = 3000
     val_images: int = 1200
     height: int = 96  # pixels
     width: int = 96  # pixels
-    objects: list[int] = field(default_factory=lambda: [1, 1])  # labelled, a picture
+    objects: list[int] = field(default_factory=lambda: [1, 1])  # labelled, an image
     shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])  # labelled
     classes: list[str] = field(default_factory=lambda: ["shape"])  # and "color", "material", ...
-    distractors: list[int] = field(default_factory=lambda: [5, 7])  # unlabelled, a picture
+    distractors: list[int] = field(default_factory=lambda: [5, 7])  # unlabelled, an image
     distractor_shapes: list[str] = field(default_factory=lambda: ["cone", "pyramid", "torus"])
-    clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, a picture
+    clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, an image
     radius: list[float] = field(default_factory=lambda: [0.3, 0.65])  # world units, log-uniform
     spread: float = 2.2  # centres lie within so many world units of the middle
     margin: float = 0.1  # least distance of two centres along either axis of the floor
@@ -58,18 +58,18 @@ class Data:
     short_side: list[int] = field(default_factory=lambda: [600])  # pixels; several: drawn, Table 2
     long_side: int = 1000  # pixels, upper bound; 1333 with 800
     test_short_side: int = 600  # pixels
-    resize: bool = True  # False: pictures are used in their own size
+    resize: bool = True  # False: images are used in their own size
     flip: float = 0.5  # probability of a horizontal flip, the only augmentation, Sec. 4.1
     pad_multiple: int = 128  # D1 pads to 128 for P7; torchvision and detectron2 to 32
-    aspect_groups: bool = True  # D1: wide and tall pictures go into separate batches
-    skip_empty: bool = True  # D1: pictures without a box are not trained on
+    aspect_groups: bool = True  # D1: wide and tall images go into separate batches
+    skip_empty: bool = True  # D1: images without a box are not trained on
     strict: bool = False  # True: a box without area stops the run instead of being dropped
-    bad_images: str = "raise"  # raise | skip: what an unreadable picture does
+    bad_images: str = "raise"  # raise | skip: what an unreadable image does
     bgr: bool = False  # pixels as blue, green, red in 0..255, for D1 and detectron2 weights
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many pictures; 0: all
+    limit: int = 0  # train on the first so many images; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class Test:
     nms: float = 0.5
     nms_kind: str = "hard"  # hard | soft_linear | soft_gaussian
     class_agnostic: bool = False
-    detections: int = 100  # per picture
+    detections: int = 100  # per image
     flip: bool = False  # test-time augmentation
     short_sides: list[int] = field(default_factory=list)  # test-time scales; empty: one scale
     batch_size: int = 8
@@ -186,7 +186,7 @@ class Config:
 
     seed: int = 0
     steps: int = 90_000  # optimizer steps; 135,000 for Table 2
-    batch_size: int = 16  # pictures a step over all processes
+    batch_size: int = 16  # images a step over all processes
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -236,10 +236,22 @@ class Config:
 
 # What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
 MAY_CHANGE = (
-    *("steps", "processes", "threads", "compile", "log_every", "save_every", "evaluate_every"),
-    *("evaluate_images", "only_evaluate", "test"),
-    *("data.root", "data.val", "data.test_short_side", "data.workers"),
-    *("data.bad_images", "data.strict"),  # the run stops at bad data, or goes on without it
+    "steps",
+    "processes",
+    "threads",
+    "compile",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "evaluate_images",
+    "only_evaluate",
+    "test",
+    "data.root",
+    "data.val",
+    "data.test_short_side",
+    "data.workers",
+    "data.bad_images",  # the run stops at bad data, or goes on without it
+    "data.strict",
 )
 
 ConfigStore.instance().store("schema", Config)

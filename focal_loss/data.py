@@ -1,4 +1,4 @@
-"""The data as the paper sees it: pictures with boxes, flipped and resized, in padded batches.
+"""The data as the paper sees it: images with boxes, flipped and resized, in padded batches.
 
 N images of a batch, padded to one size (H, W); M boxes of an image, float xyxy in pixels.
 """
@@ -25,7 +25,7 @@ from focal_loss.weights.initialise import Report
 
 
 def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> "Detection":
-    """The pictures of `split`, "train" or "val", with what that split does to them.
+    """The images of `split`, "train" or "val", with what that split does to them.
 
     categories: those of the training set, which this split must follow; by default the file's own
     by rising id.
@@ -47,7 +47,7 @@ def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> 
 
 
 def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
-    """The built-in pictures; the validation split continues the world's numbering."""
+    """The built-in images; the validation split continues the world's numbering."""
     world = World(
         height=cfg.height,
         width=cfg.width,
@@ -66,13 +66,13 @@ def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
         elevation=cfg.elevation,
     )
     count = cfg.train_images if training else cfg.val_images
-    # The training pictures lie a million further on, so that either split may grow.
+    # The training images lie a million further on, so that either split may grow.
     start = 1_000_000 if training else 0
     return Scenes(world, count=count, seed=cfg.seed, start=start, classes_by=tuple(cfg.classes))
 
 
 class Detection(Dataset):
-    """Pictures and boxes of one split: (image uint8 (3, H, W), target).
+    """Images and boxes of one split: (image uint8 (3, H, W), target).
 
     target: boxes (M, 4) float32, labels (M,) int64, ignore (C, 4) float32 crowd regions, all in
     pixels of the image returned; image_id, file, and size (height, width) of the file.
@@ -168,7 +168,7 @@ class Batch:
 
     @property
     def files(self) -> list[str]:
-        """The pictures' files, for messages."""
+        """The images' files, for messages."""
         return [target["file"] for target in self.targets]
 
     def pin_memory(self) -> "Batch":
@@ -279,7 +279,7 @@ def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> 
 
 
 def validation_batches(dataset: Detection, cfg: Config) -> Iterable[Batch]:
-    """The share of this process in the pictures to evaluate on, each exactly once."""
+    """The share of this process in the images to evaluate on, each exactly once."""
     return eval_loader(
         dataset, cfg.test.batch_size, workers=cfg.data.workers, collate=Collate(cfg.data)
     )

@@ -1,6 +1,6 @@
-"""One picture in, its detections out: `python demo.py run=outputs/... image=photo.jpg`.
+"""One image in, its detections out: `python demo.py run=outputs/... image=photo.jpg`.
 
-Without `image` the first built-in validation pictures are shown. Writes `demo.png` (or out=FILE).
+Without `image` the first built-in validation images are shown. Writes `demo.png` (or out=FILE).
 """
 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
@@ -40,7 +40,7 @@ def main() -> None:
     found = Detector(score=float(words.get("score", SHOWN)))(
         model, batch.images, batch.sizes, [size]
     )[0]
-    picture = draw.boxes(
+    drawn = draw.boxes(
         image,
         found["boxes"].cpu(),
         labels=found["labels"].cpu(),
@@ -48,7 +48,7 @@ def main() -> None:
         names=view.names,
         scale=max(1, round(480 / min(size))),
     )
-    draw.save_png(picture, Path(words.get("out", "demo.png")))
+    draw.save_png(drawn, Path(words.get("out", "demo.png")))
     columns = (found[key].tolist() for key in ("boxes", "scores", "labels"))
     for box, score, label in zip(*columns, strict=True):
         print(f"{view.names[label]:>12} {score:.2f}  " + " ".join(f"{x:.1f}" for x in box))

@@ -18,6 +18,7 @@ from .targets.boxes import decode
 NMS_KINDS = ("hard", "soft_linear", "soft_gaussian")
 Size = tuple[int, int]  # height, width
 Detections = dict[str, Tensor]  # "boxes" (M, 4), "scores" (M,), "labels" (M,)
+KEYS = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Detector:
 
     def __post_init__(self) -> None:
         for name in ("score", "nms", "soft_score"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie between 0 and 1.")
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} = {value} must lie between 0 and 1.")
         if self.nms_kind not in NMS_KINDS:
             raise ValueError(f"nms_kind = {self.nms_kind!r} is not one of {', '.join(NMS_KINDS)}.")
         if self.topk < 1 or self.detections < 1:
@@ -93,21 +94,21 @@ class Detector:
             raise ValueError(
                 f"{len(images)} images came with {len(sizes)} sizes and {len(originals)} originals."
             )
-        logits, offsets = model(mirrored(images, sizes) if flip else images)
+        logits, offsets = model(mirror(images, sizes) if flip else images)
         anchors = model.anchors(height, width)
         counts = model.anchor_grid.counts(height, width)
         results = []
         for i, (size, original) in enumerate(zip(sizes, originals, strict=True)):
             found = self._decode(model, logits[i], offsets[i], anchors, counts, size)
             if flip:
-                found["boxes"] = mirrored_boxes(found["boxes"], size[1])
-            found["boxes"] = rescaled(found["boxes"], size, original)
+                found["boxes"] = mirror_boxes(found["boxes"], size[1])
+            found["boxes"] = rescale(found["boxes"], size, original)
             results.append(found)
         return results
 
     def select(self, candidates: Detections) -> Detections:
         """Suppress overlapping boxes of one image and keep the best `detections`."""
-        boxes, scores, labels = (candidates[key] for key in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (candidates[key] for key in KEYS)
         groups = torch.zeros_like(labels) if self.class_agnostic else labels
         if self.nms_kind == "hard":
             if self.class_agnostic:
@@ -128,7 +129,7 @@ class Detector:
             )
         return {"boxes": boxes[keep], "scores": scores, "labels": labels[keep]}
 
-    def augmented(
+    def detect_augmented(
         self,
         model: RetinaNet,
         images: Tensor,
@@ -146,16 +147,14 @@ class Detector:
         height, width = images.shape[-2:]
         sizes = [(height, width)] * len(images) if sizes is None else list(sizes)
         originals = sizes if originals is None else originals
-        views = [resized(images, sizes, side) for side in short_sides] or [(images, sizes)]
+        views = [resize(images, sizes, side) for side in short_sides] or [(images, sizes)]
         found: list[list[Detections]] = [[] for _ in sizes]
         for view, view_sizes in views:
-            for mirror in (False, True)[: 1 + flip]:
-                for i, c in enumerate(
-                    self.candidates(model, view, view_sizes, originals, flip=mirror)
-                ):
-                    found[i].append(c)
-        keys = ("boxes", "scores", "labels")
-        return [self.select({k: torch.cat([c[k] for c in image]) for k in keys}) for image in found]
+            for mirrored in (False, True)[: 1 + flip]:
+                candidates = self.candidates(model, view, view_sizes, originals, flip=mirrored)
+                for image, new in zip(found, candidates, strict=True):
+                    image.append(new)
+        return [self.select({k: torch.cat([c[k] for c in image]) for k in KEYS}) for image in found]
 
     def _decode(
         self,
@@ -168,22 +167,18 @@ class Detector:
     ) -> Detections:
         """One image: (A, K) logits, (A, 4) offsets -> boxes of the best pairs of every level."""
         plus_one = model.anchor_grid.mode == "detectron"
-        first, parts = 0, []
-        for level, count in enumerate(counts):
-            rows = slice(first, first + count)
-            first += count
+        parts = []
+        levels = zip(*(each.split(counts) for each in (logits, offsets, anchors)), strict=True)
+        for level, (logits, offsets, anchors) in enumerate(levels):
             coarsest = level == len(counts) - 1
             threshold = 0.0 if self.keep_coarsest and coarsest else self.score
-            scores, pairs = best_pairs(
-                _full(logits[rows]), threshold, self.topk, softmax=model.softmax
-            )
-            rows_kept = torch.div(pairs, model.num_classes, rounding_mode="floor")
-            labels = pairs % model.num_classes
-            level_offsets = offsets[rows][rows_kept]  # (M, 4) or (M, 4 K)
+            scores, pairs = best_pairs(_full(logits), threshold, self.topk, softmax=model.softmax)
+            places, labels = pairs // model.num_classes, pairs % model.num_classes
+            offsets = offsets[places]  # (M, 4) or (M, 4 K)
             if model.class_specific_box:
                 each = torch.arange(len(labels), device=labels.device)
-                level_offsets = level_offsets.unflatten(1, (-1, 4))[each, labels]
-            boxes = decode(_full(level_offsets), anchors[rows][rows_kept], plus_one=plus_one)
+                offsets = offsets.unflatten(1, (-1, 4))[each, labels]
+            boxes = decode(_full(offsets), anchors[places], plus_one=plus_one)
             parts.append((boxes, scores, labels))
         boxes, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         if plus_one:  # corners are the first and last pixel inside
@@ -258,7 +253,7 @@ def soft_nms(
     return indices[above], values[above]
 
 
-def mirrored(images: Tensor, sizes: Sequence[Size]) -> Tensor:
+def mirror(images: Tensor, sizes: Sequence[Size]) -> Tensor:
     """(N, 3, H, W) images mirrored left to right within their sizes; the padding stays in place."""
     result = images.clone()
     for image, (height, width) in zip(result, sizes, strict=True):
@@ -266,13 +261,13 @@ def mirrored(images: Tensor, sizes: Sequence[Size]) -> Tensor:
     return result
 
 
-def mirrored_boxes(boxes: Tensor, width: int) -> Tensor:
+def mirror_boxes(boxes: Tensor, width: int) -> Tensor:
     """(M, 4) boxes mirrored left to right in an image `width` pixels wide."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], -1)
 
 
-def rescaled(boxes: Tensor, size: Size, original: Size) -> Tensor:
+def rescale(boxes: Tensor, size: Size, original: Size) -> Tensor:
     """(M, 4) boxes of an image of `size` in pixels of an image of `original` size."""
     if tuple(size) == tuple(original):
         return boxes
@@ -283,7 +278,7 @@ def rescaled(boxes: Tensor, size: Size, original: Size) -> Tensor:
     return boxes * torch.stack([right, down, right, down]).to(boxes)
 
 
-def resized(
+def resize(
     images: Tensor, sizes: Sequence[Size], short_side: int, multiple: int = 32
 ) -> tuple[Tensor, list[Size]]:
     """Images resized to this short side (long side at most 5/3 of it) and padded; their sizes."""

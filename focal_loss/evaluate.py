@@ -1,6 +1,6 @@
-"""COCO AP of a model, and pictures of what it finds.
+"""COCO AP of a model, and a figure of what it finds.
 
-N images of a batch, M detections of an image; boxes are xyxy in pixels of the original picture.
+N images of a batch, M detections of an image; boxes are xyxy in pixels of the original image.
 """
 
 import math
@@ -25,12 +25,12 @@ WIDTH = 288  # pixels of an image in the sheet of detections
 
 
 def evaluate(
-    model: RetinaNet, cfg: Config, dataset: data.Detection, *, pictures: bool = False
+    model: RetinaNet, cfg: Config, dataset: data.Detection, *, save: bool = False
 ) -> dict[str, float]:
     """AP, AP50, AP75, AP_small, ... in percent on a validation set, the same on every process.
 
     And `milliseconds` an image from the padded batch to the detections, as in Table 1e. Figures of
-    sizes and classes that do not occur are left out. With `pictures`, the main process also writes
+    sizes and classes that do not occur are left out. With `save`, the main process also writes
     `detections.json` and `detections.png`.
     """
     training = model.training
@@ -59,7 +59,7 @@ def evaluate(
     occurs = {name: value for name, value in metrics.items() if math.isfinite(value)}
     metrics = {name: metrics[name] for name in COLUMNS} | occurs
     metrics["milliseconds"] = 1000 * seconds * dist.world_size() / len(dataset)  # Table 1e
-    if pictures and dist.is_main():
+    if save and dist.is_main():
         folder = Path(cfg.output_dir)
         coco_eval.save_results(folder / "detections.json", detections)
         if cfg.test.pictures:
@@ -84,7 +84,7 @@ def detect(model: RetinaNet, batch: data.Batch, cfg: Config, category_ids: list[
     device = batch.images.device
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
         if test.flip or test.short_sides:
-            per_image = detector.augmented(
+            per_image = detector.detect_augmented(
                 model,
                 batch.images,
                 batch.sizes,
@@ -132,5 +132,5 @@ def panel(
     """An image with boxes (M, 4), as wide as all others; (3, H, WIDTH) uint8."""
     factor = WIDTH / image.shape[-1]
     height = max(1, round(factor * image.shape[-2]))
-    picture = resize(image, [height, WIDTH], InterpolationMode.BICUBIC, antialias=True)
-    return draw.boxes(picture, factor * boxes, labels=labels, scores=scores, names=names, width=2)
+    image = resize(image, [height, WIDTH], InterpolationMode.BICUBIC, antialias=True)
+    return draw.boxes(image, factor * boxes, labels=labels, scores=scores, names=names, width=2)

@@ -4,7 +4,9 @@ Legend: N images, A anchors of all levels, a anchors of a cell, K classes, D out
 """
 
 import math
+import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from .loss import BACKGROUND, IGNORED
 from .model import RetinaNet
-from .weights.formats import torchvision_state
+from .weights.export import torchvision_state
 
 CLASSES = 91  # torchvision's classifier
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,13 +64,13 @@ def networks(size: int, device: str) -> tuple[RetinaNet, nn.Module]:
     return ours.to(device).to(memory_format=torch.channels_last), theirs.to(device)
 
 
-def pictures(count: int, size: int, device: str) -> list[Tensor]:
-    """`count` pictures of soft random blobs (3, size, size), 0..1."""
+def random_images(count: int, size: int, device: str) -> list[Tensor]:
+    """`count` images of soft random blobs (3, size, size), 0..1."""
     blobs = torch.rand(count, 3, 16, 16, device=device)
     return list(F.interpolate(blobs, (size, size), mode="bilinear"))
 
 
-def batched(images: Sequence[Tensor]) -> Tensor:
+def normalise(images: Sequence[Tensor]) -> Tensor:
     """Normalised images (N, 3, H, W) in channels_last, as the project's loader gives them."""
     mean, std = (images[0].new_tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     batch = (torch.stack(list(images)) - mean) / std
@@ -88,6 +90,29 @@ def objects(
         labels = torch.randint(CLASSES, (each,), device=device)
         targets.append({"boxes": torch.cat([low, low + sides], 1), "labels": labels})
     return targets
+
+
+def coco_inputs(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Annotations of `count` images in COCO's format, 7 each, and 100 detections of each image."""
+    chance = random.Random(0)
+
+    def thing(image: dict[str, int]) -> dict[str, Any]:
+        width, height = chance.uniform(8, 300), chance.uniform(8, 300)
+        box = [chance.uniform(0, 640 - width), chance.uniform(0, 480 - height), width, height]
+        return {"image_id": image["id"], "category_id": chance.randint(1, 80), "bbox": box}
+
+    images = [{"id": i, "width": 640, "height": 480} for i in range(1, count + 1)]
+    truth = [thing(image) for image in images for _ in range(7)]
+    found = [
+        each | {"bbox": [chance.uniform(0.9, 1.1) * v for v in each["bbox"]]}
+        for each in truth
+        for _ in range(4)
+    ]
+    found += [thing(image) for image in images for _ in range(72)]
+    found = [each | {"score": chance.random()} for each in found]
+    categories = [{"id": i, "name": str(i)} for i in range(1, 81)]
+    content = {"images": images, "annotations": truth, "categories": categories}
+    return content, found
 
 
 @torch.no_grad()

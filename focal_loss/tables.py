@@ -6,8 +6,8 @@
     python tables.py table1b run=false                   # only print what has been measured
 
 At `scale=paper` a row differs from `experiment=paper data=coco` by what it names. At `scale=mini`
-the same settings are trained on the built-in pictures (conf/experiment/mini.yaml); where the
-paper's numbers are numbers of its pictures (pixels, iterations), the miniature has its own.
+the same settings are trained on the built-in images (conf/experiment/mini.yaml); where the
+paper's numbers are numbers of its images (pixels, iterations), the miniature has its own.
 All figures are AP in percent; minival, R-50-FPN, 600 pixels unless the table says otherwise.
 """
 
@@ -60,7 +60,7 @@ def anchors(scales: int, ratios: int, figures: str) -> Row:
     return row(f"{scales} scales x {ratios} ratios", overrides, figures)
 
 
-def mined(batch: int, nms: float, ratio: int, figures: str) -> Row:
+def ohem(batch: int, nms: float, ratio: int, figures: str) -> Row:
     """An OHEM row of Table 1d."""
     overrides = [f"loss.mining_batch={batch}", f"loss.mining_nms={nms:g}"]
     overrides += [f"loss.mining_ratio={ratio}", "loss.kind=ohem"]
@@ -69,7 +69,7 @@ def mined(batch: int, nms: float, ratio: int, figures: str) -> Row:
 
 
 def speed(depth: int, side: int, figures: str) -> Row:
-    """A row of Table 1e, trained and tested at one size; mini: pictures of a sixth of it."""
+    """A row of Table 1e, trained and tested at one size; mini: images of a sixth of it."""
     size = [f"data.short_side=[{side}]", f"data.test_short_side={side}"]
     size += [f"data.long_side={round(side * 5 / 3)}", f"model.backbone=resnet{depth}"]
     small = [f"data.scenes.{name}={side * 4 // 25}" for name in ("height", "width")]
@@ -132,15 +132,15 @@ TABLE1C = [
     anchors(4, 3, "33.8/52.1/36.2"),
 ]
 TABLE1D = [
-    mined(128, 0.7, 0, "31.1/47.2/33.2"),
-    mined(256, 0.7, 0, "31.8/48.8/33.9"),
-    mined(512, 0.7, 0, "30.6/47.0/32.6"),
-    mined(128, 0.5, 0, "32.8/50.3/35.1"),
-    mined(256, 0.5, 0, "31.0/47.4/33.0"),
-    mined(512, 0.5, 0, "27.6/42.0/29.2"),
-    mined(128, 0.5, 3, "31.1/47.2/33.2"),
-    mined(256, 0.5, 3, "28.3/42.4/30.3"),
-    mined(512, 0.5, 3, "24.0/35.5/25.8"),
+    ohem(128, 0.7, 0, "31.1/47.2/33.2"),
+    ohem(256, 0.7, 0, "31.8/48.8/33.9"),
+    ohem(512, 0.7, 0, "30.6/47.0/32.6"),
+    ohem(128, 0.5, 0, "32.8/50.3/35.1"),
+    ohem(256, 0.5, 0, "31.0/47.4/33.0"),
+    ohem(512, 0.5, 0, "27.6/42.0/29.2"),
+    ohem(128, 0.5, 3, "31.1/47.2/33.2"),
+    ohem(256, 0.5, 3, "28.3/42.4/30.3"),
+    ohem(512, 0.5, 3, "24.0/35.5/25.8"),
     row("focal loss", ["model.backbone=resnet101"], "36.0/54.9/38.7", mini=[]),
 ]
 TABLE1E = [

@@ -64,7 +64,7 @@ def train(cfg: Config) -> dict[str, float]:
     parts |= {"average": average} if average else {}
     parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
     parts |= {"categories": training.categories}
-    parts |= {"options": Options(cfg, MAY_CHANGE, processes=fixed_processes(cfg))}
+    parts |= {"options": Options(cfg, MAY_CHANGE, processes=processes_to_keep(cfg))}
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
     )
@@ -107,9 +107,9 @@ def train(cfg: Config) -> dict[str, float]:
             log.close()
             dist.exit_preempted(step)
         if due(step, cfg):
-            log(step, force=True, **scored(final, cfg, validation))
+            log(step, force=True, **score(final, cfg, validation))
 
-    metrics = evaluate(final, cfg, validation, pictures=True)
+    metrics = evaluate(final, cfg, validation, save=True)
     log(max(1, stop), force=True, **metrics)
     log.close()
     result.write(
@@ -122,7 +122,7 @@ def train(cfg: Config) -> dict[str, float]:
     return metrics
 
 
-def fixed_processes(cfg: Config) -> int:
+def processes_to_keep(cfg: Config) -> int:
     """The number of processes where each divides or normalises by its own images; else 0."""
     depends = cfg.loss.normalizer in ("gpu", "gpu_plus_n", "ema")
     depends |= "bn" in (cfg.model.backbone_norm, cfg.model.head_norm)
@@ -136,7 +136,7 @@ def due(step: int, cfg: Config) -> bool:
     return step < cfg.steps or cfg.evaluate_images > 0
 
 
-def scored(model: RetinaNet, cfg: Config, validation: data.Detection) -> dict[str, float]:
+def score(model: RetinaNet, cfg: Config, validation: data.Detection) -> dict[str, float]:
     """Scores during training; those of the first images only have names that say so."""
     metrics = evaluate(model, cfg, validation.first(cfg.evaluate_images))
     if not cfg.evaluate_images:

@@ -1,1 +1,1 @@
-"""Layers that model.py is put together from: trunk, pyramid, heads, anchors."""
+"""Parts of model.py: backbone, pyramid (fpn), heads and their fast 3x3 (winograd), anchors."""

@@ -41,7 +41,7 @@ class Unit(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """[(N, C, H, W), ...] -> the same shapes."""
-        maps = convolved(self.conv, pyramid)
+        maps = convolve(self.conv, pyramid)
         if isinstance(self.norm, nn.ModuleList):
             maps = [norm(x) for norm, x in zip(self.norm, maps, strict=True)]
         elif self.norm is not None:
@@ -49,7 +49,7 @@ class Unit(nn.Module):
         return [F.relu(x, inplace=True) for x in maps]
 
 
-def convolved(conv: nn.Conv2d, maps: Sequence[Tensor]) -> list[Tensor]:
+def convolve(conv: nn.Conv2d, maps: Sequence[Tensor]) -> list[Tensor]:
     """`conv`, a 3x3 convolution, of every map; all at once where that is faster."""
     if winograd.suits(conv.weight, maps):
         return winograd.conv3x3(maps, conv.weight, conv.bias)
@@ -96,7 +96,7 @@ class Head(nn.Module):
     def outputs_of(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The tower's maps -> one (N, H * W * a, D) per level; free of copies in channels_last."""
         levels = []
-        for x in convolved(self.predict, features):
+        for x in convolve(self.predict, features):
             x = x.permute(0, 2, 3, 1)  # (N, H, W, a * D)
             levels.append(x.reshape(x.shape[0], -1, self.outputs))
         return levels

@@ -74,10 +74,10 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weight, *maps)
-        products = torch.bmm(_transformed(maps), _kernel(weight))  # (36, T, D)
+        products = torch.bmm(_transform(maps), _kernel(weight))  # (36, T, D)
         sums = OUTPUT @ products.flatten(1)  # (16, T * D)
         parts = zip(_split(sums, maps, len(weight)), maps, strict=True)
-        outputs = tuple(_untiled(part, x) for part, x in parts)
+        outputs = tuple(_untile(part, x) for part, x in parts)
         return outputs if bias is None else tuple(y.add_(bias[:, None, None]) for y in outputs)
 
     @staticmethod
@@ -88,7 +88,7 @@ class _Convolution(torch.autograd.Function):
         products = (OUTPUT.T @ tiles).view(len(INPUT), -1, len(weight))  # (36, T, D)
         weight_gradient = None
         if ctx.needs_input_grad[0]:
-            kernels = torch.bmm(_transformed(maps).transpose(1, 2), products)  # (36, C, D)
+            kernels = torch.bmm(_transform(maps).transpose(1, 2), products)  # (36, C, D)
             flat = (KERNEL.T @ kernels.flatten(1)).view(3, 3, channels, len(weight))
             weight_gradient = flat.permute(3, 2, 0, 1)
         bias_gradient = None
@@ -98,7 +98,7 @@ class _Convolution(torch.autograd.Function):
             return weight_gradient, bias_gradient, *[None] * len(maps)
         tiles = INPUT.T @ torch.bmm(products, _kernel(weight).transpose(1, 2)).flatten(1)
         parts = zip(_split(tiles, maps, channels), maps, strict=True)
-        return weight_gradient, bias_gradient, *(_overlapped(part, x) for part, x in parts)
+        return weight_gradient, bias_gradient, *(_overlap_add(part, x) for part, x in parts)
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
@@ -117,7 +117,7 @@ def _kernel(weight: Tensor) -> Tensor:
     return (KERNEL @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, channels, outputs)
 
 
-def _transformed(maps: Sequence[Tensor]) -> Tensor:
+def _transform(maps: Sequence[Tensor]) -> Tensor:
     """Maps (N, C, H, W) -> V (36, T, C)."""
     counts = [len(x) * prod(_grid(x)) for x in maps]
     tiles = maps[0].new_empty(TILE, TILE, sum(counts), maps[0].shape[1])
@@ -130,7 +130,7 @@ def _transformed(maps: Sequence[Tensor]) -> Tensor:
     return (INPUT @ tiles.view(TILE * TILE, -1)).view(TILE * TILE, -1, maps[0].shape[1])
 
 
-def _untiled(sums: Tensor, x: Tensor) -> Tensor:
+def _untile(sums: Tensor, x: Tensor) -> Tensor:
     """(16, tiles * D) of the map `x` -> (N, D, H, W) in channels_last."""
     rows, columns = _grid(x)
     blocks = sums.view(STEP, STEP, len(x), rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
@@ -144,7 +144,7 @@ def _untiled(sums: Tensor, x: Tensor) -> Tensor:
 
 
 def _blocks(gradient: Tensor) -> Tensor:
-    """Adjoint of `_untiled`: (N, D, H, W) -> (16, tiles, D)."""
+    """Adjoint of `_untile`: (N, D, H, W) -> (16, tiles, D)."""
     rows, columns = _grid(gradient)
     right, below = STEP * columns - gradient.shape[3], STEP * rows - gradient.shape[2]
     image = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, right, 0, below))
@@ -152,7 +152,7 @@ def _blocks(gradient: Tensor) -> Tensor:
     return blocks.permute(2, 4, 0, 1, 3, 5).reshape(STEP * STEP, -1, gradient.shape[1])
 
 
-def _overlapped(tiles: Tensor, x: Tensor) -> Tensor:
+def _overlap_add(tiles: Tensor, x: Tensor) -> Tensor:
     """Adjoint of tiling: (36, tiles * C) added up where tiles of `x` overlap -> (N, C, H, W)."""
     rows, columns = _grid(x)
     tiles = tiles.view(TILE, TILE, len(x), rows, columns, -1)

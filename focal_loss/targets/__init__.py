@@ -1,1 +1,1 @@
-"""What the losses compare with: assignment, box offsets, hard examples."""
+"""What an anchor has to learn: its object (assign), its box (boxes), whether it counts (mining)."""

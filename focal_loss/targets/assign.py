@@ -89,7 +89,7 @@ def assign(
 
     labels = torch.where(best_iou < negative, BACKGROUND, IGNORED)
     if crowds is not None:
-        on_crowd = _covered(anchors, pad(crowds, anchors)) > CROWD_COVER
+        on_crowd = _cover(anchors, pad(crowds, anchors)) > CROWD_COVER
         labels = labels.masked_fill(on_crowd, IGNORED)
     return torch.where(found, padded_classes.gather(1, match), labels), match
 
@@ -112,7 +112,7 @@ def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     return inter.div_(union).masked_fill_(~real, -1.0)
 
 
-def _covered(anchors: Tensor, crowds: Tensor) -> Tensor:
+def _cover(anchors: Tensor, crowds: Tensor) -> Tensor:
     """Largest part (N, A), 0..1, of each anchor that lies in one of the crowds (N, C, 4)."""
     return (_intersection(crowds, anchors) / _area(anchors)).amax(dim=1)
 

@@ -1,1 +1,1 @@
-"""Weight files of others into ours."""
+"""Weight files of others into our model (initialise, formats), and ours into theirs (export)."""

@@ -1,7 +1,7 @@
 """Names and habits of other people's weight files, turned into ours.
 
 `convert` knows torchvision's RetinaNet (both versions, old and new names), R-CNNs and ResNet,
-detectron2, Detectron's RetinaNet and MSRA's ImageNet backbones; `torchvision_state` goes back.
+detectron2, Detectron's RetinaNet and MSRA's ImageNet backbones. `export.py` goes back.
 """
 
 import re
@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-
-from ..model import RetinaNet
 
 State = dict[str, Tensor]
 Rename = Callable[[str], str | None]  # our name, or None for a tensor that has no place
@@ -74,14 +72,14 @@ def convert(state: State, source: str) -> Converted:
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
-        return _renamed(state, wants, lambda n: None if n.startswith("fc.") else f"backbone.{n}")
+        return _rename(state, wants, lambda n: None if n.startswith("fc.") else f"backbone.{n}")
     raise ValueError(
         f"{source} is in no known format (it holds {', '.join(list(state)[:3])}): "
         "known are checkpoints of this folder, torchvision, detectron2, Detectron and MSRA."
     )
 
 
-def _renamed(state: State, wants: Wants, rename: Rename) -> Converted:
+def _rename(state: State, wants: Wants, rename: Rename) -> Converted:
     found, unused = {}, []
     for name, value in state.items():
         ours = rename(name)
@@ -122,7 +120,7 @@ def torchvision(state: State, source: str) -> Converted:
             p6="c5" if p6 is None or p6.shape[1] != p6.shape[0] else "p5",
             head_norm="gn" if any("_head.conv.0.1." in name for name in state) else "none",
         )
-    converted = _renamed(state, wants, lambda name: _from_torchvision(name, 1 if rcnn else 0))
+    converted = _rename(state, wants, lambda name: _from_torchvision(name, 1 if rcnn else 0))
     converted.unused += unused
     return converted
 
@@ -152,53 +150,12 @@ def _from_torchvision(name: str, c3: int) -> str | None:
     return None
 
 
-def torchvision_state(model: RetinaNet) -> State:
-    """The model's tensors under torchvision's names, anchors in torchvision's order.
-
-    Loads into `torchvision.models.detection.RetinaNet` with the same backbone, pyramid and heads.
-    Boxes agree to the pixel only if the model's own anchors are "torchvision".
-    """
-    if not model.backbone.name.startswith("res") or model.shared_tower or model.softmax:
-        raise ValueError(
-            "torchvision's RetinaNet has a ResNet, two towers and sigmoids: a mini backbone, "
-            "shared_tower and softmax cannot be exported."
-        )
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    grid = model.anchor_grid
-    theirs = replace(grid, mode="torchvision", offset=0.0, ratios=tuple(sorted(grid.ratios)))
-    order = [grid.order.index(anchor) for anchor in theirs.order]
-    for head in ("classification", "regression"):
-        for kind in ("weight", "bias"):
-            name = f"{head}.predict.{kind}"
-            state[name] = permuted(state[name], order)
-    return torchvision_names(state)
-
-
-def permuted(tensor: Tensor, anchors: list[int], classes: list[int] | None = None) -> Tensor:
+def permute_channels(
+    tensor: Tensor, anchors: list[int], classes: list[int] | None = None
+) -> Tensor:
     """(a * D, ...) channels of a predicting convolution, anchors and outputs in this order."""
     tensor = tensor.unflatten(0, (len(anchors), -1))[anchors]  # (a, D, ...)
     return (tensor if classes is None else tensor[:, classes]).flatten(0, 1)
-
-
-def torchvision_names(state: State) -> State:
-    """Our names -> those of torchvision's RetinaNet of today."""
-    parts = [
-        (r"backbone\.(.*)", r"backbone.body.\1"),
-        (r"fpn\.lateral\.(\d)\.(.*)", r"backbone.fpn.inner_blocks.\1.0.\2"),
-        (r"fpn\.output\.(\d)\.(.*)", r"backbone.fpn.layer_blocks.\1.0.\2"),
-        (r"fpn\.(p[67]\..*)", r"backbone.fpn.extra_blocks.\1"),
-    ]
-    for ours, head, last in TORCHVISION_HEADS:
-        parts += [
-            (rf"{ours}\.predict\.(.*)", rf"head.{head}.{last}.\1"),
-            (rf"{ours}\.tower\.(\d)\.conv\.(.*)", rf"head.{head}.conv.\1.0.\2"),
-            (rf"{ours}\.tower\.(\d)\.norm\.(.*)", rf"head.{head}.conv.\1.1.\2"),
-        ]
-    renamed = {}
-    for name, value in state.items():
-        match = next(found for p, new in parts if (found := re.fullmatch(p, name) and (p, new)))
-        renamed[re.sub(*match, name)] = value
-    return renamed
 
 
 def rgb(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -239,7 +196,7 @@ def detectron2(state: State, source: str) -> Converted:
     )
     convs = [index for index, dim in towers if dim == 4]
     prefix = "backbone.bottom_up." if detector else ""
-    return _renamed(state, wants, lambda name: _from_detectron2(name, prefix, convs))
+    return _rename(state, wants, lambda name: _from_detectron2(name, prefix, convs))
 
 
 def _from_detectron2(name: str, prefix: str, convs: list[int]) -> str | None:
@@ -291,7 +248,7 @@ def detectron(state: State, source: str) -> Converted:
         std=ONES,
         affine=True,
     )
-    converted = _renamed(state, wants, _from_detectron)
+    converted = _rename(state, wants, _from_detectron)
     converted.unused = [name for name in converted.unused if not name.endswith("_momentum")]
     for name in list(converted.tensors):
         if re.search(r"(bn\d|downsample\.1)\.weight$", name):

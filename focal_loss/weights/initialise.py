@@ -20,7 +20,7 @@ from common.weights.formats import converting, few, misfits, read
 
 from ..model import RetinaNet
 from ..net.anchors import Anchors
-from .formats import Converted, State, Wants, convert, permuted, rgb
+from .formats import Converted, State, Wants, convert, permute_channels, rgb
 
 # COCO's ids of its 80 classes, in order: torchvision's classifier has a channel for each of 0..90.
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
@@ -153,7 +153,7 @@ def _order_predictions(
         for kind in ("weight", "bias"):
             name = f"{head}.predict.{kind}"
             if name in tensors:
-                tensors[name] = permuted(tensors[name], order, chosen)
+                tensors[name] = permute_channels(tensors[name], order, chosen)
     if grid.mode != wants.anchors:
         report.notes.append(
             f"They were trained on {wants.anchors} anchors, the model has {grid.mode}: boxes shift "

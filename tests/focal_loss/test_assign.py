@@ -24,7 +24,7 @@ def some_boxes(count: int, seed: int, most: float = 40) -> Tensor:
 
 
 def matches(anchors: Tensor, boxes: Tensor, **options: Any) -> list[int]:
-    """Labels of one picture whose object m is of class m."""
+    """Labels of one image whose object m is of class m."""
     labels, _ = assign(anchors, [boxes], [torch.arange(len(boxes))], **options)
     return labels[0].tolist()
 
@@ -114,7 +114,7 @@ def test_an_object_that_no_anchor_touches_rescues_none():
     assert matches(anchors, UNUSED[None], low_quality="any") == [BACKGROUND] * 50
 
 
-def test_a_picture_without_objects_is_background_alone_and_among_others():
+def test_an_image_without_objects_is_background_alone_and_among_others():
     anchors, boxes = some_boxes(50, seed=0), some_boxes(3, seed=1)
     nothing, no_class = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     labels, _ = assign(anchors, [nothing], [no_class])
@@ -123,7 +123,7 @@ def test_a_picture_without_objects_is_background_alone_and_among_others():
     assert labels.tolist() == [[BACKGROUND] * 50, matches(anchors, boxes)]
 
 
-def test_pictures_are_matched_independently_of_their_batch():
+def test_images_are_matched_independently_of_their_batch():
     anchors = some_boxes(300, seed=0)
     boxes = [some_boxes(count, seed=count) for count in (1, 7, 3)]
     classes = [torch.arange(len(each)) + 10 for each in boxes]
@@ -196,7 +196,7 @@ def test_a_decoded_side_is_at_most_625_times_the_anchors():
     assert (side[2] - side[0]).item() == pytest.approx(1000, rel=1e-5)
 
 
-def test_offsets_of_many_pictures_and_classes_decode_with_the_same_anchors():
+def test_offsets_of_many_images_and_classes_decode_with_the_same_anchors():
     anchors = some_boxes(20, seed=0)
     offsets = torch.randn(2, 20, 3, 4, generator=torch.Generator().manual_seed(1))
     boxes = decode(offsets, anchors[:, None])

@@ -32,7 +32,7 @@ def some_boxes(count: int, seed: int) -> Tensor:
 
 
 def batch(*objects: int) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Tensor]]]:
-    """Predictions, anchors and targets of pictures with so many objects."""
+    """Predictions, anchors and targets of images with so many objects."""
     N = len(objects)
     targets = [
         {"boxes": some_boxes(M, seed=10 + i), "labels": torch.arange(M) % K}
@@ -46,7 +46,7 @@ def batch(*objects: int) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Tensor]
 def sums(
     logits: Tensor, offsets: Tensor, anchors: Tensor, targets: list[dict[str, Tensor]]
 ) -> tuple[list[int], Tensor, Tensor]:
-    """Positives of each picture, and its two losses undivided, (N,) and (N,)."""
+    """Positives of each image, and its two losses undivided, (N,) and (N,)."""
     labels, match = assign(anchors, [t["boxes"] for t in targets], [t["labels"] for t in targets])
     classification = torch.stack(
         [focal_loss(x, own) for x, own in zip(logits, labels, strict=True)]
@@ -63,7 +63,7 @@ def check(losses: dict[str, Tensor], classification: Tensor, box: Tensor) -> Non
     torch.testing.assert_close(losses["box"], box)
 
 
-def test_image_divides_each_picture_by_its_positives_and_averages():
+def test_image_divides_each_image_by_its_positives_and_averages():
     inputs = batch(2, 0, 5)
     npos, classes, boxes = sums(*inputs)
     assert npos[1] == 0
@@ -71,14 +71,14 @@ def test_image_divides_each_picture_by_its_positives_and_averages():
     check(DetectionLoss()(*inputs), (classes / counts).mean(), (boxes / counts).mean())
 
 
-def test_gpu_divides_by_the_positives_and_one_more_per_picture():
+def test_gpu_divides_by_the_positives_and_one_more_per_image():
     inputs = batch(2, 0, 5)
     npos, classes, boxes = sums(*inputs)
     total = sum(npos) + 3
     check(DetectionLoss(normalizer="gpu")(*inputs), classes.sum() / total, boxes.sum() / total)
 
 
-def test_gpu_plus_n_divides_classes_by_positives_and_pictures_and_boxes_by_coordinates():
+def test_gpu_plus_n_divides_classes_by_positives_and_images_and_boxes_by_coordinates():
     inputs = batch(2, 0, 5)
     npos, classes, boxes = sums(*inputs)
     losses = DetectionLoss(normalizer="gpu_plus_n")(*inputs)
@@ -110,7 +110,7 @@ def test_ema_divides_by_a_running_mean_that_moves_in_training_only_and_is_saved(
 def test_a_batch_without_objects_trains_the_classes_and_costs_no_box(normalizer):
     logits, offsets, anchors, targets = batch(0, 0)
     losses = DetectionLoss(normalizer=normalizer)(logits, offsets, anchors, targets)
-    if normalizer in ("image", "world"):  # divided by 1 for each picture, and for the batch
+    if normalizer in ("image", "world"):  # divided by 1 for each image, and for the batch
         expected = focal_loss(logits, torch.full((2, A), BACKGROUND))
         expected = expected / 2 if normalizer == "image" else expected
         torch.testing.assert_close(losses["classification"], expected)
@@ -371,7 +371,7 @@ def test_only_mined_anchors_learn_and_their_loss_is_divided_by_the_batch_size():
     assert learning.nonzero().squeeze(1).tolist() == sorted(kept.tolist())
 
 
-def test_the_criterion_mines_each_picture_among_its_predicted_boxes_or_its_anchors():
+def test_the_criterion_mines_each_image_among_its_predicted_boxes_or_its_anchors():
     logits, offsets, anchors, targets = batch(2, 3)
     labels, _ = assign(anchors, [t["boxes"] for t in targets], [t["labels"] for t in targets])
     options: dict[str, Any] = {"kind": "ohem", "mining_batch": 16, "mining_nms": 0.5}

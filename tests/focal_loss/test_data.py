@@ -103,7 +103,7 @@ def test_the_axis_of_the_demos_figure_says_which_images_were_scored(monkeypatch)
             assert found == (("AP_first_300", label) if images else ("AP", ""))
 
 
-def test_the_splits_of_the_scenes_share_no_picture(smoke):
+def test_the_splits_of_the_scenes_share_no_image(smoke):
     train, val = (data.build(smoke.data, split) for split in ("train", "val"))
     assert len(train) == 16
     assert len(val) == 8
@@ -168,7 +168,7 @@ def test_a_perfect_model_scores_100(smoke, tmp_path):
     dataset = data.build(cfg.data, "val")
     model = RetinaNet(num_classes=3, **asdict(cfg.model))
     oracle = Oracle(model, [dataset[i][1] for i in range(len(dataset))])
-    metrics = evaluate(oracle, cfg, dataset, pictures=True)
+    metrics = evaluate(oracle, cfg, dataset, save=True)
     assert metrics["AP"] == pytest.approx(100)
     assert metrics["AP_small"] == 100
     assert "AP_large" not in metrics  # there is no object of that size
@@ -263,7 +263,7 @@ def test_the_figure_is_written_with_its_shares(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "classes"), [("coco_mini", 80), ("bccd", 3)])
-def test_real_data_has_its_classes_and_boxes_inside_its_pictures(shared_data, name, classes):
+def test_real_data_has_its_classes_and_boxes_inside_its_images(shared_data, name, classes):
     cfg = settings("experiment=scratch", "data=coco_format", f"data.root={shared_data / name}")
     if name == "bccd":
         with pytest.warns(UserWarning, match="1 "):

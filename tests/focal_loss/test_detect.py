@@ -10,9 +10,9 @@ from torchvision.ops import batched_nms, box_iou
 from focal_loss.detect import (
     Detector,
     best_pairs,
-    mirrored,
-    mirrored_boxes,
-    resized,
+    mirror,
+    mirror_boxes,
+    resize,
     soft_nms,
 )
 from focal_loss.model import RetinaNet
@@ -194,12 +194,12 @@ def test_mirroring_twice_changes_nothing_and_leaves_the_padding():
     images = torch.randn(2, 3, 8, 10)
     sizes = [(8, 10), (5, 7)]
     images[1, :, 5:], images[1, :, :, 7:] = 0, 0
-    once = mirrored(images, sizes)
-    assert torch.equal(mirrored(once, sizes), images)
+    once = mirror(images, sizes)
+    assert torch.equal(mirror(once, sizes), images)
     assert not once[1, :, 5:].any()
     assert not once[1, :, :, 7:].any()
     assert torch.equal(once[1, :, 2, 0], images[1, :, 2, 6])
-    assert torch.equal(mirrored_boxes(mirrored_boxes(BOXES, 90), 90), BOXES)
+    assert torch.equal(mirror_boxes(mirror_boxes(BOXES, 90), 90), BOXES)
 
 
 def test_a_mirrored_view_finds_the_mirrored_objects_where_they_are():
@@ -227,14 +227,16 @@ def test_a_mirrored_view_finds_the_mirrored_objects_where_they_are():
     flipped = detector.select(detector.candidates(model, images, [(90, 84)], flip=True)[0])
     torch.testing.assert_close(plain["boxes"], torch.tensor([[10.0, 20, 26, 40]]))
     torch.testing.assert_close(flipped["boxes"], plain["boxes"], atol=1e-4, rtol=0)
-    merged = detector.augmented(model, images, [(90, 84)], [(180, 168)], short_sides=(84, 168))[0]
+    merged = detector.detect_augmented(
+        model, images, [(90, 84)], [(180, 168)], short_sides=(84, 168)
+    )[0]
     overlap = box_iou(merged["boxes"], 2 * plain["boxes"])
     assert overlap.min() > 0.85
 
 
 def test_resizing_keeps_the_aspect_and_caps_the_long_side():
     images = torch.randn(2, 3, 64, 128)
-    views, sizes = resized(images, [(48, 64), (30, 120)], 96)
+    views, sizes = resize(images, [(48, 64), (30, 120)], 96)
     assert sizes == [(96, 128), (40, 160)]  # 160 = 5/3 of 96
     assert views.shape == (2, 3, 96, 160)
     assert not views[1, :, 40:].any()
@@ -244,7 +246,7 @@ def test_augmentation_by_nothing_is_plain_detection():
     model, images = confident(), torch.randn(2, 3, 64, 64)
     detector = Detector()
     for a, b in zip(
-        detector.augmented(model, images, flip=False), detector(model, images), strict=True
+        detector.detect_augmented(model, images, flip=False), detector(model, images), strict=True
     ):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -252,8 +254,8 @@ def test_augmentation_by_nothing_is_plain_detection():
 def test_every_augmented_view_adds_candidates():
     model, images = confident(), torch.randn(1, 3, 64, 64)
     detector = Detector(nms=1.0, topk=10, score=0.0, detections=1000)
-    assert len(detector.augmented(model, images, flip=False)[0]["boxes"]) == 30
-    assert len(detector.augmented(model, images, short_sides=(64, 96))[0]["boxes"]) == 120
+    assert len(detector.detect_augmented(model, images, flip=False)[0]["boxes"]) == 30
+    assert len(detector.detect_augmented(model, images, short_sides=(64, 96))[0]["boxes"]) == 120
 
 
 def test_detectrons_last_pixel_becomes_our_edge():

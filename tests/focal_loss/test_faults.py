@@ -251,7 +251,7 @@ def test_multirun_trains_each_setting_in_a_folder_of_its_own(tmp_path):
 
 
 class CocoSet:
-    """A data set in COCO's format: five pictures to train on, two to validate on."""
+    """A data set in COCO's format: five images to train on, two to validate on."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -260,7 +260,7 @@ class CocoSet:
         self.content = {"train": self.split(range(5)), "val": self.split(range(5, 7))}
 
     def split(self, numbers: range) -> dict[str, list]:
-        """Its content: a category of two boxes a picture, of ids with gaps, in no order."""
+        """Its content: a category of two boxes an image, of ids with gaps, in no order."""
         generator = torch.Generator().manual_seed(numbers.start)
         images, annotations = [], []
         for i in numbers:
@@ -322,7 +322,7 @@ def test_a_set_with_gaps_in_its_category_ids_trains_and_prints_its_metrics(coco,
     assert parts["category_ids"] == [7, 16, 90]
 
 
-def test_a_corrupt_picture_stops_the_run_or_is_skipped_and_counted(coco, train):
+def test_a_corrupt_image_stops_the_run_or_is_skipped_and_counted(coco, train):
     path = coco.root / "images" / "3.png"
     path.write_bytes(path.read_bytes()[:200])
     code, text = train("data.bad_images=raise")
@@ -331,8 +331,8 @@ def test_a_corrupt_picture_stops_the_run_or_is_skipped_and_counted(coco, train):
     assert "Traceback" not in text
     code, text = train("data.bad_images=skip")
     assert code == 0, text
-    assert text.count(f"picture 1 skipped: {path}") == 1
-    assert "picture 2 skipped" not in text
+    assert text.count(f"image 1 skipped: {path}") == 1
+    assert "image 2 skipped" not in text
 
 
 def test_images_without_any_box_are_negatives_or_left_out(coco, train, tmp_path, capsys):

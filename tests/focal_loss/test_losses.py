@@ -149,7 +149,7 @@ def test_focal_star_of_a_few_answers(x_t, gamma, beta, expected):
         assert loss.item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_background_picture_costs_01216_at_the_first_step():
+def test_a_background_image_costs_01216_at_the_first_step():
     x = torch.full((2016, 80), -4.59512)  # p = 0.01; 201,600 anchors divided by 100 positives
     loss = focal_loss(x, torch.full((2016,), BACKGROUND), alpha=0.25, gamma=2)
     assert loss.item() == pytest.approx(0.1216, abs=5e-5)
@@ -259,7 +259,7 @@ def test_ignored_anchors_have_no_loss_and_exactly_no_gradient():
     assert gradient(loss, leaf).count_nonzero() == 0
 
 
-def test_the_order_of_the_pictures_does_not_matter():
+def test_the_order_of_the_images_does_not_matter():
     x, labels = some_logits(4, 30, 5), some_labels(4, 30, classes=5)
     normalizer, order = torch.tensor([1.0, 2, 3, 4]), torch.tensor([2, 0, 3, 1])
     loss = focal_loss(x, labels, normalizer=normalizer)

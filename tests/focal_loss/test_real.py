@@ -13,7 +13,7 @@ SMALL += ["data.long_side=160", "data.workers=0", "test.pictures=4"]
 @pytest.mark.parametrize(
     ("name", "split", "classes"), [("coco_mini", "val", 80), ("bccd", "test", 3)]
 )
-def test_real_pictures_train_and_evaluate(commands, shared_data, tmp_path, name, split, classes):
+def test_real_images_train_and_evaluate(commands, shared_data, tmp_path, name, split, classes):
     words = [*SMALL, "data=coco_format", f"data.root={shared_data / name}", f"data.val={split}"]
     done = commands.run("focal_loss", *words, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr

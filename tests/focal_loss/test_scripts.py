@@ -11,7 +11,7 @@ from tests.train_scripts import TrainScript, weights
 
 class TestFocalLoss(TrainScript):
     project = "focal_loss"
-    picture = "detections.png"
+    figure = "detections.png"
     metrics = ("AP", "AP50", "AP75")
     typos = (
         ("los.gamma=1", "loss.gamma"),
@@ -44,7 +44,7 @@ class TestFocalLoss(TrainScript):
         done = self.run(commands, tmp_path, "steps=40", "lr=1e9", "save_every=1", "warmup=0")
         assert done.returncode == 1
         assert "not finite" in done.stderr
-        assert "scenes/0/" in done.stderr  # the batch's pictures
+        assert "scenes/0/" in done.stderr  # the batch's images
         result = json.loads((tmp_path / "result.json").read_text())
         step = result["diverged"]["step"]
         checkpoint.load(tmp_path / f"checkpoint-{step - 1:08d}.pt")

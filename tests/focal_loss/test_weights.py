@@ -22,7 +22,8 @@ from focal_loss import data
 from focal_loss.config import Data
 from focal_loss.model import RetinaNet
 from focal_loss.weights import initialise
-from focal_loss.weights.formats import convert, torchvision_state
+from focal_loss.weights.export import torchvision_state
+from focal_loss.weights.formats import convert
 
 SMALL = {"num_classes": 5, "channels": 8, "convs": 2}
 IMAGES = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))

@@ -166,8 +166,8 @@ def test_the_figures_of_the_first_images_only_have_names_that_say_so(tmp_path):
     validation = data.build(cfg.data, "val")
     model = RetinaNet(num_classes=3, **asdict(cfg.model))
     names = {"AP_first_3", "AP50_first_3", "AP75_first_3"}
-    assert train.scored(model, cfg, validation).keys() == names
-    assert "AP" in train.scored(model, replace(cfg, evaluate_images=0), validation)
+    assert train.score(model, cfg, validation).keys() == names
+    assert "AP" in train.score(model, replace(cfg, evaluate_images=0), validation)
     assert [train.due(step, cfg) for step in (1, 2, 3, 4)] == [False, True, False, True]
     last = replace(cfg, steps=4, evaluate_images=0)
     assert [train.due(step, last) for step in (2, 4)] == [True, False]
@@ -224,5 +224,5 @@ def test_a_divisor_or_norm_of_a_process_fixes_their_number(option, value, fixed,
     monkeypatch.setattr(dist, "world_size", lambda: 2)
     cfg = Config(data=Data(root=""))
     setattr(cfg.loss if option == "normalizer" else cfg.model, option, value)
-    assert train.fixed_processes(cfg) == fixed
-    assert train.fixed_processes(replace(cfg, only_evaluate=True)) == 0
+    assert train.processes_to_keep(cfg) == fixed
+    assert train.processes_to_keep(replace(cfg, only_evaluate=True)) == 0
