@@ -1,7 +1,7 @@
-"""What holds of every project's `train.py`: it runs, learns, resumes, and refuses typos.
+"""What holds of every project's `train.py`: it runs, learns, resumes, and stops at typos.
 
-A project's `test_<project>_scripts.py` derives a class from `TrainScript`. `experiment=smoke` is
-run once, as a user types it; the other tests copy its folder.
+A project's `tests/<project>/test_scripts.py` derives a class from `TrainScript`.
+`experiment=smoke` is run once, as a user types it; the other tests copy its folder.
 """
 
 import json
@@ -25,7 +25,7 @@ def lines(folder: Path) -> list[dict]:
 
 class TrainScript:
     project: str
-    picture: str  # file of the folder that shows what the model predicts
+    figure: str  # file of the folder that shows what the model predicts
     metrics: tuple[str, ...]
     typos: tuple[tuple[str, str], ...]  # on the command line, and what the sentence has to name
     missing: tuple[str, ...]  # a data set that wants a root
@@ -43,7 +43,7 @@ class TrainScript:
         folder = smoke(self.project)
         names = {path.name for path in folder.iterdir()}
         wanted = {".hydra", "metrics.jsonl", "run.json", "result.json", "curves.png"}
-        assert wanted | {self.picture, "checkpoint-00000006.pt"} <= names
+        assert wanted | {self.figure, "checkpoint-00000006.pt"} <= names
         result = json.loads((folder / "result.json").read_text())
         assert result["steps"] == 6
         assert result["diverged"] is None

@@ -19,7 +19,7 @@ def require_close(folder: Path, other: Path) -> None:
 
 class TestLargeMinibatch(TrainScript):
     project = "large_minibatch"
-    picture = "predictions.png"
+    figure = "predictions.png"
     metrics = ("error", "val_error", "train_error")
     typos = (
         ("rates.base=1", "rate.base"),
@@ -32,7 +32,7 @@ class TestLargeMinibatch(TrainScript):
     missing = ("data=imagenet",)
     batch = ("batch_size", 32, 16)
 
-    def test_two_processes_train_as_one_and_count_each_picture_once(self, smoke, tmp_path):
+    def test_two_processes_train_as_one_and_count_each_image_once(self, smoke, tmp_path):
         words = ("experiment=smoke", "processes=2", f"hydra.run.dir={tmp_path}")
         done = run_alone(self.project, *words, FAIR_VISION_TIMEOUT="60")
         assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from tests.train_scripts import TrainScript, weights
 
 class TestPanoptic(TrainScript):
     project = "panoptic"
-    picture = "predictions.png"
+    figure = "predictions.png"
     metrics = ("PQ", "SQ_th", "RQ_st", "separate_PQ_th", "components_PQ")
     typos = (
         ("merg.overlap=1", "merge.overlap"),
