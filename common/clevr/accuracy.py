@@ -24,7 +24,6 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
 }
 TYPES: Final[tuple[str, ...]] = tuple(kind for kinds in GROUPS.values() for kind in kinds)
 
-_GROUP_OF: Final = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 _TYPE_OF: Final = {kind: index for index, kind in enumerate(TYPES)}
 _NULL, _START, _END = (SPECIAL.index(name) for name in (NULL, START, END))
 
@@ -35,14 +34,6 @@ def type_of(function: str) -> int:
     The root's token will do as well, for functions that can be a root have no values.
     """
     return _TYPE_OF.get(function, -1)
-
-
-def group_of(kind: int | str) -> str:
-    """Return the group of a type, given by its name or its index in `TYPES`."""
-    name = TYPES[kind] if isinstance(kind, int) and 0 <= kind < len(TYPES) else kind
-    if name not in _GROUP_OF:
-        raise ValueError(f"{kind!r} is no question type: expected 0 to 12 or {', '.join(TYPES)}")
-    return _GROUP_OF[name]
 
 
 class TypeAccuracy:

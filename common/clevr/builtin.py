@@ -67,7 +67,7 @@ class Options:
     sizes: tuple[str, ...] = SIZES
     combos: str = ""  # CoGenT's A or B: colours that cubes and cylinders may have; empty: all
     attributes: tuple[str, ...] | None = None  # spoken of; None: those of more than one value
-    families: tuple[str | int, ...] | None = None  # see templates.select; None: the profile's
+    families: tuple[str | int, ...] | None = None  # see catalogue.select; None: the profile's
     filters: int = 4  # most attributes of a noun phrase; profile tiny
 
     def __post_init__(self) -> None:

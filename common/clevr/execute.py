@@ -21,11 +21,10 @@ Only a program without such a fault is executed, from its last token to its firs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Final, Literal
 
-from .functions import ATTRIBUTES, END, NULL, START, Function, Kind, parse_token, signature, token
-from .programs import Node, ProgramError
+from .functions import ATTRIBUTES, END, NULL, START, Kind, parse_token, signature
 from .scene_graph import SceneGraph
 
 Unique = Literal["strict", "first"]
@@ -55,15 +54,6 @@ class Result:
 
     answer: str | None
     failure: Failure | None
-
-
-class Invalid(Enum):
-    """The type of `INVALID`."""
-
-    INVALID = "INVALID"
-
-
-INVALID: Final = Invalid.INVALID  # what a node gives that could not be executed
 
 
 def execute(
@@ -177,59 +167,6 @@ def _set(value: Value) -> tuple[int, ...]:
 def _number(value: Value) -> int:
     assert isinstance(value, int), value
     return value
-
-
-def run_nodes(
-    nodes: Sequence[Node],
-    scene: SceneGraph,
-    *,
-    unique: Unique = "strict",
-) -> list[Value | Invalid]:
-    """Return what every node of a program list gives, in list order.
-
-    Sets are tuples of ascending indices, objects indices. Parts of programs will do: the root need
-    not be an answer. From the first node that cannot be executed on - `unique` without a single
-    object, an input of the wrong kind - every output is INVALID. Raises ProgramError naming the
-    node for an unknown function or value, a wrong number of inputs, or an input that does not come
-    before its node.
-    """
-    kinds: list[Kind] = []
-    values: list[Value] = []  # up to the first failure
-    failed = False
-    for position, node in enumerate(nodes):
-        text, function = _function(node, position)
-        kinds.append(function.output)
-        failed = failed or tuple(kinds[source] for source in node.inputs) != function.inputs
-        if failed:
-            continue
-        value = apply(text, [values[source] for source in node.inputs], scene, unique=unique)
-        if isinstance(value, Failure):
-            failed = True
-        else:
-            values.append(value)
-    return [*values, *[INVALID] * (len(nodes) - len(values))]
-
-
-def _function(node: Node, position: int) -> tuple[str, Function]:
-    """Return a node's token and function; ProgramError where it has no place in a list."""
-    text = token(node.function, node.values)
-    try:
-        function = signature(text)
-    except ValueError as error:
-        raise ProgramError(f"node {position}: {error}", "unknown") from None
-    if len(node.inputs) != len(function.inputs):
-        raise ProgramError(
-            f"node {position} ({text}) has {len(node.inputs)} inputs instead of "
-            f"{len(function.inputs)}",
-            "arity",
-        )
-    if not all(0 <= source < position for source in node.inputs):
-        raise ProgramError(
-            f"node {position} ({text}) takes the inputs {list(node.inputs)}, which must come "
-            "before it",
-            "cycle",
-        )
-    return text, function
 
 
 def answer_text(value: Value) -> str:

@@ -1,199 +1,37 @@
-"""The type grammar of programs in prefix order: a check, and masks for constrained decoding.
+"""Masks for constrained decoding: which tokens may come next in a program in prefix order.
 
-A stack holds what is still to come, the very next on top; it starts with the root. A token takes
-the top away and puts the kinds of its inputs in its place, the first input on top:
-
-    wanted      may follow                                  is replaced by
-    root        count, exist                                set
-                query_A                                     object
-                equal_A                                     value of A, value of A
-                equal_integer, less_than, greater_than      integer, integer
-    set         scene                                       -
-                filter_A[v]                                 set
-                relate[r], same_A                           object
-                union, intersect                            set, set
-    object      unique                                      set
-    integer     count                                       set
-    value of A  query_A                                     object
-
-END may follow where the stack is empty, and nothing else. A token is allowed only where the program
-can still be completed within the limit: each symbol costs a number of functions at least (a set 1,
-an object or an integer 2, a value 3).
-
-`Grammar` has three levels, each within the one before:
-
-- types: the table above. These are the programs that the symbolic executor accepts.
-- canonical: and written as the data writes them. Successive filters ask for each attribute once at
-  most, in the order shape, material, color, size (the size is filtered first, so it stands next to
-  the scene); union and intersect appear as in the templates only.
-- template: and with the skeleton of one of CLEVR's 90 templates (Johnson et al., CVPR 2017,
-  Sec. 3). Which filters a run has, if any, is left open, as are the filters that a template leaves
-  out so that its sentence does not give the answer away.
+The rules and their three levels are in rules.py. END may follow where the stack is empty, and
+nothing else. A token is allowed only where the program can still be completed within the limit:
+each symbol on the stack costs a number of functions at least (a set 1, an object or an integer 2, a
+value 3).
 
 B programs, V tokens in the vocabulary.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .execute import ANSWER_KINDS, Failure
-from .functions import (
-    ATTRIBUTES,
-    END,
-    FUNCTIONS,
-    LONGEST_PROGRAM,
-    NULL,
-    SPECIAL,
-    START,
-    Kind,
-    signature,
-)
+from .functions import END, LONGEST_PROGRAM, NULL, SPECIAL, START, signature
+from .rules import ROOT, TYPES, canonical_rules, costs, template_rules
 
 Level = Literal["types", "canonical", "template"]
-# Symbol -> name of a function that may come -> the symbols in its place, the first on top.
-Rules = Mapping[str, Mapping[str, tuple[str, ...]]]
-
-ROOT: Final = "root"
-_FILTERS: Final = tuple(f"filter_{name}" for name in reversed(ATTRIBUTES))  # as prefix shows them
-_COMPARISONS: Final = ("equal_integer", "less_than", "greater_than")
-
-
-def _typed() -> Rules:
-    """Level `types`, read off the signatures."""
-    rules: dict[str, dict[str, tuple[str, ...]]] = {name: {} for name in (ROOT, *Kind)}
-    for function in FUNCTIONS.values():
-        rules[function.output][function.name] = function.inputs
-        if function.output in ANSWER_KINDS:
-            rules[ROOT][function.name] = function.inputs
-    return rules
-
-
-TYPES: Final = _typed()
-
-
-def _run(leaves: Mapping[str, tuple[str, ...]], name: str) -> Rules:
-    """Rules of `name`: a run of filters in canonical order, then one of `leaves`."""
-    rules = {}
-    for used in range(len(_FILTERS) + 1):
-        symbol = f"{name} {_FILTERS[used - 1]}" if used else name
-        rest = {following: (f"{name} {following}",) for following in _FILTERS[used:]}
-        rules[symbol] = {**leaves, **rest}
-    return rules
-
-
-def _counted(leaves: Mapping[str, tuple[str, ...]]) -> Rules:
-    """Rules of `counted`, what a count at the root counts: as `_run`, or a union.
-
-    The templates have a union right below the count, of sets that may be related to something, or
-    below one filter, of plain sets.
-    """
-    rules = {symbol: dict(follow) for symbol, follow in _run(leaves, "counted").items()}
-    rules["counted"]["union"] = ("either", "either")
-    for name in _FILTERS:
-        rules["counted"][name] = (f"counted only {name}",)
-        rules[f"counted only {name}"] = {**rules[f"counted {name}"], "union": ("plain", "plain")}
-    return rules
-
-
-def _sentences(
-    leaves: Mapping[str, tuple[str, ...]], compared: str, numbers: tuple[str, ...], *, same: bool
-) -> Rules:
-    """What the levels `canonical` and `template` share.
-
-    leaves: what a set that is counted, asked about or looked for may consist of; compared: the
-    objects whose values are compared; numbers: the symbols of two numbers; same: whether an
-    attribute may be asked of the objects that share it.
-    """
-    both = {"intersect": ("beside", "beside")}
-    rules: dict[str, Mapping[str, tuple[str, ...]]] = {
-        ROOT: {
-            "exist": ("set",),
-            "count": ("counted",),
-            **{f"query_{name}": (f"asked {name}",) for name in ATTRIBUTES},
-            **{f"equal_{name}": (f"value {name}",) * 2 for name in ATTRIBUTES},
-            **dict.fromkeys(_COMPARISONS, numbers),
-        },
-        "anchor": {"unique": ("plain",)},
-        "beside": {"relate": ("anchor",)},
-        **_run({"scene": ()}, "plain"),
-        **_run({"scene": (), "relate": ("anchor",)}, "either"),
-        **_run(leaves, "set"),
-        **_counted({**leaves, **both}),
-    }
-    for name in ATTRIBUTES:
-        asked = {k: v for k, v in leaves.items() if same or k != f"same_{name}"}
-        rules[f"asked {name}"] = {"unique": (f"asked {name} set",)}
-        rules |= _run({**asked, **both}, f"asked {name} set")
-        rules[f"value {name}"] = {f"query_{name}": (compared,)}
-    return rules
-
-
-def _canonical() -> Rules:
-    """Chains of any length; set operations as in the templates."""
-    leaves = {"scene": (), "relate": ("object",)}
-    leaves |= {f"same_{name}": ("object",) for name in ATTRIBUTES}
-    return {
-        **_sentences(leaves, "object", ("number", "number"), same=True),
-        "object": {"unique": ("set",)},
-        "number": {"count": ("set",)},
-    }
-
-
-def _templates() -> Rules:
-    """The 90 templates: `object 2` may be reached by two more relations, `object 1` by one."""
-    leaves = {"scene": (), "relate": ("object 2",)}  # zero to three hops in all
-    leaves |= {f"same_{name}": ("anchor",) for name in ATTRIBUTES}
-    return {
-        **_sentences(leaves, "object 1", ("first",), same=False),
-        "object 2": {"unique": ("set 2",)},
-        **_run({"scene": (), "relate": ("object 1",)}, "set 2"),
-        "object 1": {"unique": ("either",)},
-        # Two numbers, of which the second counts related objects only if the first does.
-        "first": {"count": ("first set",)},
-        **_run({"scene": ("plain number",), "relate": ("anchor", "number")}, "first set"),
-        "plain number": {"count": ("plain",)},
-        "number": {"count": ("either",)},
-    }
-
-
-def check(tokens: Sequence[str]) -> tuple[int, Failure] | None:
-    """Return None for a well-typed prefix program, else where it goes wrong first, and how.
-
-    START in front is skipped, END and NULL end it, as in `execute`; the length is not limited.
-    The failure is trailing, unknown, type_error or underflow; the position is that of the token
-    among `tokens`, for an underflow where the next token should be.
-    """
-    stack = [ROOT]
-    position = first = int(bool(tokens) and tokens[0] == START)
-    for position, text in enumerate(tokens[first:], first):
-        if text in (END, NULL):
-            break
-        if not stack:
-            return position, Failure.TRAILING
-        try:
-            name = signature(text).name
-        except ValueError:
-            return position, Failure.UNKNOWN
-        inputs = TYPES[stack.pop()].get(name)
-        if inputs is None:
-            return position, Failure.TYPE_ERROR
-        stack += reversed(inputs)
-    else:
-        position = len(tokens)
-    return (position, Failure.UNDERFLOW) if stack else None
+LEVELS: Final = {
+    "types": lambda: TYPES,
+    "canonical": canonical_rules,
+    "template": template_rules,
+}
 
 
 class Grammar:
-    """Which tokens may come next, for B programs at once; see the module for the levels.
+    """Which tokens may come next, for B programs at once; see rules.py for the levels.
 
-    A state is a number that stands for the stack and the functions used so far. The state after END
-    allows NULL alone, so every row of a mask has an allowed token. States are numbered as they
-    are met and their rows kept, so one Grammar should serve a whole run.
+    A state is a number that stands for the stack and the number of functions so far. The state
+    after END allows NULL alone, so every row of a mask has an allowed token. States are numbered as
+    they are met and their rows are kept, so one Grammar should serve a whole run.
 
         grammar = Grammar(vocabulary)
         state = grammar.start(B)
@@ -216,15 +54,9 @@ class Grammar:
         limit: int = LONGEST_PROGRAM,
         level: Level = "types",
     ) -> None:
-        match level:
-            case "types":
-                rules = TYPES
-            case "canonical":
-                rules = _canonical()
-            case "template":
-                rules = _templates()
-            case _:
-                raise ValueError(f"level must be types, canonical or template, not {level!r}")
+        if level not in LEVELS:
+            raise ValueError(f"level must be types, canonical or template, not {level!r}")
+        rules = LEVELS[level]()
         self.tokens = tuple(tokens)
         self.limit = limit
         self._index = {text: i for i, text in enumerate(self.tokens)}
@@ -241,7 +73,7 @@ class Grammar:
             symbol: {name: new for name, new in follow.items() if name in self._ids}
             for symbol, follow in rules.items()
         }
-        self._cost = _costs(self._rules)
+        self._cost = costs(self._rules)
         if self._cost[ROOT] > limit:
             raise ValueError(
                 f"no program of up to {limit} functions can be made of these tokens: raise the "
@@ -263,7 +95,7 @@ class Grammar:
         return torch.full((batch,), self.START, device=device)
 
     def mask(self, state: Tensor) -> Tensor:
-        """Whether each token may come next: bool (B, V), from states of any shape (B,)."""
+        """Whether each token may come next: bool (B, V), of states of any shape (B,)."""
         return self._tables(state.device)[0][state]
 
     def advance(self, state: Tensor, ids: Tensor) -> Tensor:
@@ -290,9 +122,9 @@ class Grammar:
         return set(self._names(self._walk(prefix)))
 
     def accepts(self, tokens: Sequence[str]) -> bool:
-        """Whether these tokens are a complete program of this level and limit; END may be left out.
+        """Whether these tokens are a complete program of this level and limit.
 
-        START in front is skipped; what follows END or NULL is ignored.
+        START in front is skipped; END may be left out, and what follows it or NULL is ignored.
         """
         stops = [i for i, text in enumerate(tokens) if text in (END, NULL)]
         try:
@@ -355,18 +187,3 @@ class Grammar:
         if device not in self._copies or self._copies[device][0] != known:
             self._copies[device] = known, mask.to(device), following.to(device)
         return self._copies[device][1:]
-
-
-def _costs(rules: Rules) -> dict[str, float]:
-    """The functions that each symbol needs at least; infinite where the vocabulary lacks one."""
-    cost = dict.fromkeys(rules, math.inf)
-    changed = True
-    while changed:
-        changed = False
-        for symbol, follow in rules.items():
-            least = min(
-                (1 + sum(cost[new] for new in news) for news in follow.values()), default=math.inf
-            )
-            changed = changed or least < cost[symbol]
-            cost[symbol] = least
-    return cost

@@ -1,20 +1,19 @@
-"""A program in its four forms - list, tree, prefix, postfix - and the check of a program list.
+"""A program in its three forms - list, tree, prefix - and the check of a program list.
 
 - list: `Node`s that name their inputs by position, sorted so that inputs come first; the last one
   is the root. This is how CLEVR's files store a program.
 - tree: `Tree`s of tokens.
 - prefix: tokens, a node before its children, which follow from left to right. This is what
   sequence models read and write.
-- postfix: tokens, the children from left to right before their node.
 
 A list can share a node between two parents and can hold nodes that the root never reaches; a tree
 repeats the former and loses the latter, as in the public code. Two programs are therefore the same
 where their trees are: their lists may differ in order, and some of CLEVR's do.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal
 
 from .functions import END, FUNCTIONS, NULL, START, parse_token, signature, token
 
@@ -30,7 +29,7 @@ class ProgramError(ValueError):
 
     underflow: an input is missing; trailing: something follows the complete program; unknown: no
     such function or value; arity: a wrong number of inputs or values; cycle: a node depends on
-    itself or on a later one; deep: too many functions; empty: none.
+    itself or on a later one; deep: too many functions; empty: no function.
     """
 
     def __init__(self, message: str, reason: Reason) -> None:
@@ -64,7 +63,7 @@ def check_nodes(nodes: Sequence[Node], where: str, *, max_length: int = MOST_FUN
 
     Checked are the functions and their values, the number of inputs, that each input comes before
     its node, and that the tree of the root has at most `max_length` functions. Whether the kinds of
-    inputs fit is the type grammar's question (`grammar.check`).
+    the inputs fit is for `execute.check_program` to say.
     """
     for position, node in enumerate(nodes):
         name = f"{where}: node {position} ({node.function})"
@@ -142,10 +141,18 @@ def _several(count: int, what: str) -> str:
 
 
 def to_list(tree: Tree) -> list[Node]:
-    """Return the nodes of a tree: left subtree, right subtree, root; the inverse of `to_tree`."""
+    """Return the nodes of a tree: left subtree, right subtree, root; the inverse of `to_tree`.
+
+    Together with `from_prefix` it turns what a sequence model wrote into a file's program.
+    """
+    parts = []
+    stack = [tree]
+    while stack:
+        parts.append(stack.pop())
+        stack += parts[-1].children
     nodes: list[Node] = []
     open_inputs: list[int] = []  # nodes that wait for their parent
-    for part in _postorder(tree):
+    for part in reversed(parts):  # node, right, left backwards is left, right, node
         first = len(open_inputs) - len(part.children)
         inputs = tuple(open_inputs[first:])
         open_inputs[first:] = [len(nodes)]
@@ -165,22 +172,7 @@ def to_prefix(tree: Tree) -> list[str]:
     return tokens
 
 
-def to_postfix(tree: Tree) -> list[str]:
-    """Return the tokens of a tree, each node after its children."""
-    return [part.token for part in _postorder(tree)]
-
-
-def _postorder(tree: Tree) -> list[Tree]:
-    parts = []
-    stack = [tree]
-    while stack:
-        part = stack.pop()
-        parts.append(part)
-        stack += part.children
-    return parts[::-1]  # node, right, left backwards is left, right, node
-
-
-def strip_special(tokens: Iterable[str]) -> list[str]:
+def _strip(tokens: Iterable[str]) -> list[str]:
     """Return the program proper: without START in front, up to the first END or NULL."""
     program = []
     for position, text in enumerate(tokens):
@@ -191,24 +183,30 @@ def strip_special(tokens: Iterable[str]) -> list[str]:
     return program
 
 
-def from_prefix(tokens: Sequence[str], *, arities: Mapping[str, int] | None = None) -> Tree:
+def from_prefix(tokens: Sequence[str]) -> Tree:
     """Return the tree of a prefix sequence.
 
-    START in front is skipped; END or NULL end the sequence. `arities` gives the number of inputs
-    of every token for functions other than CLEVR's. Raises ProgramError: unknown, empty, underflow
-    (the sequence ends before the tree does) or trailing (tokens after the complete tree).
+    START in front is skipped; END or NULL end the sequence. Raises ProgramError: unknown, empty,
+    underflow (the sequence ends before the tree does) or trailing (tokens after the complete tree).
     """
-    program = strip_special(tokens)
-    counts = [_inputs(program, position, arities) for position in range(len(program))]
+    program = _strip(tokens)
+    counts = [_count_inputs(text, position) for position, text in enumerate(program)]
     if not program:
         raise ProgramError("the program has no functions", "empty")
     missing = 1  # subtrees still to come
     for position, count in enumerate(counts):
         if missing == 0:
-            _trailing(program, position)
+            raise ProgramError(
+                f"the program is complete before token {position} ({program[position]}), but has "
+                f"{len(program)} tokens",
+                "trailing",
+            )
         missing += count - 1
     if missing:
-        _underflow(f"{program[-1]}, its last token", missing)
+        raise ProgramError(
+            f"the program lacks {_several(missing, 'subtree')} at {program[-1]}, its last token",
+            "underflow",
+        )
     stack: list[Tree] = []  # finished subtrees, the leftmost on top
     for text, count in zip(reversed(program), reversed(counts), strict=True):
         children = tuple(stack.pop() for _ in range(count))
@@ -216,78 +214,8 @@ def from_prefix(tokens: Sequence[str], *, arities: Mapping[str, int] | None = No
     return stack[0]
 
 
-def from_postfix(tokens: Sequence[str], *, arities: Mapping[str, int] | None = None) -> Tree:
-    """Return the tree of a postfix sequence; arguments and errors as in `from_prefix`.
-
-    Here underflow is a token with too few subtrees in front of it, and trailing a sequence that
-    leaves more than one tree.
-    """
-    program = strip_special(tokens)
-    if not program:
-        raise ProgramError("the program has no functions", "empty")
-    stack: list[Tree] = []  # finished subtrees, the rightmost on top
-    for position, text in enumerate(program):
-        count = _inputs(program, position, arities)
-        first = len(stack) - count
-        if first < 0:
-            _underflow(f"{text} (token {position})", -first)
-        stack[first:] = [Tree(text, tuple(stack[first:]))]
-    if len(stack) > 1:
-        _trailing(program, len(to_postfix(stack[0])))
-    return stack[0]
-
-
-def _inputs(program: Sequence[str], position: int, arities: Mapping[str, int] | None) -> int:
-    text = program[position]
-    if arities is not None:
-        if text not in arities:
-            raise ProgramError(f"token {position}, {text!r}, has no entry in arities", "unknown")
-        return arities[text]
+def _count_inputs(text: str, position: int) -> int:
     try:
         return len(signature(text).inputs)
     except ValueError as error:
         raise ProgramError(f"token {position}: {error}", "unknown") from None
-
-
-def _trailing(program: Sequence[str], position: int) -> NoReturn:
-    raise ProgramError(
-        f"the program is complete before token {position} ({program[position]}), but has "
-        f"{len(program)} tokens",
-        "trailing",
-    )
-
-
-def _underflow(name: str, missing: int) -> NoReturn:
-    raise ProgramError(
-        f"the program lacks {_several(missing, 'subtree')} at {name}",
-        "underflow",
-    )
-
-
-def is_chain(nodes: Sequence[Node]) -> bool:
-    """Whether the program is one line of functions from a leaf to the root, with none left over."""
-    walked = _walk(nodes)
-    return bool(walked) and not walked[-1].inputs and len(walked) == len(nodes)
-
-
-def chain(nodes: Sequence[Node]) -> list[str]:
-    """Return the tokens of a chain from its leaf to its root; ProgramError where it is none."""
-    if not nodes:
-        raise ProgramError("the program has no functions", "empty")
-    if not is_chain(nodes):
-        raise ProgramError(
-            "the program is no chain: from the root on, every function must have one input, but "
-            "for the first, and none may be left over",
-            "arity",
-        )
-    return [token(node.function, node.values) for node in reversed(_walk(nodes))]
-
-
-def _walk(nodes: Sequence[Node]) -> list[Node]:
-    """Return the nodes from the root on, each the only input of the one before it."""
-    walked: list[Node] = []
-    position = len(nodes) - 1
-    while 0 <= position < len(nodes) - len(walked):  # inputs come before their node
-        walked.append(nodes[position])
-        position = nodes[position].inputs[0] if len(nodes[position].inputs) == 1 else -1
-    return walked

@@ -5,27 +5,34 @@ they name functions, answers and families; here all become the same `Question`.
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final
 
-from ..coco.files import json_faults, read_bytes, whole, without_collector
+from ..coco.files import whole, without_collector
 from ..run import sealed
-from .functions import RELATIONS, parse_token
-from .programs import Node, check_nodes, to_prefix, to_tree
+from .programs import Node, check_nodes
 from .scene_graph import check_file_name
-from .templates import FILES, Values, program, templates
+from .stream import read_entries
 
 EXPECTED = """expected one of
   CLEVR, CoGenT  ROOT/questions/CLEVR_{train,val,test,trainA,valA,testA,valB,testB}_questions.json
   Humans         ROOT/CLEVR-Humans-{train,val,test}.json or ROOT/CLEVR_humans_{train,val,test}.json,
                  also in ROOT/questions, ROOT/CLEVR-Humans or ROOT/CLEVR_humans"""
 
-_SPACES = (" ", "\t", "\r", "\n")
+TEMPLATE_FILES: Final = {  # templates in each file, in the order of the released family numbers
+    "compare_integer": 9,
+    "comparison": 16,
+    "three_hop": 6,
+    "single_and": 5,
+    "same_relate": 28,
+    "single_or": 8,
+    "one_hop": 6,
+    "two_hop": 6,
+    "zero_hop": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,8 @@ def read_questions(path: str | Path) -> list[Question]:
     """
     programs = _Programs()
     with without_collector():
-        rows = _rows(Path(path))
-        return [_question(row, i, str(path), programs) for i, row in enumerate(rows)]
+        rows = enumerate(read_entries(Path(path)))
+        return [_question(row, i, str(path), programs) for i, row in rows]
 
 
 @contextmanager
@@ -106,117 +113,6 @@ def _candidates(root: Path, split: str) -> list[Path]:
     for folder in (root, root / "questions", root / "CLEVR-Humans", root / "CLEVR_humans"):
         candidates += [folder / name for name in humans]
     return candidates
-
-
-def skeleton(nodes: Sequence[Node]) -> tuple[str, ...]:
-    """The program's functions in prefix order without its filters and without values.
-
-    Filters have one input each, so what is left is still a program; it tells the template's file.
-    """
-    names = (parse_token(token)[0] for token in to_prefix(to_tree(nodes)))
-    return tuple(name for name in names if not name.startswith("filter_"))
-
-
-def family_names(questions: Iterable[Question]) -> dict[int, str]:
-    """Family -> file of its template ("one_hop"), found by the skeletons of the programs.
-
-    The release does not say in which order its families count through the template files. Left
-    out are families without a program, and those whose skeleton no template has. Raises ValueError
-    where the questions of one family come from two files.
-    """
-    known = _files_by_skeleton()
-    programs: dict[int, set[tuple[Node, ...]]] = defaultdict(set)
-    for question in questions:
-        if question.family is not None and question.program is not None:
-            programs[question.family].add(question.program)
-    names = {}
-    for family in sorted(programs):
-        files = {known.get(skeleton(nodes)) for nodes in programs[family]} - {None}
-        if len(files) > 1:
-            raise ValueError(
-                f"the questions of family {family} have the skeletons of several template files, "
-                f"{', '.join(sorted(map(str, files)))}: they do not count their families alike"
-            )
-        if files:
-            names[family] = str(files.pop())
-    return names
-
-
-@cache
-def _files_by_skeleton() -> dict[tuple[str, ...], str]:
-    """Skeleton -> file of the templates that have it; no two files share one."""
-    relations = dict.fromkeys(range(1, 10), RELATIONS[0])
-    rows = templates("v1_0")
-    return {skeleton(program(row, Values(relations=relations))): row.file for row in rows}
-
-
-class _Reader:
-    """A walk through a JSON file; raises ValueError where it is none."""
-
-    def __init__(self, path: Path) -> None:
-        data = read_bytes(path)
-        with json_faults(path):
-            self.text = data.decode(json.detect_encoding(data))
-        self.path, self.at = path, 0
-        self.decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while self.text[self.at : self.at + 1] in _SPACES:
-            self.at += 1
-        return self.text[self.at : self.at + 1]
-
-    def sign(self, *expected: str) -> str:
-        """The next character, which must be one of these."""
-        found = self.peek()
-        if found not in expected:
-            wanted = " or ".join(map(repr, expected))
-            self.refuse(f"Expecting {wanted}")
-        self.at += 1
-        return found
-
-    def refuse(self, fault: str) -> NoReturn:
-        """Raise ValueError that names the place."""
-        with json_faults(self.path):
-            raise json.JSONDecodeError(fault, self.text, self.at)
-
-    def value(self) -> Any:
-        """The next value."""
-        self.peek()
-        with json_faults(self.path):
-            value, self.at = self.decode(self.text, self.at)
-        return value
-
-    def items(self, close: str) -> Iterator[None]:
-        """Stops before each item of a list or object up to its closing sign."""
-        if self.peek() == close:
-            self.at += 1
-            return
-        yield
-        while self.sign(",", close) != close:
-            yield
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    """The entries of the list `questions`, one at a time: all of CLEVR's at once take gigabytes."""
-    reader = _Reader(path)
-    found = False
-    if reader.peek() == "{":
-        reader.sign("{")
-        for _ in reader.items("}"):
-            name = reader.value()
-            reader.sign(":")
-            if name == "questions" and reader.peek() == "[":
-                found = True
-                reader.sign("[")
-                for _ in reader.items("]"):
-                    yield reader.value()
-            else:
-                reader.value()
-        if reader.peek():
-            reader.refuse("Extra data")
-    if not found:
-        raise ValueError(f"{path} is not a questions file: expected an object with `questions`")
 
 
 def _question(row: Any, i: int, file: str, programs: "_Programs") -> Question:
@@ -279,10 +175,18 @@ def _family(row: dict, where: str) -> tuple[int | None, str | None, int | None]:
     if file is None:
         return family, template, number
     template, number = file.removesuffix(".json"), family
-    if family is not None and family < FILES.get(template, 0):
-        files = list(FILES)
-        family += sum(FILES[name] for name in files[: files.index(template)])
+    if number is not None and number < TEMPLATE_FILES.get(template, 0):
+        family = family_number(template, number)
     return family, template, number
+
+
+def family_number(file: str, index: int) -> int:
+    """Family 0..89 over all files of the template `index` of a file, as far as the order is known.
+
+    The release does not say in which order its families count through the files.
+    """
+    files = list(TEMPLATE_FILES)
+    return sum(TEMPLATE_FILES[name] for name in files[: files.index(file)]) + index
 
 
 class _Programs:

@@ -16,7 +16,7 @@ from typing import Any
 from ..coco.files import read_json
 from ..run import sealed
 from .functions import ANSWERS, END, NULL, SPECIAL, START, TOKENS
-from .programs import to_postfix, to_prefix, to_tree
+from .programs import to_prefix, to_tree
 from .questions import Question
 
 _RELEASED_WORDS = """
@@ -43,17 +43,11 @@ def tokenize(text: str) -> list[str]:
     return text.split(" ")
 
 
-def program_tokens(question: Question, form: str = "prefix") -> list[str]:
-    """The program's tokens in "prefix" (root first) or "postfix" order; it must have a program."""
+def program_tokens(question: Question) -> list[str]:
+    """The program's tokens in prefix order, the root first; ValueError where it has no program."""
     if question.program is None:
         raise ValueError(f"question {question.index} of {question.split!r} has no program")
-    tree = to_tree(question.program)
-    match form:
-        case "prefix":
-            return to_prefix(tree)
-        case "postfix":
-            return to_postfix(tree)
-    raise ValueError(f"form {form!r} is not one of prefix, postfix")
+    return to_prefix(to_tree(question.program))
 
 
 @dataclass(frozen=True)

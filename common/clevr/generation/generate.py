@@ -26,9 +26,10 @@ from ...spawn import out_of_reach
 from ..functions import ATTRIBUTES
 from ..questions import Question
 from ..scene_graph import SceneGraph
-from ..templates import NOTHING, Step, Template, Values, program, select
+from .catalogue import select
 from .options import KINDS, Kind, Option, Output, View, finish, masked
 from .realise import realise
+from .template import NOTHING, Step, Template, Values, program
 
 CAP: Final = 3000  # partial questions looked at in one search
 RESET: Final = 250  # pictures after which all counts start again
@@ -72,7 +73,7 @@ def generate(
 ) -> list[Question]:
     """At most `per_image` questions about each scene, each of another template.
 
-    profile, families, attributes: see `templates.select`. kinds: objects that can occur at all;
+    profile, families, attributes: see `catalogue.select`. kinds: objects that can occur at all;
     nothing else is asked for in vain. workers: processes; the questions do not depend on them,
     for the counts start again with every 250 pictures and each worker takes such a block.
     """

@@ -10,7 +10,7 @@ from itertools import product
 from ..execute import answer_text
 from ..functions import ATTRIBUTES, MOST_OBJECTS, RELATIONS
 from ..scene_graph import SceneGraph
-from ..templates import NOTHING, Combo, Step, Template, Values
+from .template import NOTHING, Combo, Step, Template, Values
 
 Kind = tuple[str, str, str, str]  # size, color, material and shape of an object
 KINDS: tuple[Kind, ...] = tuple((z, c, m, s) for z, c, m, s in product(*ATTRIBUTES.values()))
@@ -168,7 +168,7 @@ def _key(template: Template, step: Step, value: Output) -> tuple:
     bare = step.function not in ("filter", "filter_exist") and not (
         step.function == "filter_count" and template.file == "same_relate"
     )
-    return step.function, value, template.banned(step.noun), bare
+    return step.function, value, template.exclusions(step.noun), bare
 
 
 def finish(function: str, found: int) -> Output | None:

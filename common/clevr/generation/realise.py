@@ -8,8 +8,8 @@ import random
 import re
 
 from ..functions import ATTRIBUTES
-from ..phrases import OTHER_PHRASES, OTHER_WORDS, SYNONYMS
-from ..templates import NOTHING, Template, Values
+from .phrases import OTHER_PHRASES, OTHER_WORDS, SYNONYMS
+from .template import NOTHING, Template, Values
 
 _BRACKETS = re.compile(r"\[([^]]*)\]")
 _SLOT = re.compile(r"\{(r?)(\d)(s?)\}")

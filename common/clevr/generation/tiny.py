@@ -19,9 +19,10 @@ from ..execute import answer_text
 from ..functions import ATTRIBUTES
 from ..questions import Question
 from ..scene_graph import SceneGraph
-from ..templates import NOTHING, Step, Template, Values, select
+from .catalogue import select
 from .generate import degenerate, make_question
 from .options import KINDS, Kind, Option, Output, View, finish, masked
+from .template import NOTHING, Step, Template, Values
 
 FAMILIES: Final = (
     "zero_hop",
@@ -49,7 +50,7 @@ def generate_tiny(
 ) -> list[Question]:
     """At most `per_image` questions about each scene, balanced over all of them.
 
-    families: see `templates.select`; None takes FAMILIES. attributes: those that are spoken of.
+    families: see `catalogue.select`; None takes FAMILIES. attributes: those that are spoken of.
     filters: the most attributes that a noun phrase mentions. kinds: objects that can occur at
     all; nothing else is asked for in vain. progress: a bar, where there is a terminal.
     """

@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from common.clevr.accuracy import GROUPS, TYPES, TypeAccuracy, exact_match, group_of, type_of
+from common.clevr.accuracy import GROUPS, TYPES, TypeAccuracy, exact_match, type_of
 from common.clevr.execute import (
-    INVALID,
     Failure,
     Result,
     answer_text,
     check_program,
     execute,
-    run_nodes,
 )
 from common.clevr.functions import ANSWERS, ATTRIBUTES, SPECIAL, TOKENS, Kind, signature
-from common.clevr.programs import Node, ProgramError, Tree, from_prefix, to_list, to_prefix
+from common.clevr.programs import Tree, from_prefix
 from common.clevr.scene_graph import SceneGraph, Thing, relations_of
 
 DIRECTIONS = {
@@ -254,71 +252,17 @@ def test_a_program_is_sound_exactly_if_it_fails_for_nothing_but_unique():
         assert unique or sound is result.failure
 
 
-def test_the_nodes_of_a_list_give_their_outputs_in_list_order():
-    nodes = [
-        Node("scene"),
-        Node("filter_color", (0,), ("red",)),
-        Node("filter_shape", (1,), ("cube",)),
-        Node("unique", (2,)),
-        Node("relate", (3,), ("right",)),
-        Node("count", (4,)),
-        Node("exist", (1,)),
-    ]
-    outputs = run_nodes(nodes, SCENE)
-    assert outputs == [(0, 1, 2, 3), (0, 2), (0,), 0, (1, 2, 3), 3, True]
-    assert [answer_text(value) for value in outputs[-2:]] == ["3", "yes"]
+def test_a_set_of_objects_is_no_answer():
+    assert [answer_text(value) for value in (3, True, "red")] == ["3", "yes", "red"]
     with pytest.raises(ValueError, match="no answer"):
-        answer_text(outputs[0])
-
-
-def test_from_the_node_that_fails_on_every_output_is_invalid():
-    scene, several = Node("scene"), Node("unique", (0,))
-    assert run_nodes([scene, several, Node("count", (0,))], SCENE) == [
-        (0, 1, 2, 3),
-        INVALID,
-        INVALID,
-    ]
-    assert run_nodes([scene, several], SCENE, unique="first") == [(0, 1, 2, 3), 0]
-    # An object's index is no number.
-    nodes = [scene, several, Node("less_than", (1, 1)), Node("count", (0,))]
-    assert run_nodes(nodes, SCENE, unique="first")[2:] == [INVALID, INVALID]
-
-
-@pytest.mark.parametrize(
-    ("node", "reason"),
-    [
-        (Node("scenes"), "unknown"),
-        (Node("count"), "arity"),
-        (Node("count", (1,)), "cycle"),
-        (Node("count", (-1,)), "cycle"),
-        (Node("filter_color", (0,), ("pink",)), "unknown"),
-    ],
-)
-def test_a_list_that_cannot_be_run_names_the_node(node: Node, reason: str):
-    with pytest.raises(ProgramError, match="node 1") as error:
-        run_nodes([Node("scene"), node], SCENE)
-    assert error.value.reason == reason
-
-
-def test_a_list_and_its_prefix_sequence_give_the_same_answer():
-    draw = random.Random(4)
-    for _ in range(200):
-        tokens = random_program(ROOTS, 4, draw)
-        tree = from_prefix(tokens)
-        root = run_nodes(to_list(tree), SCENE)[-1]
-        result = execute(to_prefix(tree), SCENE)
-        assert result.answer == (None if root is INVALID else answer_text(root))
+        answer_text((0, 1))
 
 
 def test_there_are_thirteen_types_in_five_groups():
     assert len(TYPES) == 13
     assert len(GROUPS) == 5
     assert type_of("exist") == 0
-    assert [group_of(TYPES[type_of(f"equal_{a}")]) for a in ATTRIBUTES] == ["compare_attribute"] * 4
-    assert group_of("less_than") == group_of(type_of("equal_integer")) == "compare_integer"
     assert type_of("scene") == -1
-    with pytest.raises(ValueError, match="-1 is no question type"):
-        group_of(-1)
 
 
 def test_accuracies_are_means_over_questions_of_all_of_a_group_and_of_a_type():

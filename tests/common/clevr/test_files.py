@@ -11,10 +11,8 @@ import pytest
 from common.clevr.execute import execute
 from common.clevr.questions import (
     Question,
-    family_names,
     find_questions,
     read_questions,
-    skeleton,
     write_questions,
 )
 from common.clevr.scene_graph import (
@@ -313,17 +311,6 @@ def test_what_is_no_json_text_is_named_and_utf_16_is_read(read, tmp_path: Path) 
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32-le"):
         path.write_bytes(json.dumps(content).encode(encoding))
         assert len(read(path)) == 1
-
-
-def test_families_get_the_names_of_the_template_files_by_their_skeleton(tmp_path: Path) -> None:
-    zero = [node("scene"), node("count", 0)]
-    path = written(tmp_path, question(), question(1, question_family_index=84, program=zero))
-    questions = read_questions(path)
-    assert family_names(questions) == {72: "one_hop", 84: "zero_hop"}
-    assert skeleton(questions[0].program or ()) == ("count", "relate", "unique", "scene")
-    mixed = read_questions(written(tmp_path, question(), question(1, program=zero)))
-    with pytest.raises(ValueError, match=r"family 72 .*one_hop, zero_hop"):
-        family_names(mixed)
 
 
 def test_both_name_schemes_of_the_human_questions_are_found(tmp_path: Path) -> None:

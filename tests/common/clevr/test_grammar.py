@@ -1,4 +1,4 @@
-"""Masks and checks of the type grammar against brute force, the executor and the templates."""
+"""Masks of the type grammar against brute force, the executor and the templates."""
 
 import itertools
 import pickle
@@ -21,11 +21,12 @@ from common.clevr.functions import (
     TOKENS,
     UNK,
 )
-from common.clevr.grammar import Grammar, check
+from common.clevr.generation.catalogue import templates
+from common.clevr.generation.template import Values, program
+from common.clevr.grammar import Grammar
 from common.clevr.programs import from_prefix, to_prefix, to_tree
 from common.clevr.questions import read_questions
 from common.clevr.scene_graph import read_scenes
-from common.clevr.templates import Values, program, templates
 
 VOCABULARY = (*SPECIAL, *TOKENS)
 LEVELS = ("types", "canonical", "template")
@@ -94,7 +95,7 @@ def test_allowed_are_exactly_the_beginnings_of_programs_within_the_limit(limit):
         sequence
         for length in range(1, limit + 1)
         for sequence in itertools.product(SMALL, repeat=length)
-        if check(sequence) is None
+        if isinstance(check_program(sequence), list)
     ]
     wanted: dict[tuple[str, ...], set[str]] = {}
     for sequence in programs:
@@ -110,7 +111,7 @@ def test_programs_drawn_under_the_masks_are_well_formed_and_no_longer_than_the_l
     for limit in (2, 6, 25):
         programs = sample(Grammar(VOCABULARY, limit=limit, level=level), 300)
         assert max(map(len, programs)) <= limit
-        assert all(check(tokens) is None for tokens in programs)
+        assert all(isinstance(check_program(tokens), list) for tokens in programs)
         assert all(to_prefix(from_prefix(tokens)) == tokens for tokens in programs)
 
 
@@ -121,40 +122,18 @@ def test_each_level_is_within_the_one_before():
     assert accepted == [[True, False, False], [True, True, False], [True, True, True]]
 
 
-def test_the_check_and_the_executor_find_the_same_fault_in_mutated_programs():
+def test_the_grammar_and_the_executor_accept_the_same_of_mutated_programs():
     random = np.random.default_rng(0)
     programs = sample(Grammar(VOCABULARY, limit=12), 500)
     long = Grammar(VOCABULARY, limit=40)
     found = []
     for tokens in programs * 4:
         changed = mutate(tokens, random)
-        fault, outcome = check(changed), check_program(changed)
-        assert fault[1] == outcome if fault else isinstance(outcome, list), changed
-        found.append(fault[1] if fault else None)
-        if fault:  # the tokens before it are the beginning of a program
-            assert long.next_valid_tokens(changed[: fault[0]]).isdisjoint(changed[fault[0] :][:1])
+        outcome = check_program(changed)
+        assert long.accepts(changed) == isinstance(outcome, list), changed
+        found.append(outcome if isinstance(outcome, Failure) else None)
     seen = {Failure.UNDERFLOW, Failure.TRAILING, Failure.TYPE_ERROR, Failure.UNKNOWN, None}
     assert set(found) == seen
-
-
-@pytest.mark.parametrize(
-    ("tokens", "fault"),
-    [
-        ("exist scene", None),
-        ("<START> exist scene <END> scene", None),
-        ("", (0, "underflow")),
-        ("<START>", (1, "underflow")),
-        ("less_than count scene <END>", (3, "underflow")),
-        ("exist scene scene", (2, "trailing")),
-        ("<START> exist unique scene", (2, "type_error")),
-        ("scene", (0, "type_error")),
-        ("equal_size query_size unique scene query_color unique scene", (4, "type_error")),
-        ("exist filter_size[huge] scene", (1, "unknown")),
-        ("exist <UNK>", (1, "unknown")),
-    ],
-)
-def test_the_check_names_the_first_fault_and_its_place(tokens, fault):
-    assert check(tokens.split()) == fault
 
 
 def test_canonical_filters_come_once_per_attribute_and_from_shape_to_size():
@@ -180,7 +159,7 @@ def programs_of_templates(share: float, profile: str = "fixed") -> list[list[str
                 combos[step.noun] = tuple(
                     str(random.choice(values))
                     if (asked == name if asked in ATTRIBUTES else random.random() < share)
-                    and name not in template.banned(step.noun)
+                    and name not in template.exclusions(step.noun)
                     else None
                     for name, values in ATTRIBUTES.items()
                 )

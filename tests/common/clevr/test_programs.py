@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import random
 
@@ -20,28 +21,13 @@ from common.clevr.programs import (
     Node,
     ProgramError,
     Tree,
-    chain,
     check_nodes,
-    from_postfix,
     from_prefix,
-    is_chain,
     to_list,
-    to_postfix,
     to_prefix,
     to_tree,
 )
 
-# "Is a gray thing made of the same material as the large cyan cylinder?"
-CHAIN = (
-    Node("scene"),
-    Node("filter_size", (0,), ("large",)),
-    Node("filter_color", (1,), ("cyan",)),
-    Node("filter_shape", (2,), ("cylinder",)),
-    Node("unique", (3,)),
-    Node("same_material", (4,)),
-    Node("filter_color", (5,), ("gray",)),
-    Node("exist", (6,)),
-)
 # "Are there fewer cubes than spheres?", interleaved as some of CLEVR's lists are.
 INTERLEAVED = (
     Node("scene"),
@@ -118,23 +104,18 @@ def test_a_token_that_clevr_lacks_has_no_signature(text: str):
         signature(text)
 
 
-def test_random_trees_survive_prefix_postfix_and_list():
+def test_random_trees_survive_prefix_and_list():
     for tree in random_trees(300):
         assert from_prefix(to_prefix(tree)) == tree
-        assert from_postfix(to_postfix(tree)) == tree
         nodes = to_list(tree)
         assert to_tree(nodes, max_length=1000) == tree
         check_nodes(nodes, "question 0", max_length=1000)
-        # The layout of the list: left subtree, right subtree, root, which is the postfix order.
-        assert [token(node.function, node.values) for node in nodes] == to_postfix(tree)
+        # The layout of the list: left subtree, right subtree, root.
+        assert [token(node.function, node.values) for node in nodes] == postfix(tree)
 
 
-def test_prefix_backwards_is_not_postfix_where_a_node_has_two_inputs():
-    tree = from_prefix([*FEWER, "scene"])
-    backwards = from_postfix(to_prefix(tree)[::-1])
-    assert backwards != tree
-    assert backwards.children == tree.children[::-1]
-    assert to_postfix(tree)[:3] == ["scene", "filter_shape[cube]", "count"]
+def postfix(tree: Tree) -> list[str]:
+    return [*itertools.chain(*map(postfix, tree.children)), tree.token]
 
 
 def test_an_interleaved_list_has_the_tree_of_its_canonical_order():
@@ -158,30 +139,9 @@ def test_a_shared_node_is_repeated_and_an_unreachable_one_vanishes():
     assert to_prefix(to_tree(nodes)) == ["count", "union", *red, *red]
 
 
-def test_a_chain_lists_its_tokens_from_the_leaf_and_a_tree_is_none():
-    assert is_chain(CHAIN)
-    assert chain(CHAIN) == to_prefix(to_tree(CHAIN))[::-1]
-    for nodes in (INTERLEAVED, (Node("scene"), *CHAIN[1:], Node("scene")), CHAIN[1:], ()):
-        assert not is_chain(nodes)
-        with pytest.raises(ProgramError):
-            chain(nodes)
-
-
 def test_special_tokens_around_a_program_do_not_matter():
     tree = from_prefix(["count", "scene"])
     assert from_prefix(["<START>", "count", "scene", "<END>", "<NULL>", "<NULL>"]) == tree
-    assert from_postfix(["<START>", "scene", "count", "<END>"]) == tree
-
-
-def test_own_functions_need_only_their_arities():
-    arities = {"plus": 2, "if": 3, "1": 0}
-    tree = from_prefix(["if", "1", "plus", "1", "1", "1"], arities=arities)
-    assert [len(child.children) for child in tree.children] == [0, 2, 0]
-    assert from_postfix(to_postfix(tree), arities=arities) == tree
-    assert to_tree(to_list(tree)) == tree
-    with pytest.raises(ProgramError, match="'minus', has no entry") as error:
-        from_prefix(["minus"], arities=arities)
-    assert error.value.reason == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -197,23 +157,17 @@ def test_own_functions_need_only_their_arities():
         (["count", "filter_color[pink]", "scene"], "unknown"),
     ],
 )
-def test_a_malformed_sequence_says_what_is_wrong_in_both_orders(tokens: list[str], reason: str):
+def test_a_malformed_sequence_says_what_is_wrong(tokens: list[str], reason: str):
     with pytest.raises(ProgramError) as error:
         from_prefix(tokens)
-    assert error.value.reason == reason
-    backwards = tokens if "<END>" in tokens else tokens[::-1]
-    with pytest.raises(ProgramError) as error:
-        from_postfix(backwards)
     assert error.value.reason == reason
 
 
 def test_the_error_of_a_sequence_names_the_token():
     with pytest.raises(ProgramError, match=r"complete before token 2 \(exist\).* 4 tokens"):
         from_prefix(["count", "scene", "exist", "scene"])
-    with pytest.raises(ProgramError, match="lacks 1 subtree at union"):
-        from_postfix(["scene", "union"])
-    with pytest.raises(ProgramError, match=r"complete before token 1 \(scene\)"):
-        from_postfix(["scene", "scene", "exist"])
+    with pytest.raises(ProgramError, match="lacks 1 subtree at scene, its last token"):
+        from_prefix(["union", "scene"])
 
 
 @pytest.mark.parametrize(

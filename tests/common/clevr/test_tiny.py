@@ -9,12 +9,12 @@ import pytest
 from common.clevr import builtin
 from common.clevr.builtin import Options, build, channels, grid_map
 from common.clevr.execute import execute
+from common.clevr.generation.catalogue import select
+from common.clevr.generation.phrases import OTHER_WORDS
 from common.clevr.generation.realise import paraphrase
 from common.clevr.generation.tiny import FAMILIES, generate_tiny
-from common.clevr.phrases import OTHER_WORDS
 from common.clevr.programs import to_prefix, to_tree
 from common.clevr.questions import Question
-from common.clevr.templates import select
 from common.scenes.world import COGENT_A, COGENT_B, World
 
 SMALL = {

@@ -1,108 +1,20 @@
-"""The 90 question templates of CLEVR: skeletons, constraints, and how they become programs.
+"""The 90 question templates of CLEVR, file by file.
 
 Skeletons and constraints are those of the public generator's nine template files (Johnson et al.,
 CVPR 2017, Sec. 3 and the supplementary material); the sentences (phrases.py) are our own.
-
-A template's *step* is a function of the catalogue, or several at once: `filter`, which keeps what
-a noun phrase describes, and `relate_filter`, which does so among what stands in some relation to
-an object; each may end in `unique`, `count` or `exist`. Noun phrases and relations have numbers:
-relation k starts at noun phrase k.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from itertools import pairwise
 from typing import Final
 
+from ..functions import ATTRIBUTES
+from ..questions import TEMPLATE_FILES
 from . import phrases
-from .functions import ANSWERS, ATTRIBUTES, MOST_OBJECTS
-from .programs import Node
+from .template import Step, Template
 
-FILES: Final = {  # templates in each file, in the order of the released family numbers
-    "compare_integer": 9,
-    "comparison": 16,
-    "three_hop": 6,
-    "single_and": 5,
-    "same_relate": 28,
-    "single_or": 8,
-    "one_hop": 6,
-    "two_hop": 6,
-    "zero_hop": 6,
-}
 PROFILES: Final = ("fixed", "v1_0")
-
-# A noun phrase's size, color, material and shape; None: not mentioned.
-Combo = tuple[str | None, str | None, str | None, str | None]
-NOTHING: Final[Combo] = (None, None, None, None)
-_ATTRIBUTES = tuple(ATTRIBUTES)
-ENDS: Final = ("_unique", "_count", "_exist")  # of a step that is several functions
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node of a skeleton; `noun` and `relation` number its parameters, 0: it has none."""
-
-    function: str
-    inputs: tuple[int, ...] = ()
-    noun: int = 0
-    relation: int = 0
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a template's parameters became."""
-
-    nouns: dict[int, Combo] = field(default_factory=dict)
-    relations: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Template:
-    """A skeleton of steps, root last, with the sentences that ask it."""
-
-    file: str
-    index: int  # inside its file
-    steps: tuple[Step, ...]
-    texts: tuple[str, ...]
-    empty: frozenset[tuple[int, str]]  # attributes that a noun phrase must not mention
-    differ: tuple[tuple[int, int], ...]  # steps whose outputs must not be equal
-    attributes: frozenset[str]  # those that it asks for, compares or shares
-
-    @cached_property
-    def family(self) -> int:
-        """Number 0..89 over all files, which is the released one as far as that is known."""
-        files = list(FILES)
-        return sum(FILES[name] for name in files[: files.index(self.file)]) + self.index
-
-    @cached_property
-    def name(self) -> str:
-        """Such as `one_hop/0`."""
-        return f"{self.file}/{self.index}"
-
-    @cached_property
-    def root(self) -> str:
-        """The function that gives the answer."""
-        function = self.steps[-1].function
-        return next((end[1:] for end in ENDS if function.endswith(end)), function)
-
-    @cached_property
-    def answers(self) -> tuple[str, ...]:
-        """All answers that there can be."""
-        if self.root == "count":
-            return tuple(str(number) for number in range(MOST_OBJECTS + 1))
-        if self.root.startswith("query_"):
-            return ATTRIBUTES[self.root.removeprefix("query_")]
-        return tuple(answer for answer in ANSWERS if answer in ("yes", "no"))
-
-    def banned(self, noun: int) -> frozenset[str]:
-        """Attributes that noun phrase `noun` must not mention."""
-        return self._banned.get(noun, frozenset())
-
-    @cached_property
-    def _banned(self) -> dict[int, frozenset[str]]:
-        nouns = {noun for noun, _ in self.empty}
-        return {noun: frozenset(a for n, a in self.empty if n == noun) for noun in nouns}
 
 
 class _Draft:
@@ -122,13 +34,13 @@ class _Draft:
             self.attributes.add(attribute)
         return len(self.steps) - 1
 
-    def described(self, noun: int, end: str = "_unique") -> int:
+    def describe(self, noun: int, end: str = "_unique") -> int:
         """What noun phrase `noun` describes among all things."""
         return self.add(f"filter{end}", self.add("scene"), noun=noun)
 
     def chain(self, nouns: Sequence[int], end: str = "_unique") -> int:
         """The last of `nouns`, each found by its relation to the one before."""
-        at = self.described(nouns[0], "_unique" if len(nouns) > 1 else end)
+        at = self.describe(nouns[0], "_unique" if len(nouns) > 1 else end)
         for i, (before, noun) in enumerate(pairwise(nouns)):
             last = i == len(nouns) - 2
             function = f"relate_filter{end if last else '_unique'}"
@@ -140,15 +52,22 @@ class _Draft:
         self.empty.add((self.steps[at].noun, attribute))
         return self.add(f"query_{attribute}", at)
 
-    def done(self, file: str, index: int, texts: Sequence[str], **filled: str) -> Template:
-        """The template, with the names in `filled` put into its sentences."""
-        written = []
+    def finish(self, file: str, index: int, texts: Sequence[str], **names: str) -> Template:
+        """The template, with `names` put into its sentences."""
+        sentences = []
         for text in texts:
-            for name, value in filled.items():
+            for name, value in names.items():
                 text = text.replace("{" + name.replace("_", " ") + "}", value)
-            written.append(text)
-        parts = tuple(self.steps), tuple(written), frozenset(self.empty), tuple(self.differ)
-        return Template(file, index, *parts, frozenset(self.attributes))
+            sentences.append(text)
+        return Template(
+            file,
+            index,
+            steps=tuple(self.steps),
+            texts=tuple(sentences),
+            empty=frozenset(self.empty),
+            differ=tuple(self.differ),
+            attributes=frozenset(self.attributes),
+        )
 
 
 def _where(nouns: Sequence[int]) -> str:
@@ -184,7 +103,7 @@ def _hops(file: str, hops: int, queried: Sequence[str]) -> list[Template]:
     for index, (end, texts) in enumerate((("_count", count), ("_exist", exist))):
         draft = _Draft()
         draft.chain(nouns, end)
-        out.append(draft.done(file, index, texts, **filled))
+        out.append(draft.finish(file, index, texts, **filled))
     for index, attribute in enumerate(queried, 2):
         draft = _Draft()
         draft.ask(attribute, draft.chain(nouns))
@@ -194,7 +113,7 @@ def _hops(file: str, hops: int, queried: Sequence[str]) -> list[Template]:
 
 def _query(draft: _Draft, file: str, index: int, attribute: str, thing: str) -> Template:
     filled = {"q": attribute, "A": f"the {thing}", "a_A": f"a {thing}"}
-    return draft.done(file, index, phrases.QUERY, **filled)
+    return draft.finish(file, index, phrases.QUERY, **filled)
 
 
 def _compare_integer(profile: str) -> list[Template]:
@@ -215,14 +134,14 @@ def _compare_integer(profile: str) -> list[Template]:
             texts = phrases.COMPARE_INTEGER[function]
             if profile == "fixed" and len(sides[0]) == 1:
                 draft = _sets_differ(function)
-            out.append(draft.done("compare_integer", len(out), texts, **filled))
+            out.append(draft.finish("compare_integer", len(out), texts, **filled))
     return out
 
 
 def _sets_differ(function: str) -> _Draft:
     """Compare_integer 0-2 with the sets, not the numbers, told apart: equal counts can occur."""
     draft = _Draft()
-    sets = [draft.described(noun, "") for noun in (1, 2)]
+    sets = [draft.describe(noun, "") for noun in (1, 2)]
     draft.differ.append((sets[0], sets[1]))
     draft.add(function, *(draft.add("count", at) for at in sets))
     return draft
@@ -242,7 +161,7 @@ def _comparison(profile: str) -> list[Template]:
         if profile == "v1_0" and len(out) == 4:  # its rule names the first noun, not the third
             draft.empty = {(2, "size"), (1, "size")}
         filled = {"x": attribute, "A": f"the {_thing(left)}", "B": f"the {_thing(right)}"}
-        out.append(draft.done("comparison", len(out), phrases.COMPARISON, **filled))
+        out.append(draft.finish("comparison", len(out), phrases.COMPARISON, **filled))
     return out
 
 
@@ -259,7 +178,7 @@ def _same_relate() -> list[Template]:
         for shared in ATTRIBUTES:
             draft = _same(shared)
             draft.add(end, len(draft.steps) - 1, noun=2 if end.startswith("filter") else 0)
-            out.append(draft.done("same_relate", len(out), sentences, x=shared))
+            out.append(draft.finish("same_relate", len(out), sentences, x=shared))
     for shared in ATTRIBUTES:
         for attribute in ATTRIBUTES:
             if attribute != shared:
@@ -267,13 +186,13 @@ def _same_relate() -> list[Template]:
                 at = draft.add("filter_unique", len(draft.steps) - 1, noun=2)
                 draft.ask(attribute, at)
                 filled = {"x": shared, "q": attribute}
-                out.append(draft.done("same_relate", len(out), phrases.SAME_QUERY, **filled))
+                out.append(draft.finish("same_relate", len(out), phrases.SAME_QUERY, **filled))
     return out
 
 
 def _same(shared: str) -> _Draft:
     draft = _Draft()
-    draft.add(f"same_{shared}", draft.described(1))
+    draft.add(f"same_{shared}", draft.describe(1))
     draft.empty = {(1, shared), (2, shared)}
     return draft
 
@@ -283,15 +202,15 @@ def _single_and() -> list[Template]:
     out = []
     for attribute in (None, *ATTRIBUTES):
         draft = _Draft()
-        sides = [draft.add("relate", draft.described(noun), relation=noun) for noun in (1, 2)]
+        sides = [draft.add("relate", draft.describe(noun), relation=noun) for noun in (1, 2)]
         both = draft.add("intersect", *sides)
         if attribute is None:
             draft.add("filter_count", both, noun=3)
-            out.append(draft.done("single_and", 0, phrases.SINGLE_AND_COUNT))
+            out.append(draft.finish("single_and", 0, phrases.SINGLE_AND_COUNT))
             continue
         draft.differ.append((sides[0], sides[1]))
         draft.ask(attribute, draft.add("filter_unique", both, noun=3))
-        out.append(draft.done("single_and", len(out), phrases.SINGLE_AND_QUERY, q=attribute))
+        out.append(draft.finish("single_and", len(out), phrases.SINGLE_AND_QUERY, q=attribute))
     return out
 
 
@@ -313,7 +232,7 @@ def _single_or() -> list[Template]:
             draft.empty = {(1, outer[index]), (2, outer[index])}
             texts = phrases.SINGLE_OR_FILTER
         draft.add("count", at)
-        out.append(draft.done("single_or", index, texts, A=_things(left), B=_things(right)))
+        out.append(draft.finish("single_or", index, texts, A=_things(left), B=_things(right)))
     return out
 
 
@@ -336,13 +255,13 @@ def templates(profile: str = "fixed") -> tuple[Template, ...]:
     files |= {"compare_integer": _compare_integer(profile), "comparison": _comparison(profile)}
     files |= {"same_relate": _same_relate(), "single_and": _single_and()}
     files |= {"single_or": _single_or()}
-    return tuple(template for file in FILES for template in files[file])
+    return tuple(template for file in TEMPLATE_FILES for template in files[file])
 
 
 def select(
     families: Sequence[str | int] | None = None,
     *,
-    attributes: Sequence[str] = _ATTRIBUTES,
+    attributes: Sequence[str] = tuple(ATTRIBUTES),
     profile: str = "fixed",
 ) -> tuple[Template, ...]:
     """The templates named by file ("one_hop"), by name ("one_hop/0") or by family number.
@@ -358,42 +277,14 @@ def select(
         for name in families:
             if not any(name in (t.file, t.name, t.family) for t in chosen):
                 raise ValueError(
-                    f"family {name!r} is unknown: give a file ({', '.join(FILES)}), a template "
-                    "such as one_hop/0, or a number 0..89"
+                    f"family {name!r} is unknown: give a file ({', '.join(TEMPLATE_FILES)}), a "
+                    "template such as one_hop/0, or a number 0..89"
                 )
         chosen = [t for t in chosen if {t.file, t.name, t.family} & set(families)]
     chosen = [t for t in chosen if t.attributes <= set(attributes)]
     if not chosen:
         raise ValueError(
-            f"no template is left of families {list(families or FILES)} that speaks of "
+            f"no template is left of families {list(families or TEMPLATE_FILES)} that speaks of "
             f"{', '.join(attributes) or 'no attribute'} alone: name more of either"
         )
     return tuple(chosen)
-
-
-def program(template: Template, values: Values) -> tuple[Node, ...]:
-    """The template's program in functions of the catalogue, root last."""
-    nodes: list[Node] = []
-    last: list[int] = []  # of each step, the node that holds its output
-    for step in template.steps:
-        inputs = tuple(last[i] for i in step.inputs)
-        for function, value in functions(step, values):
-            nodes.append(Node(function, inputs, () if value is None else (value,)))
-            inputs = (len(nodes) - 1,)
-        # A filter that says nothing is no node: its output is its input.
-        last.append(inputs[0])
-    return tuple(nodes)
-
-
-def functions(step: Step, values: Values) -> list[tuple[str, str | None]]:
-    """The functions that a step stands for, first to last, each with its value."""
-    name = step.function
-    if not step.noun and not step.relation:
-        return [(name, None)]
-    out: list[tuple[str, str | None]] = []
-    if step.relation:
-        out.append(("relate", values.relations[step.relation]))
-    for attribute, value in zip(ATTRIBUTES, values.nouns.get(step.noun, NOTHING), strict=True):
-        if value is not None:
-            out.append((f"filter_{attribute}", value))
-    return out + [(end[1:], None) for end in ENDS if name.endswith(end)]
