@@ -18,9 +18,13 @@ from .targets.boxes import KINDS as KINDS_OF_BOX_LOSS
 from .targets.boxes import box_loss, decode
 from .targets.mining import ohem
 
-KINDS = ("focal", "focal_star", "softmax_focal", "hinge", "ohem")
-NORMALIZERS = ("image", "gpu", "gpu_plus_n", "ema", "world")
-MINING_BOXES = ("predicted", "anchors")
+CHOICES = {
+    "kind": ("focal", "focal_star", "softmax_focal", "hinge", "ohem"),
+    "normalizer": ("image", "gpu", "gpu_plus_n", "ema", "world"),
+    "box": KINDS_OF_BOX_LOSS,
+    "low_quality": LOW_QUALITY,
+    "mining_boxes": ("predicted", "anchors"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,96 +52,63 @@ class Assignment:
         return [replace(self, **dict(zip(names, piece, strict=True))) for piece in pieces]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DetectionLoss(nn.Module):
-    """Classification and box loss of a batch.
+    """Classification and box loss of a batch; the fields are its options.
 
-    Args:
-        kind: ``"focal"`` (Eq. 5; cross entropy with `gamma` = 0), ``"focal_star"`` (Eq. 11),
-            ``"softmax_focal"`` (logits with a background channel in front), ``"hinge"`` or
-            ``"ohem"`` (cross entropy of mined anchors, no alpha).
-        alpha: weight of the yes-questions; -1 or None: no weights.
-        gamma: focusing strength.
-        beta: shift of FL*.
-        normalizer: what both losses are divided by; npos counts positive anchors.
+    What both losses are divided by, `normalizer`, where npos counts positive anchors:
 
-            * ``"image"``: max(1, npos) of each image, then the mean over images (the paper's text).
-            * ``"gpu"``: the sum of npos + 1 over the images of this process (Detectron).
-            * ``"gpu_plus_n"``: npos + N for classes, max(1, 4 npos) for boxes (maskrcnn-benchmark).
-            * ``"ema"``: running mean (0.9, from 100) of max(1, npos) of this process (detectron2).
-            * ``"world"``: max(1, npos of all processes) / processes, so that averaged gradients
-              are those of one process with the whole batch.
-        box: ``"smooth_l1"``, ``"l1"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
-        box_beta: where smooth L1 turns from quadratic to linear.
-        box_weight: factor of the box loss.
-        positive_iou: an anchor with this overlap is positive.
-        negative_iou: an anchor with less is background; in between it is ignored.
-        low_quality: ``"none"``, ``"d1"`` or ``"any"``: which best anchors of an object are rescued,
-            see `assign`.
-        ignore_crowds: anchors mostly inside a box of ``target["ignore"]`` cost nothing.
-        mining_batch: anchors per image that OHEM keeps.
-        mining_nms: IoU of its suppression.
-        mining_ratio: negatives to each positive (3 for "OHEM 1:3"); 0: no fixed ratio.
-        mining_boxes: ``"predicted"`` or ``"anchors"``: what its suppression compares.
-        coder_weights: weights of dx, dy, dw, dh.
-        plus_one: Detectron's pixel-counting convention in the box coding.
-
+    * ``"image"``: max(1, npos) of each image, then the mean over images (the paper's text).
+    * ``"gpu"``: the sum of npos + 1 over the images of this process (Detectron).
+    * ``"gpu_plus_n"``: npos + N for classes, max(1, 4 npos) for boxes (maskrcnn-benchmark).
+    * ``"ema"``: running mean (0.9, from 100) of max(1, npos) of this process (detectron2).
+    * ``"world"``: max(1, npos of all processes) / processes, so that averaged gradients
+      are those of one process with the whole batch.
     """
 
-    npos: Tensor  # running number of positive anchors, kept for "ema" only
+    # "focal" (Eq. 5; cross entropy with gamma = 0), "focal_star" (Eq. 11), "softmax_focal" (logits
+    # with a background channel in front), "hinge" or "ohem" (cross entropy of mined anchors)
+    kind: str = "focal"
+    alpha: float | None = 0.25  # weight of the yes-questions; -1 or None: no weights; not of OHEM
+    gamma: float = 2.0  # focusing strength
+    beta: float = 0.0  # shift of FL*
+    normalizer: str = "image"
+    box: str = "smooth_l1"  # or "l1", "giou", "diou", "ciou"
+    box_beta: float = 1 / 9  # where smooth L1 turns from quadratic to linear
+    box_weight: float = 1.0  # factor of the box loss
+    positive_iou: float = 0.5  # an anchor with this overlap is positive
+    negative_iou: float = 0.4  # with less it is background; in between it is ignored
+    low_quality: str = "d1"  # or "none", "any": the best anchors that are rescued, see `assign`
+    ignore_crowds: bool = False  # anchors mostly inside a box of target["ignore"] cost nothing
+    mining_batch: int = 128  # anchors per image that OHEM keeps
+    mining_nms: float = 0.7  # IoU of its suppression
+    mining_ratio: int = 0  # negatives to each positive (3 for "OHEM 1:3"); 0: no fixed ratio
+    mining_boxes: str = "predicted"  # or "anchors": what its suppression compares
+    coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # of dx, dy, dw, dh
+    plus_one: bool = False  # Detectron's pixel-counting convention in the box coding
 
-    def __init__(
-        self,
-        *,
-        kind: str = "focal",
-        alpha: float | None = 0.25,
-        gamma: float = 2.0,
-        beta: float = 0.0,
-        normalizer: str = "image",
-        box: str = "smooth_l1",
-        box_beta: float = 1 / 9,
-        box_weight: float = 1.0,
-        positive_iou: float = 0.5,
-        negative_iou: float = 0.4,
-        low_quality: str = "d1",
-        ignore_crowds: bool = False,
-        mining_batch: int = 128,
-        mining_nms: float = 0.7,
-        mining_ratio: int = 0,
-        mining_boxes: str = "predicted",
-        coder_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-        plus_one: bool = False,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        _require_choice("kind", kind, KINDS)
-        _require_choice("normalizer", normalizer, NORMALIZERS)
-        _require_choice("box", box, KINDS_OF_BOX_LOSS)
-        _require_choice("low_quality", low_quality, LOW_QUALITY)
-        _require_choice("mining_boxes", mining_boxes, MINING_BOXES)
-        alpha = -1 if alpha is None else alpha
-        _require("alpha", alpha, alpha == -1 or 0 <= alpha <= 1, "0..1, or -1 for no weights")
-        _require("gamma", gamma, gamma >= 0, "0 or more")
-        _require("gamma", gamma, gamma > 0 or kind != "focal_star", "more than 0 for focal_star")
-        _require("box_beta", box_beta, box_beta >= 0, "0, which is L1, or more")
-        _require("positive_iou", positive_iou, 0 < positive_iou <= 1, "more than 0 and at most 1")
-        valid = 0 < negative_iou <= positive_iou
-        _require("negative_iou", negative_iou, valid, "more than 0 and at most positive_iou")
-        _require("mining_ratio", mining_ratio, mining_ratio >= 0, "0, which is off, or more")
-        valid = mining_batch > mining_ratio
-        _require("mining_batch", mining_batch, valid, "more than mining_ratio and than 0")
-        _require("mining_nms", mining_nms, 0 <= mining_nms <= 1, "an overlap in 0..1")
-
-        self.kind, self.alpha, self.gamma, self.beta = kind, alpha, gamma, beta
-        self.normalizer, self.box_weight = normalizer, box_weight
-        self.ignore_crowds, self.mining_boxes = ignore_crowds, mining_boxes
+        self._check()
         self.assign = partial(
-            assign, low_quality=low_quality, positive=positive_iou, negative=negative_iou
+            assign,
+            low_quality=self.low_quality,
+            positive=self.positive_iou,
+            negative=self.negative_iou,
         )
-        self.mine = partial(ohem, batch=mining_batch, iou=mining_nms, ratio=mining_ratio)
-        self.decode = partial(decode, weights=coder_weights, plus_one=plus_one)
+        self.mine = partial(
+            ohem, batch=self.mining_batch, iou=self.mining_nms, ratio=self.mining_ratio
+        )
+        self.decode = partial(decode, weights=self.coder_weights, plus_one=self.plus_one)
         self.box_loss = partial(
-            box_loss, kind=box, beta=box_beta, weights=coder_weights, plus_one=plus_one
+            box_loss,
+            kind=self.box,
+            beta=self.box_beta,
+            weights=self.coder_weights,
+            plus_one=self.plus_one,
         )
-        if normalizer == "ema":
+        self.npos: Tensor  # running number of positive anchors
+        if self.normalizer == "ema":
             self.register_buffer("npos", torch.tensor(100.0))  # detectron2's start
 
     def forward(
@@ -190,6 +161,31 @@ class DetectionLoss(nn.Module):
         return Assignment(
             labels, match, pad(boxes, anchors), for_classes, for_boxes, images=len(labels)
         )
+
+    def _check(self) -> None:
+        """Stop at an option out of its range."""
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            _require(name, repr(value), value in choices, f"one of {', '.join(choices)}")
+        self.alpha = alpha = -1 if self.alpha is None else self.alpha
+        gamma, low, high, ratio = (
+            self.gamma,
+            self.negative_iou,
+            self.positive_iou,
+            self.mining_ratio,
+        )
+        for name, valid, advice in (
+            ("alpha", alpha == -1 or 0 <= alpha <= 1, "0..1, or -1 for no weights"),
+            ("gamma", gamma >= 0, "0 or more"),
+            ("gamma", gamma > 0 or self.kind != "focal_star", "more than 0 for focal_star"),
+            ("box_beta", self.box_beta >= 0, "0, which is L1, or more"),
+            ("positive_iou", 0 < high <= 1, "more than 0 and at most 1"),
+            ("negative_iou", 0 < low <= high, "more than 0 and at most positive_iou"),
+            ("mining_ratio", ratio >= 0, "0, which is off, or more"),
+            ("mining_batch", self.mining_batch > ratio, "more than mining_ratio and than 0"),
+            ("mining_nms", 0 <= self.mining_nms <= 1, "an overlap in 0..1"),
+        ):
+            _require(name, getattr(self, name), valid, advice)
 
     def _classification(
         self,
@@ -265,10 +261,6 @@ class DetectionLoss(nn.Module):
 def _require(name: str, value: float | str, valid: bool, advice: str) -> None:
     if not valid:
         raise ValueError(f"{name} is {value}; choose {advice}.")
-
-
-def _require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    _require(name, repr(value), value in choices, f"one of {', '.join(choices)}")
 
 
 def _require_valid(targets: Sequence[dict[str, Tensor]], classes: int | None) -> None:

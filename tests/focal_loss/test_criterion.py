@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou, nms
 
-from focal_loss.criterion import KINDS, NORMALIZERS, DetectionLoss
+from focal_loss.criterion import CHOICES, DetectionLoss
 from focal_loss.loss import BACKGROUND, IGNORED, cross_entropy, focal_loss, per_anchor
 from focal_loss.targets.assign import assign
 from focal_loss.targets.boxes import KINDS as BOX_LOSSES
@@ -217,7 +217,7 @@ def test_anchors_on_a_crowd_have_no_gradient_if_asked():
         assert silent.float().mean() > 0.9 if ignore else silent.float().mean() < 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHOICES["kind"])
 def test_every_kind_is_finite_and_has_gradients_in_bfloat16(kind):
     logits, offsets, anchors, targets = batch(2, 0, 3)
     channels = K + (kind == "softmax_focal")
@@ -283,7 +283,7 @@ def test_a_target_for_each_image_is_asked_for():
 
 
 @pytest.mark.parametrize("kind", ["focal", "hinge", "ohem"])
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("normalizer", CHOICES["normalizer"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(kind, normalizer):
     logits, offsets, anchors, targets = batch(0, 0, 9, 30, 0, 1, 0, 0)  # uneven over the pieces
     options: dict[str, Any] = {"kind": kind, "normalizer": normalizer, "mining_batch": 16}
