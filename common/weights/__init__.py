@@ -1,1 +1,1 @@
-"""Weight files of others: read safely, tensors by name."""
+"""Weight files of others: `pickles.read` runs nothing of them, `formats` finds the tensors."""

@@ -20,14 +20,14 @@ PREFIX = re.compile(r"^((module|model|state_dict|teacher)\.|gpu_\d+/)+")
 def read(path: str | Path) -> State:
     """Tensors of a weight file by their plain names; ValueError where it has none or is refused."""
     content = pickles.read(path)
-    state = named(content)
+    state = tensors_by_name(content)
     if not state:
         kind = f"only {few(map(str, content))}" if isinstance(content, dict) else "no dictionary"
         raise ValueError(f"{path} holds no tensors by name, {kind}: give a file of weights.")
     return state
 
 
-def named(content: Any) -> State:
+def tensors_by_name(content: Any) -> State:
     """The tensors of a file's content by their plain names; empty where it has none."""
     for _ in WRAPPERS:
         inner = content if isinstance(content, dict) else {}

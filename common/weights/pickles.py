@@ -16,7 +16,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
-from .unpickler import Machine
+import torch
+
+from .unpickler import Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch up to 1.5
 POINTER = b"version https://git-lfs"
@@ -68,16 +70,18 @@ def _refuse_other_formats(path: Path, start: bytes, size: int) -> None:
 
 
 def _content(file: BinaryIO, size: int) -> Any:
-    machine = Machine(size)
     start = file.read(4)
     file.seek(0)
     if start == b"PK\3\4":
-        return _archive(machine, file, size)
-    content = machine.run(file)
-    return _stream(machine, file) if type(content) is int and content == MAGIC else content
+        return _read_archive(file, size)
+    reader = Unpickler(file, size)
+    content = reader.load()
+    if type(content) is int and content == MAGIC:
+        return _read_stream(reader, file)
+    return content
 
 
-def _archive(machine: Machine, file: BinaryIO, size: int) -> Any:
+def _read_archive(file: BinaryIO, size: int) -> Any:
     """The form since PyTorch 1.6; uncompressed, so that its members are no larger than the file."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -92,24 +96,25 @@ def _archive(machine: Machine, file: BinaryIO, size: int) -> Any:
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise UnpicklingError("it was written on a big-endian machine")
-        machine.load = lambda key, count: bytearray(archive.read(f"{root}data/{key}"))
-        return machine.run(io.BytesIO(archive.read(names[0])))
+        reader = Unpickler(io.BytesIO(archive.read(names[0])), size)
+        reader.fetch = lambda key, _: bytearray(archive.read(f"{root}data/{key}"))
+        return reader.load()
 
 
-def _stream(machine: Machine, file: BinaryIO) -> Any:
+def _read_stream(reader: Unpickler, file: BinaryIO) -> Any:
     """The form up to PyTorch 1.5, behind its magic number."""
-    machine.load = lambda key, count: bytearray(count)  # filled at the end
-    machine.run(file)
-    if not machine.run(file)["little_endian"]:
+    reader.fetch = lambda key, count: bytearray(count)  # filled at the end
+    reader.load()
+    if not reader.load()["little_endian"]:
         raise UnpicklingError("it was written on a big-endian machine")
-    content, keys = machine.run(file), machine.run(file)
-    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(machine.storages):
+    content, keys = reader.load(), reader.load()
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(reader.storages):
         raise UnpicklingError("its storages are not those of its tensors")
     for key in keys:
-        storage = machine.storages[key]
+        storage = reader.storages[key]
         (numbers,) = struct.unpack("<q", file.read(8))
-        if numbers != storage.numbers:
-            raise UnpicklingError(f"storage {key} has {numbers} numbers, not {storage.numbers}")
-        if file.readinto(storage.content) != len(storage.content):  # type: ignore[attr-defined]
+        if numbers != len(storage):
+            raise UnpicklingError(f"storage {key} has {numbers} numbers, not {len(storage)}")
+        if file.readinto(storage.view(torch.uint8).numpy()) != storage.nbytes:  # type: ignore[attr-defined]
             raise UnpicklingError(f"storage {key} is cut off")
     return content

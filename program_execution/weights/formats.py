@@ -19,7 +19,7 @@ from torch import nn
 
 from common.run.sealed import write
 from common.weights import pickles
-from common.weights.formats import State, misfits, named, plain_names
+from common.weights.formats import State, misfits, plain_names, tensors_by_name
 
 from ..engine import ExecutionEngine
 from ..net.baselines import CnnLstm, CnnLstmSA, Lstm
@@ -176,7 +176,7 @@ def _translated(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any
             raise ValueError(f"{where} lacks {error} of the {theirs}'s options.") from error
         except ValueError as error:
             raise ValueError(f"{where} cannot be loaded, its {theirs} {error}.") from error
-        states[ours] = named(state)
+        states[ours] = tensors_by_name(state)
     if not states:
         raise ValueError(
             f"{where} is no checkpoint of program generator, execution engine or baseline."

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.clevr.vocabulary import Vocabulary
 from common.run import checkpoint
 from common.weights import pickles
-from common.weights.formats import State, named
+from common.weights.formats import State, tensors_by_name
 from program_execution.model import PARTS, Network
 from program_execution.weights import formats
 
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[State, Vocabulary | None]:
     path: a checkpoint of ours, with vocab.json beside it, or its tensors alone; a file of the
     public code; or one that convert.py wrote. Nothing in it is run.
     """
-    state = named(pickles.read(path))
+    state = tensors_by_name(pickles.read(path))
     if any(name.partition(".")[0] in PARTS for name in state):
         beside = path.parent / "vocab.json"
         return state, Vocabulary.load(beside) if beside.is_file() else None
