@@ -72,7 +72,7 @@ class Options:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
-    def filled(self) -> "Options":
+    def complete(self) -> "Options":
         """With what depends on the device where it was not given."""
         cuda = self.device == "cuda"
         size, batch = self.size or (224 if cuda else 128), self.batch or (256 if cuda else 32)
@@ -115,7 +115,7 @@ def ghosts(options: Options) -> Calls:
 
 
 def mini(options: Options) -> Calls:
-    """The net of the miniature tables, 256 pictures of 32 pixels: 8 ghost groups, plain BN."""
+    """The net of the miniature tables, 256 images of 32 pixels: 8 ghost groups, plain BN."""
     small = replace(options, size=32, batch=256)
     torch.manual_seed(0)
     plain = resnet("mini", num_classes=16, norm="worker")
@@ -212,7 +212,7 @@ def loader(options: Options) -> Calls:
 
 
 def _jpegs() -> Path:
-    """A temporary folder of 256 smooth random pictures, 500 x 375 pixels, in two classes."""
+    """A temporary folder of 256 smooth random images, 500 x 375 pixels, in two classes."""
     root = Path(tempfile.mkdtemp(prefix="large_minibatch-")) / "jpegs"
     generator = torch.Generator().manual_seed(0)
     for number in range(256):
@@ -230,7 +230,7 @@ BENCHMARKS = {"step": step, "ghost": ghosts, "mini": mini, "loader": loader}
 
 
 def scaling(options: Options) -> str:
-    """Two processes beside one at 256 pictures of 32 pixels each, one thread a process.
+    """Two processes beside one at 256 images of 32 pixels each, one thread a process.
 
     The efficiency is the share of twice the speed of one that two reach.
     """
@@ -239,7 +239,7 @@ def scaling(options: Options) -> str:
     lines.append("|--:|:--|--:|--:|--:|")
     single = 0.0
     for processes, algorithm in cases:
-        seconds = dist.launch(_scaled, (algorithm, options.repeats), processes)
+        seconds = dist.launch(_time_step, (algorithm, options.repeats), processes)
         rate = 256 * processes / seconds
         single = single or rate
         lines.append(
@@ -249,7 +249,7 @@ def scaling(options: Options) -> str:
     return "\n".join(lines)
 
 
-def _scaled(case: tuple[str, int]) -> float:
+def _time_step(case: tuple[str, int]) -> float:
     """Median seconds of a step in this process, summing gradients by the named algorithm."""
     algorithm, repeats = case
     threads = torch.get_num_threads()
@@ -293,7 +293,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = typed(cfg).filled()
+    options: Options = typed(cfg).complete()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     if options.keep:

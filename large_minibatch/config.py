@@ -15,7 +15,7 @@ from common.config import require_choice, require_range
 
 @dataclass
 class Scenes:
-    """The built-in pictures: one solid each, its shape and colour are the class."""
+    """The built-in images: one solid each, its shape and colour are the class."""
 
     train_images: int = 24576  # with mini.yaml's 16 epochs 768 steps of 512
     val_images: int = 4000
@@ -24,7 +24,7 @@ class Scenes:
         default_factory=lambda: ["cube", "cylinder", "cone", "pyramid", "prism", "dome"]
     )
     colors: list[str] = field(default_factory=lambda: ["red", "blue", "green", "yellow"])
-    distractors: list[int] = field(default_factory=lambda: [0, 0])  # unlabelled solids, a picture
+    distractors: list[int] = field(default_factory=lambda: [0, 0])  # unlabelled solids, an image
     noise: float = 60.0  # standard deviation of the sensor's noise, in 0..255 levels
     seed: int = 0  # of the world, not of the training
 
@@ -39,21 +39,21 @@ class Data:
     val: str = "val"  # sub-folder to evaluate on
     classes: str = ""  # file, a class (wnid) a line: ImageNet-5k of Fig. 6; empty: all folders
     evaluated: str = ""  # file with the classes that are told apart in evaluation; empty: all
-    in_memory: bool = False  # decode once, keep all pictures as uint8 in memory
+    in_memory: bool = False  # decode once, keep all images as uint8 in memory
     crop: str = "fb"  # fb: fb.resnet.torch's | torchvision | pad: by 4 pixels, as for CIFAR | none
     interpolation: str = "bicubic"  # fb | bilinear: torchvision
     draft: bool = False  # decode large JPEGs at a half or less where the crop allows; other pixels
     size: int = 224  # pixels, of the crop
     resize: int = 256  # pixels, shorter side before the centre crop of the evaluation; 0: none
-    area: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the picture
+    area: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the image
     flip: float = 0.5  # probability of a horizontal flip
     color_jitter: float = 0.0  # fb: 0.4; the paper does not name it
     lighting: float = 0.0  # fb: 0.1, PCA noise; the paper does not name it
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    bad_images: str = "raise"  # raise | skip: what an unreadable picture does
+    bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many pictures of each class; 0: all
+    limit: int = 0  # train on the first so many images of each class; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
@@ -164,8 +164,8 @@ class Config:
 
     seed: int = 0
     epochs: float = 90  # passes over the training set, for every batch size
-    batch_size: int = 256  # kn: pictures an optimizer step over all processes
-    per_forward: int = 256  # pictures a process computes at a time; the rest is accumulated
+    batch_size: int = 256  # kn: images an optimizer step over all processes
+    per_forward: int = 256  # images a process computes at a time; the rest is accumulated
     smoothing: float = 0.0  # of the labels; the paper has none
     mixup: float = 0.0  # alpha of mixup; the paper has none
     ema: float = 0.0  # decay of averaged weights used in evaluation; 0: off

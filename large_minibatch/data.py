@@ -1,8 +1,8 @@
-"""The data as the paper sees it: labelled pictures, cropped and flipped, kn of them to a step.
+"""The data as the paper sees it: labelled images, cropped and flipped, kn of them to a step.
 
-N images of a batch, S pixels a side, K classes. `Pictures` reads files, `InMemory` holds uint8
+N images of a batch, S pixels a side, K classes. `ImageFiles` reads files, `InMemory` holds uint8
 pixels; both give each process its share of a step in pieces, each small enough for one forward.
-Which pictures a step has, and what becomes of each, is a function of (seed, step) alone: one
+Which images a step has, and what becomes of each, is a function of (seed, step) alone: one
 shuffle of the whole set an epoch (Remark 4, Sec. 3) for any number of processes.
 """
 
@@ -26,22 +26,22 @@ from large_minibatch.config import Config
 from large_minibatch.config import Data as DataConfig
 from large_minibatch.config import Scenes as ScenesConfig
 from large_minibatch.inputs.augment import Augment
-from large_minibatch.inputs.decode import Pictures, Whole, collate
+from large_minibatch.inputs.decode import ImageFiles, Whole, collate
 from large_minibatch.inputs.folders import (
     Files,
     class_folders,
     find,
-    listed,
+    read_names,
     require_same,
     require_there,
 )
-from large_minibatch.inputs.memory import Batch, InMemory, random_pictures, squares
+from large_minibatch.inputs.memory import Batch, InMemory, random_images, squares
 
-IMAGENET = (1_281_167, 50_000, 1000)  # pictures to train and to evaluate on, classes
+IMAGENET = (1_281_167, 50_000, 1000)  # images to train and to evaluate on, classes
 
 
-def build(cfg: DataConfig, split: str) -> "Pictures | InMemory":
-    """The pictures of `split`, "train" or "val", with what that split does to them.
+def build(cfg: DataConfig, split: str) -> "ImageFiles | InMemory":
+    """The images of `split`, "train" or "val", with what that split does to them.
 
     Both number the classes alike: those of `cfg.classes`, else the sorted folders of the training
     split. Raises ValueError, in a sentence, for the first thing amiss.
@@ -53,37 +53,37 @@ def build(cfg: DataConfig, split: str) -> "Pictures | InMemory":
         return scenes(cfg.scenes, augment, training=training, limit=cfg.limit)
     if cfg.name == "synthetic":
         return synthetic(cfg, training=training)
-    files, labels, classes = found(cfg, training=training)
+    files, labels, classes = find_files(cfg, training=training)
     chosen = _first(labels, cfg.limit if training else 0)
-    source = Pictures(
+    source = ImageFiles(
         files.only(chosen),
         labels[chosen],
         classes,
         augment,
         training=training,
-        # fb and torchvision take ImageNet's pictures as they are stored.
+        # fb and torchvision take ImageNet's images as they are stored.
         upright=cfg.name == "folder",
         draft=cfg.draft,
     )
     return decoded(source, cfg) if cfg.in_memory else source
 
 
-def found(cfg: DataConfig, *, training: bool) -> tuple[Files, Tensor, list[str]]:
+def find_files(cfg: DataConfig, *, training: bool) -> tuple[Files, Tensor, list[str]]:
     """Files (M), labels (M,) and all classes (K) of one split; checks the layout."""
     wnids, root = cfg.name.startswith("imagenet"), Path(cfg.root)
     if not cfg.root or not root.is_dir():
         raise ValueError(
-            f"data.root={cfg.root!r} is not a folder: expected {cfg.train}/<class>/<picture> and "
-            f"{cfg.val}/<class>/<picture> in it"
+            f"data.root={cfg.root!r} is not a folder: expected {cfg.train}/<class>/<image> and "
+            f"{cfg.val}/<class>/<image> in it"
         )
     there = class_folders(root / cfg.train, wnids=wnids)
-    classes = listed(cfg.classes) if cfg.classes else there
+    classes = read_names(cfg.classes) if cfg.classes else there
     require_there(classes, there, cfg.classes, root / cfg.train)
     if training:
         return *find(root / cfg.train, classes, classes), classes
     shown, folder = class_folders(root / cfg.val, wnids=wnids), root / cfg.val
     if cfg.evaluated:
-        names = listed(cfg.evaluated)
+        names = read_names(cfg.evaluated)
         require_there(names, classes, cfg.evaluated, cfg.classes or root / cfg.train)
         require_there(names, shown, cfg.evaluated, folder)
     elif cfg.classes:
@@ -110,20 +110,20 @@ def augmentation(cfg: DataConfig) -> Augment:
 
 
 def _first(labels: Tensor, limit: int) -> Tensor:
-    """Indices of the first `limit` pictures of each class, or of all where it is 0."""
+    """Indices of the first `limit` images of each class, or of all where it is 0."""
     if not limit:
         return torch.arange(len(labels))
     found = [(labels == label).nonzero()[:limit, 0] for label in labels.unique()]
     return torch.cat(found).sort().values
 
 
-def decoded(source: Pictures, cfg: DataConfig) -> InMemory:
-    """All pictures of a set, decoded once, by every process for itself.
+def decoded(source: ImageFiles, cfg: DataConfig) -> InMemory:
+    """All images of a set, decoded once, by every process for itself.
 
-    Under data.bad_images=skip the next picture stands in for one that cannot be read.
+    Under data.bad_images=skip the next image stands in for one that cannot be read.
     """
     augment, training = source.augment, source.training
-    reader: Pictures | Whole = source
+    reader: ImageFiles | Whole = source
     if training and augment.resamples:
         reader = Whole(source)
     elif training:  # the centre crop, which is shifted and flipped when it is drawn
@@ -152,7 +152,7 @@ def decoded(source: Pictures, cfg: DataConfig) -> InMemory:
 
 
 def scenes(cfg: ScenesConfig, augment: Augment, *, training: bool, limit: int = 0) -> InMemory:
-    """The built-in pictures: one solid on a plain floor, its shape and colour are the class."""
+    """The built-in images: one solid on a plain floor, its shape and colour are the class."""
     world = World(
         height=cfg.size,
         width=cfg.size,
@@ -166,7 +166,7 @@ def scenes(cfg: ScenesConfig, augment: Augment, *, training: bool, limit: int = 
         noise=cfg.noise,
     )
     count = cfg.train_images if training else cfg.val_images
-    # The training pictures lie a million further on, so that either split may grow.
+    # The training images lie a million further on, so that either split may grow.
     start = 1_000_000 if training else 0
     rendered = Scenes(world, count=count, seed=cfg.seed, start=start, classes_by=("shape", "color"))
     chosen = _first(rendered.labels(), limit if training else 0)
@@ -181,11 +181,11 @@ def scenes(cfg: ScenesConfig, augment: Augment, *, training: bool, limit: int = 
 
 
 def synthetic(cfg: DataConfig, *, training: bool) -> InMemory:
-    """Random pictures for speed tests, as many as ImageNet has."""
+    """Random images for speed tests, as many as ImageNet has."""
     train, val, classes = IMAGENET
     count = (min(train, cfg.limit * classes) if cfg.limit else train) if training else val
     names = [str(label) for label in range(classes)]
-    return random_pictures(cfg.size, count=count, classes=names, training=training)
+    return random_images(cfg.size, count=count, classes=names, training=training)
 
 
 def plan_of(cfg: Config, examples: int) -> recipe.Plan:
@@ -216,7 +216,7 @@ def _memory_pieces(
 
 
 def training_batches(
-    dataset: Pictures | InMemory, cfg: Config, plan: recipe.Plan, start: int, stop: int
+    dataset: ImageFiles | InMemory, cfg: Config, plan: recipe.Plan, start: int, stop: int
 ) -> Iterator[Iterable[Batch]]:
     """The share of this process in the steps after `start`, up to `stop`, each as pieces.
 
@@ -257,49 +257,49 @@ def _steps(pieces: Iterable[Batch], steps: int, per_step: int) -> Iterator[Itera
 
 
 def validation_batches(
-    dataset: Pictures | InMemory, cfg: Config, batch_size: int
+    dataset: ImageFiles | InMemory, cfg: Config, batch_size: int
 ) -> Iterable[Batch]:
-    """The share of this process in the pictures to evaluate on, each exactly once over all."""
-    if isinstance(dataset, Pictures):
+    """The share of this process in the images to evaluate on, each exactly once over all."""
+    if isinstance(dataset, ImageFiles):
         return eval_loader(dataset, batch_size, workers=cfg.data.workers, collate=collate)
     mine = range(dist.rank(), len(dataset), dist.world_size())
     held = dataset.to(dist.device())
     return (held.batch(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
 
 
-def some(dataset: Pictures | InMemory, indices: list[int]) -> Batch:
+def some(dataset: ImageFiles | InMemory, indices: list[int]) -> Batch:
     """The validation images `indices` as one batch."""
-    if isinstance(dataset, Pictures):
+    if isinstance(dataset, ImageFiles):
         return collate([dataset[i] for i in indices])
     return dataset.batch(indices)
 
 
-def look_through(dataset: Pictures | InMemory, cfg: Config) -> None:
+def look_through(dataset: ImageFiles | InMemory, cfg: Config) -> None:
     """Read this process's share of the validation images once, as the evaluation will.
 
     One that cannot be read, or is smaller than the crop, so ends a run before its first step. Those
     in memory have been read.
     """
-    if isinstance(dataset, Pictures):
+    if isinstance(dataset, ImageFiles):
         batches = validation_batches(dataset, cfg, cfg.per_forward)
         deque(tqdm(batches, "check", leave=False, disable=None if dist.is_main() else True), 0)
 
 
-def evaluated_columns(dataset: Pictures | InMemory, cfg: DataConfig) -> Tensor | None:
+def evaluation_columns(dataset: ImageFiles | InMemory, cfg: DataConfig) -> Tensor | None:
     """Which classes (K,) bool are told apart in evaluation; None: all.
 
     ImageNet-5k is trained on 5,000 classes and evaluated as a choice among 1,000, Fig. 6.
     """
     if not cfg.evaluated:
         return None
-    names = listed(cfg.evaluated)
+    names = read_names(cfg.evaluated)
     require_there(names, dataset.classes, cfg.evaluated, "the training set")
     wanted = set(names)
     return torch.tensor([name in wanted for name in dataset.classes])
 
 
 def normalise(images: Tensor, cfg: DataConfig) -> Tensor:
-    """Pictures uint8 (N, 3, H, W) as float32, channels last: (x / 255 - mean) / std."""
+    """Images uint8 (N, 3, H, W) as float32, channels last: (x / 255 - mean) / std."""
     N, C, H, W = images.shape
     scale, offset = _affine(tuple(cfg.mean), tuple(cfg.std), W, images.device)
     rows = images.permute(0, 2, 3, 1).reshape(N * H, W * C)  # long rows: vector instructions

@@ -155,13 +155,13 @@ CHECKS = [
     Check(
         "evaluation, images once",
         "Sec. 5.1",
-        data.evaluated_once,
+        data.evaluation_once,
         "Give rank r the images r, r + world, ... without padding, and sum counts over ranks.",
     ),
     Check(
         "evaluation, mean of images",
         "Sec. 5.1",
-        data.evaluated_mean,
+        data.evaluation_mean,
         "Sum right answers and images over all batches, divide once.",
     ),
     Check(

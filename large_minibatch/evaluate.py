@@ -1,4 +1,4 @@
-"""Top-1 error of a model, each picture counted once, and the course of the errors over a run."""
+"""Top-1 error of a model, each image counted once, and the course of the errors over a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def evaluate(model: nn.Module, cfg: Config, dataset: Any) -> dict[str, float]:
     Single centre crop, Sec. 5.1. The class columns that `data.evaluated` leaves out are masked.
     """
     device = dist.device()
-    columns = data.evaluated_columns(dataset, cfg.data)  # (K,) or None
+    columns = data.evaluation_columns(dataset, cfg.data)  # (K,) or None
     classes = len(dataset.classes) if columns is None else int(columns.sum())
     accuracy, loss = Accuracy((1, min(5, classes))), Average()
     training = model.training
@@ -85,7 +85,7 @@ def contact_sheet(model: nn.Module, cfg: Config, dataset: Any) -> None:
     batch = data.some(dataset, torch.linspace(0, len(dataset) - 1, SHOWN).long().unique().tolist())
     training = model.training
     logits = model.eval()(data.normalise(batch.images.to(dist.device()), cfg.data))
-    logits = among(logits, data.evaluated_columns(dataset, cfg.data))
+    logits = among(logits, data.evaluation_columns(dataset, cfg.data))
     model.train(training)
     names, titles, images = dataset.classes, [], []
     scale = max(1, round(128 / max(batch.images.shape[-2:])))
@@ -94,13 +94,13 @@ def contact_sheet(model: nn.Module, cfg: Config, dataset: Any) -> None:
         right = answer == label
         titles.append(names[answer] + (": right" if right else f": is {names[label]}"))
         large = F.interpolate(image[None], scale_factor=scale)[0]
-        images.append(framed(large, draw.PALETTE[2 if right else 0]))
+        images.append(frame(large, draw.PALETTE[2 if right else 0]))
     draw.save_png(
         draw.grid(images, columns=8, titles=titles), Path(cfg.output_dir, "predictions.png")
     )
 
 
-def framed(image: Tensor, color: tuple[int, int, int]) -> Tensor:
+def frame(image: Tensor, color: tuple[int, int, int]) -> Tensor:
     """The image, uint8 (3, H, W), with a border of `FRAME` pixels around it."""
     _, H, W = image.shape
     sheet = torch.tensor(color, dtype=torch.uint8)[:, None, None].repeat(
@@ -121,7 +121,7 @@ class History:
         self.epochs: list[dict[str, float]] = []
 
     def count(self, wrong: Tensor, seen: int) -> None:
-        """Count a step: this process's number of wrong ones, and the pictures of all processes."""
+        """Count a step: this process's number of wrong ones, and the images of all processes."""
         self.wrong += int(dist.total(wrong))
         self.seen += seen
 

@@ -156,12 +156,12 @@ def fig7() -> Figure:
 
 
 def fig8() -> Figure:
-    """Pictures a second against GPUs: a model."""
+    """Images a second against GPUs: a model."""
     layers = _layers()
     work = communication.Work(jitter=communication.jitter_for(layers))
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, "GPUs", "pictures a second (model)")
+    _style(axes, "GPUs", "images a second (model)")
     variants: dict[str, dict[str, Any]] = {
         "halving/doubling": {},
         "ring": {"algorithm": "ring"},
@@ -237,7 +237,7 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the picture whole or not at all."""
+    """Write the image whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

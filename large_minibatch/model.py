@@ -31,7 +31,7 @@ def norm_relu(norm: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     return F.relu(y if add is None else y.add_(add), inplace=True)
 
 
-def pooled(x: Tensor) -> Tensor:
+def pool(x: Tensor) -> Tensor:
     """Mean over the map, (N, C, H, W) -> (N, C).
 
     `x.mean` would hand back a gradient in another layout than x, and the kernels of all layers
@@ -86,7 +86,7 @@ class ResNet(torchvision_resnet.ResNet):
         x = F.max_pool2d(norm_relu(self.bn1, self.conv1(x)), 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return self.fc(pooled(x))
+        return self.fc(pool(x))
 
 
 class Mini(nn.Module):
@@ -134,7 +134,7 @@ class Mini(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         x = norm_relu(self.bn1, self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(pooled(x))
+        return self.fc(pool(x))
 
 
 def _norm_layer(norm: str, group: int, running: str) -> NormLayer:

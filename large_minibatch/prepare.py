@@ -1,12 +1,12 @@
-"""Get ImageNet, or any pictures in one folder per class, ready for training.
+"""Get ImageNet, or any images in one folder per class, ready for training.
 
     python prepare.py check /data/imagenet                    # counts, layout, first bad file
     python prepare.py sort_val /data/imagenet/val MAPPING     # ILSVRC's 50,000 into class folders
     python prepare.py resize /data/imagenet /data/imagenet256 --size 256
 
-MAPPING says which class each validation picture has: a text file of two columns, picture and class
+MAPPING says which class each validation image has: a text file of two columns, image and class
 (LOC_val_solution.csv of Kaggle is one), or the devkit's ILSVRC2012_validation_ground_truth.txt,
-whose line k is the class number of picture k; numbers need --wnids FILE, the WordNet ids in the
+whose line k is the class number of image k; numbers need --wnids FILE, the WordNet ids in the
 order of the numbers. Exit code 0: good, 2: bad data.
 """
 
@@ -39,9 +39,9 @@ from common.images import (
 )
 from large_minibatch import data
 from large_minibatch.config import Data
-from large_minibatch.inputs.folders import listed
+from large_minibatch.inputs.folders import read_names
 
-SHOWN = 20  # unreadable pictures that are named
+SHOWN = 20  # unreadable images that are named
 _MARK = ".resized.json"  # how a resized tree was made
 _NUMBERED = re.compile(r"_(\d+)\.\w+$")  # ILSVRC2012_val_00000001.JPEG
 
@@ -63,13 +63,13 @@ def check(
     cfg = Data(
         name=name, root=str(root), train=train, val=val, classes=classes, evaluated=evaluated
     )
-    print(f"expected: {root}/{{{train},{val}}}/<class>/<picture>")
+    print(f"expected: {root}/{{{train},{val}}}/<class>/<image>")
     for split in ("train", "val"):
-        files, labels, names = data.found(cfg, training=split == "train")
+        files, labels, names = data.find_files(cfg, training=split == "train")
         counts = labels.bincount(minlength=len(names))
         counts = counts[counts > 0]
         print(
-            f"{getattr(cfg, split)}: {len(files)} pictures of {len(counts)} classes, "
+            f"{getattr(cfg, split)}: {len(files)} images of {len(counts)} classes, "
             f"{int(counts.min())} to {int(counts.max())} a class"
         )
         look = partial(read_image, exif=False) if decode else image_size
@@ -80,22 +80,22 @@ def check(
 
 
 def sort_val(folder: str | Path, mapping: str | Path, *, wnids: str | Path | None = None) -> int:
-    """Move the pictures that lie in `folder` into a folder per class; returns how many.
+    """Move the images that lie in `folder` into a folder per class; returns how many.
 
-    Nothing is moved unless every picture has a class. Pictures already sorted are left alone, so
+    Nothing is moved unless every image has a class. Images already sorted are left alone, so
     that an interrupted call may be repeated. mapping, wnids: see the module.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the one with the validation pictures")
+        raise ValueError(f"{folder} is not a folder: give the one with the validation images")
     loose = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES))
-    classes = _mapping(Path(mapping), listed(wnids) if wnids else [])
+    classes = _mapping(Path(mapping), read_names(wnids) if wnids else [])
     moves = []
     for name in loose:
         wnid = _class_of(name, classes)
         if wnid is None:
             raise ValueError(
-                f"{folder / name} has no class in {mapping}: is it the mapping of these pictures?"
+                f"{folder / name} has no class in {mapping}: is it the mapping of these images?"
             )
         if "/" in wnid or wnid.startswith("."):
             raise ValueError(f"{mapping} gives {name} the class {wnid!r}, which is no folder name")
@@ -107,24 +107,24 @@ def sort_val(folder: str | Path, mapping: str | Path, *, wnids: str | Path | Non
 
 
 def _mapping(path: Path, wnids: list[str]) -> dict[str, str] | list[str]:
-    """Class by picture name without suffix, or of picture 1, 2, ... where that is all there is."""
+    """Class by image name without suffix, or of image 1, 2, ... where that is all there is."""
     try:
         rows = [re.split(r"[\s,]+", line.strip()) for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a mapping ({error})") from error
     rows = [row for row in rows if row[0] and row[0].lower() != "imageid"]
     if not rows:
-        raise ValueError(f"{path} is empty: expected a picture and its class on each line")
+        raise ValueError(f"{path} is empty: expected an image and its class on each line")
     if all(len(row) == 1 for row in rows):  # the devkit counts classes from 1
-        return [_named(row[0], 1, wnids, path) for row in rows]
+        return [_class_meant(row[0], 1, wnids, path) for row in rows]
     short = next((row[0] for row in rows if len(row) == 1), None)
     if short is not None:
         raise ValueError(f"{path} gives {short!r} no class: expected two columns")
     # Lists such as Caffe's val.txt count classes from 0.
-    return {Path(row[0]).stem: _named(row[1], 0, wnids, path) for row in rows}
+    return {Path(row[0]).stem: _class_meant(row[1], 0, wnids, path) for row in rows}
 
 
-def _named(word: str, first: int, wnids: list[str], path: Path) -> str:
+def _class_meant(word: str, first: int, wnids: list[str], path: Path) -> str:
     """The class that a mapping means: itself, or the WordNet id of its number."""
     if not word.isdigit():
         return word
@@ -142,7 +142,7 @@ def _named(word: str, first: int, wnids: list[str], path: Path) -> str:
 
 
 def _class_of(name: str, mapping: dict[str, str] | list[str]) -> str | None:
-    """The class of a picture file, None where the mapping has none."""
+    """The class of an image file, None where the mapping has none."""
     if isinstance(mapping, dict):
         return mapping.get(Path(name).stem)
     number = _NUMBERED.search(name)
@@ -158,16 +158,16 @@ def resize(
     quality: int = 95,
     processes: int | None = None,
 ) -> list[str]:
-    """Copy a tree of pictures with their shorter sides at `size` pixels; returns the unreadable.
+    """Copy a tree of images with their shorter sides at `size` pixels; returns the unreadable.
 
-    Pictures become JPEG of `quality`, resized by an antialiased bicubic filter; JPEG that is not
+    Images become JPEG of `quality`, resized by an antialiased bicubic filter; JPEG that is not
     larger than that is copied as it stands. Each file appears at once and whole, and those that
     are there already are left alone, so that an interrupted call may be repeated.
     processes: 0 for none besides this one, None for one a core.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
-        raise ValueError(f"{source} is not a folder: give the one with the pictures")
+        raise ValueError(f"{source} is not a folder: give the one with the images")
     if size < 1 or not 1 <= quality <= 100:
         raise ValueError(f"size={size}, quality={quality}: give size >= 1, quality 1 to 100")
     if target.resolve().is_relative_to(source.resolve()):
@@ -208,23 +208,23 @@ def _mark(target: Path, made: dict[str, int]) -> None:
 
 
 def _resize_one(name: str, *, source: Path, target: Path, size: int, quality: int) -> str:
-    """Write one picture; returns what is wrong with it, or nothing."""
+    """Write one image; returns what is wrong with it, or nothing."""
     jpeg = name.lower().endswith((".jpg", ".jpeg"))
     out = target / (name if jpeg else f"{name}.jpg")
     if out.exists():
         return ""
     try:
-        picture = _shrunk(source / name, size)
+        image = _shrink(source / name, size)
     except UnreadableImage as error:
         return str(error)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if picture is None:
+        if image is None:
             shutil.copyfile(source / name, part)
         else:
-            exif = picture.info.get("exif", b"")  # it may say how the picture is turned
-            picture.save(part, "JPEG", quality=quality, exif=exif)
+            exif = image.info.get("exif", b"")  # it may say how the image is turned
+            image.save(part, "JPEG", quality=quality, exif=exif)
         os.replace(part, out)
     except OSError as error:
         raise OSError(f"cannot write {out} ({error}): make room and start again") from error
@@ -233,24 +233,24 @@ def _resize_one(name: str, *, source: Path, target: Path, size: int, quality: in
     return ""
 
 
-def _shrunk(path: Path, size: int) -> Image.Image | None:
-    """The RGB picture with shorter side `size` at most; None: the file is such a JPEG already."""
+def _shrink(path: Path, size: int) -> Image.Image | None:
+    """The RGB image with shorter side `size` at most; None: the file is such a JPEG already."""
     try:
-        with open_image(path) as image:
-            image.load()
-            if image.format == "JPEG" and min(image.size) <= size:
+        with open_image(path) as source:
+            source.load()
+            if source.format == "JPEG" and min(source.size) <= size:
                 return None
-            picture, info = image.copy(), image.info
+            image, info = source.copy(), source.info
     except UnreadableImage:
-        picture, info = Image.new("L", (1, 1)), {}  # `read_image` may know how, or says why not
-    if picture.mode != "RGB":
-        picture = Image.fromarray(read_image(path, exif=False).permute(1, 2, 0).numpy())
-    short = min(picture.size)
+        image, info = Image.new("L", (1, 1)), {}  # `read_image` may know how, or says why not
+    if image.mode != "RGB":
+        image = Image.fromarray(read_image(path, exif=False).permute(1, 2, 0).numpy())
+    short = min(image.size)
     if short > size:
-        width, height = (side * size // short for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    picture.info = {"exif": info["exif"]} if "exif" in info else {}
-    return picture
+        width, height = (side * size // short for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image.info = {"exif": info["exif"]} if "exif" in info else {}
+    return image
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,19 +258,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python prepare.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
-    c = commands.add_parser("check", help="count the pictures and open each")
+    c = commands.add_parser("check", help="count the images and open each")
     c.add_argument("root", type=Path)
     c.add_argument("--name", choices=("imagenet", "folder"), default="imagenet")
-    c.add_argument("--train", default="train", help="sub-folder of the training pictures")
-    c.add_argument("--val", default="val", help="sub-folder of the validation pictures")
+    c.add_argument("--train", default="train", help="sub-folder of the training images")
+    c.add_argument("--val", default="val", help="sub-folder of the validation images")
     c.add_argument("--classes", default="", help="file with the classes to use, one a line")
     c.add_argument("--evaluated", default="", help="file with the classes of the validation")
     c.add_argument("--decode", action="store_true", help="read all pixels, not the headers")
-    c = commands.add_parser("sort_val", help="move validation pictures into class folders")
+    c = commands.add_parser("sort_val", help="move validation images into class folders")
     c.add_argument("folder", type=Path)
     c.add_argument("mapping", type=Path)
     c.add_argument("--wnids", type=Path, help="file with the WordNet ids by class number")
-    c = commands.add_parser("resize", help="write a smaller copy of a tree of pictures")
+    c = commands.add_parser("resize", help="write a smaller copy of a tree of images")
     c.add_argument("source", type=Path)
     c.add_argument("target", type=Path)
     c.add_argument("--size", type=int, default=256, help="shorter side in pixels")
@@ -291,7 +291,7 @@ def _check(options: dict) -> int:
 
 def _sort_val(options: dict) -> int:
     moved = sort_val(options.pop("folder"), options.pop("mapping"), **options)
-    print(f"{moved} pictures moved")
+    print(f"{moved} images moved")
     return 0
 
 
@@ -300,7 +300,7 @@ def _resize(options: dict) -> int:
     for message in bad[:SHOWN]:
         print(message, file=sys.stderr)
     if bad:
-        print(f"bad data: {len(bad)} pictures cannot be read and were left out", file=sys.stderr)
+        print(f"bad data: {len(bad)} images cannot be read and were left out", file=sys.stderr)
     return 2 if bad else 0
 
 

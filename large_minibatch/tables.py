@@ -2,7 +2,7 @@
 
     python tables.py                                     # the list
     python tables.py table1 scale=mini seeds=3 jobs=2    # run what is missing, print both figures
-    python tables.py table1 data=cifar10 data.root=DIR   # the same on other pictures
+    python tables.py table1 data=cifar10 data.root=DIR   # the same on other images
     python tables.py table1 scale=paper data.root=/data/imagenet
     python tables.py table1 run=false                    # only print what has been measured
 
@@ -21,8 +21,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 from pathlib import Path
 
-from common.tables.claims import Gap, Near
-from common.tables.command import Row, Table, main
+from common.tables import Gap, Near, Row, Table, main
 from large_minibatch import (
     config,  # noqa: F401
     transfer,  # noqa: F401 - tells Hydra the options, as does config
@@ -46,7 +45,7 @@ def row(
     return Row(name, [f"batch_size={batch_size}", *overrides], instead={"mini": small}, error=error)
 
 
-def scaled(name: str, batch_size: int, rate: float, error: float) -> Row:
+def other_rate(name: str, batch_size: int, rate: float, error: float) -> Row:
     """A row of Table 2a with another reference rate than 0.1."""
     return row(name, batch_size, [f"rate.base={rate:g}", f"rate.start={rate:g}"], error)
 
@@ -66,12 +65,12 @@ TABLE1 = [
     row(GRADUAL, LARGE, [], 23.74),
 ]
 TABLE2A = [
-    scaled("kn = 256, eta = 0.05", SMALL, 0.05, 23.92),
+    other_rate("kn = 256, eta = 0.05", SMALL, 0.05, 23.92),
     row("kn = 256, eta = 0.10", SMALL, [], 23.60),
-    scaled("kn = 256, eta = 0.20", SMALL, 0.2, 23.68),
-    scaled("kn = 8k, eta = 0.05 x 32", LARGE, 0.05, 24.27),
+    other_rate("kn = 256, eta = 0.20", SMALL, 0.2, 23.68),
+    other_rate("kn = 8k, eta = 0.05 x 32", LARGE, 0.05, 24.27),
     row("kn = 8k, eta = 0.10 x 32", LARGE, [], 23.74),
-    scaled("kn = 8k, eta = 0.20 x 32", LARGE, 0.2, 24.05),
+    other_rate("kn = 8k, eta = 0.20 x 32", LARGE, 0.2, 24.05),
     row("kn = 8k, eta = 0.10", LARGE, ["rate.rule=fixed"], 41.67),
     row("kn = 8k, eta = 0.10 x sqrt(32)", LARGE, ["rate.rule=sqrt"], 26.22),
 ]
@@ -104,14 +103,14 @@ TRANSFERRED = {  # Table 3a: box AP and mask AP by minibatch of the pre-training
 FINE_TUNED = {1: (35.7, 33.6), 2: (35.7, 33.7), 4: (35.7, 33.5), 8: (35.6, 33.6)}  # 3b, by GPUs
 
 
-def pretrained(batch_size: int, box_ap: float, mask_ap: float) -> Row:
+def transfer_row(batch_size: int, box_ap: float, mask_ap: float) -> Row:
     """A row of Table 3a: the network of Fig. 1's row with the same seed, fine-tuned on 8 GPUs."""
     run = f"outputs/tables/paper/batch_size={batch_size},data=imagenet-*"
     init = f'init="{run}/seed${{seed}}"'
     return Row(f"kn = {batch_size}", ["gpus=8", init], box_AP=box_ap, mask_AP=mask_ap)
 
 
-TABLE3A = [pretrained(n, *figures) for n, figures in TRANSFERRED.items()]
+TABLE3A = [transfer_row(n, *figures) for n, figures in TRANSFERRED.items()]
 TABLE3B = [
     Row(
         f"{gpus} GPU{'s' if gpus > 1 else ''}, minibatch {2 * gpus}",

@@ -26,7 +26,7 @@ from common.run.options import Options
 from large_minibatch import allocator, allreduce, data, recipe, sgd
 from large_minibatch.config import MAY_CHANGE, Config
 from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
-from large_minibatch.inputs.mixup import mix
+from large_minibatch.inputs.augment import mixup
 from large_minibatch.model import resnet
 from large_minibatch.norm import ghost
 from large_minibatch.weights import initialise
@@ -84,13 +84,13 @@ def train(cfg: Config) -> dict[str, float]:
         for number, batch in enumerate(pieces, 1):
             batch = batch.to(device)
             images = data.normalise(batch.images, cfg.data)  # (N, 3, H, W)
-            images, targets = mix(images, batch.labels, cfg.mixup, len(training.classes))
+            images, targets = mixup(images, batch.labels, cfg.mixup, len(training.classes))
             with summing(network, last=number == plan.accumulation):
                 with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
                     logits = network(images).float()  # (N, K)
                 loss = F.cross_entropy(logits, targets, label_smoothing=cfg.smoothing)
                 require_finite({"classification": loss}, step, batch.files)
-                (loss / plan.accumulation).backward()  # Remark 3: mean over all kn pictures
+                (loss / plan.accumulation).backward()  # Remark 3: mean over all kn images
             losses.append(loss.detach())
             wrong += (logits.detach().argmax(1) != batch.labels).sum()
         ghost.update_running(model)  # Sec. 2.3: once a step, as each of k workers does

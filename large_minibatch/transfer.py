@@ -41,13 +41,13 @@ from common.run.options import Options
 from common.weights.formats import few, read
 from large_minibatch.mask_rcnn.instances import Instances, TransferData, collate, to_device
 from large_minibatch.mask_rcnn.network import (
-    PICTURES_PER_GPU,
+    IMAGES_PER_GPU,
     FineTuning,
     fine_tuning,
     load_backbone,
     mask_rcnn,
 )
-from large_minibatch.weights.initialise import Converted, convert
+from large_minibatch.weights.formats import Converted, convert
 
 COLUMNS = ("box_AP", "mask_AP")  # percent
 
@@ -59,11 +59,11 @@ class TransferModel:
     backbone: str = "resnet50"  # torchvision's name of the network in `init`
     freeze_at: int = 2  # D1: the stem and the first stage stay as pre-trained
     channels: int = 256  # of the pyramid and the mask head
-    rois: int = 512  # a picture, Sec. 5.4
+    rois: int = 512  # an image, Sec. 5.4
     short_side: int = 800  # pixels, MRCNN 3.1
     long_side: int = 1333
     score: float = 0.05  # least score of a detection
-    detections: int = 100  # a picture
+    detections: int = 100  # an image
 
 
 @dataclass
@@ -72,7 +72,7 @@ class TransferConfig:
 
     init: str = MISSING  # checkpoint or folder of train.py, file, `imagenet`, `none`
     seed: int = 0
-    gpus: int = 0  # k of Table 3b: 2 pictures a step and a rate of .0025 each; 0: the processes
+    gpus: int = 0  # k of Table 3b: 2 images a step and a rate of .0025 each; 0: the processes
     steps: int = 0  # 0: 1.28M / k, Table 3b
     drops: list[float] = field(default_factory=lambda: [0.75])  # shares of the run, MRCNN 3.1
     warmup: int = 500  # steps, D1
@@ -158,7 +158,7 @@ def train(cfg: TransferConfig) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for worker in range(passes):  # the GPUs of Table 3b that this process plays
-            part = slice(PICTURES_PER_GPU * worker, PICTURES_PER_GPU * (worker + 1))
+            part = slice(IMAGES_PER_GPU * worker, IMAGES_PER_GPU * (worker + 1))
             seed_everything(seed_of(cfg.seed, step, dist.rank() * passes + worker))
             inputs, labelled = to_device(images[part], targets[part], device)
             with summing(network, last=worker == passes - 1):
@@ -258,8 +258,8 @@ def training_batches(
         seed=cfg.seed,
         workers=cfg.data.workers,
         collate=collate,
-        groups=dataset.groups(PICTURES_PER_GPU) if cfg.data.aspect_groups else None,
-        chunk=PICTURES_PER_GPU,
+        groups=dataset.groups(IMAGES_PER_GPU) if cfg.data.aspect_groups else None,
+        chunk=IMAGES_PER_GPU,
         bad=BadImages(cfg.data.bad_images),
     )
 
@@ -293,9 +293,9 @@ def evaluate(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> dict[s
 
 @torch.no_grad()
 def detect(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> Iterator[dict]:
-    """Detections of this process's pictures in COCO's result format, with masks."""
+    """Detections of this process's images in COCO's result format, with masks."""
     device = dist.device()
-    batches = eval_loader(dataset, PICTURES_PER_GPU, workers=cfg.data.workers, collate=collate)
+    batches = eval_loader(dataset, IMAGES_PER_GPU, workers=cfg.data.workers, collate=collate)
     for images, targets in tqdm(
         batches, "evaluate", leave=False, disable=None if dist.is_main() else True
     ):

@@ -1,7 +1,13 @@
-"""Finished runs as groups of equal settings, and the groups that differ in one thing alone."""
+"""Finished runs as groups of equal settings, the groups that differ in one thing, their curves.
+
+A curve maps the epochs done to an error in percent. The paper judges a large minibatch by eye: its
+training curve "closely matches" the small one's once the warm-up is over (Sec. 5.2, Figs. 2-4),
+while curves that differ may still end alike (Fig. 5). `distance` is a number for it.
+"""
 
 import json
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +16,10 @@ from omegaconf import OmegaConf
 
 from common.run import log
 from common.tables.runs import read_result
-from large_minibatch import recipe
-from large_minibatch.analysis import curves
 
+from .. import recipe
+
+Curve = dict[float, float]  # epochs done -> percent
 KEEPING = {  # settings that change how a run is computed, not what it is
     *("seed", "output_dir", "processes", "threads", "log_every", "save_every", "per_forward"),
     *("allreduce", "overlap", "compile", "only_evaluate", "versus"),
@@ -37,22 +44,20 @@ class Group:
         """Whether this is the minibatch that the rate is scaled from."""
         return self.kn == self.settings["rate.base_batch"]
 
-    def mean(self, key: str) -> tuple[curves.Curve, curves.Curve]:
+    def mean(self, key: str) -> tuple[Curve, Curve]:
         """Mean and standard deviation over the seeds of a curve."""
-        return curves.mean([curves.curve(lines, key) for lines in self.runs])
+        return mean_curve([curve(lines, key) for lines in self.runs])
 
     def errors(self) -> list[float]:
         """Each run's error: the median of its last validation errors, Sec. 5.1."""
         last = self.settings["median_of"]
-        found = [list(curves.curve(lines, "val_error").values()) for lines in self.runs]
+        found = [list(curve(lines, "val_error").values()) for lines in self.runs]
         return [recipe.median_of_last(values, last) for values in found]
 
     def distance(self, other: "Group") -> float:
         """Distance of the mean training curves after the longer warm-up, in points."""
         after = max(group.settings["rate.warmup_epochs"] for group in (self, other))
-        return curves.distance(
-            self.mean("train_error")[0], other.mean("train_error")[0], after=after
-        )
+        return distance(self.mean("train_error")[0], other.mean("train_error")[0], after=after)
 
 
 def collect(folders: Iterable[Path]) -> list[Group]:
@@ -128,3 +133,42 @@ def reference(groups: Iterable[Group], figure: str) -> Group:
     if not found:
         raise ValueError(f"{figure} needs a run at the reference minibatch, rate.base_batch.")
     return next((g for g in found if g.settings["rate.warmup"] == "gradual"), found[0])
+
+
+def curve(lines: Iterable[Mapping[str, Any]], key: str) -> Curve:
+    """The curve of `key` ("train_error", "val_error") in the lines of a metrics.jsonl.
+
+    Lines without it are passed over; of two lines of one epoch the later counts.
+    """
+    found = {
+        float(line["epoch"]): float(line[key])
+        for line in lines
+        if line.get("epoch") is not None and line.get(key) is not None
+    }
+    return dict(sorted(found.items()))
+
+
+def mean_curve(curves: Sequence[Curve]) -> tuple[Curve, Curve]:
+    """Mean and standard deviation (n - 1; 0 for a single run) at the epochs that all runs have."""
+    if not curves:
+        raise ValueError("a mean needs one curve or more")
+    epochs = sorted(set(curves[0]).intersection(*curves[1:]))
+    values = {epoch: [run[epoch] for run in curves] for epoch in epochs}
+    means = {epoch: statistics.fmean(v) for epoch, v in values.items()}
+    stds = {epoch: statistics.stdev(v) if len(v) > 1 else 0.0 for epoch, v in values.items()}
+    return means, stds
+
+
+def distance(a: Curve, b: Curve, *, after: float) -> float:
+    """Mean absolute difference of two curves in points, over the epochs > `after` that both have.
+
+    `after`: epochs of the warm-up, where the curves differ by design. Raises ValueError where no
+    epoch is left.
+    """
+    epochs = [epoch for epoch in a if epoch in b and epoch > after]
+    if not epochs:
+        raise ValueError(
+            f"the curves, of {len(a)} and {len(b)} epochs, have none in common after epoch "
+            f"{after:g}: compare runs that were evaluated in the same epochs"
+        )
+    return statistics.fmean(abs(a[epoch] - b[epoch]) for epoch in epochs)

@@ -198,7 +198,7 @@ def _close(first: float, second: float) -> bool:
 def new_order(loop: Loop) -> Verdict:
     """Remark 4: each epoch has an order of its own."""
     subject = loop.fresh()
-    first, second = (_joined(_epoch(subject, 4, epoch)) for epoch in (0, 1))
+    first, second = (_join(_epoch(subject, 4, epoch)) for epoch in (0, 1))
     same = sum(a == b for a, b in zip(first, second, strict=False)) / max(1, len(first))
     text = f"Epochs 0 and 1 agree in {100 * same:.3g} % of their positions, about "
     return same > 0.5, text + f"{100 / max(1, len(first)):.2g} % expected."
@@ -215,7 +215,7 @@ def one_shuffle(loop: Loop) -> Verdict:
     share = sum(kept) / world
     text = f"{100 * share:.3g} % of a worker's images in epoch 0 are its own again in epoch 1, "
     # Halfway to fixed shards; images that all workers read are the next check's.
-    distinct = len(set(_joined(first))) / max(1, len(_joined(first)))
+    distinct = len(set(_join(first))) / max(1, len(_join(first)))
     return share * distinct > (1 + 1 / world) / 2, text + f"about {100 / world:.0f} % expected."
 
 
@@ -226,7 +226,7 @@ def once(loop: Loop) -> Verdict:
     spare = max(subject.batch_size or 0, 8)
     text = ""
     for world in _worlds(size):
-        twice, missing = _tally(_joined(_epoch(subject, world, 0)), size)
+        twice, missing = _tally(_join(_epoch(subject, world, 0)), size)
         text = f"In an epoch of {world} workers {twice} of {size} reads are repeated, 0 expected"
         if twice:
             cause = "padding" if twice < world else "the workers draw by themselves"
@@ -238,14 +238,14 @@ def once(loop: Loop) -> Verdict:
     return False, text
 
 
-def evaluated_once(loop: Loop) -> Verdict:
+def evaluation_once(loop: Loop) -> Verdict:
     """Each image of the validation set counts exactly once, for any number of workers."""
     subject = loop.fresh()
     size = _size(subject, "eval_examples")
     text = ""
     for world in (1, *_worlds(size)):
         lists = [_read(call(subject, "eval_indices", rank, world)) for rank in range(world)]
-        twice, missing = _tally(_joined(lists), size)
+        twice, missing = _tally(_join(lists), size)
         text = (
             f"With {world} workers {twice} of {size} validation images are counted again and "
             f"{missing} left out, 0 and 0 expected."
@@ -255,7 +255,7 @@ def evaluated_once(loop: Loop) -> Verdict:
     return False, text
 
 
-def evaluated_mean(loop: Loop) -> Verdict:
+def evaluation_mean(loop: Loop) -> Verdict:
     """The score is a mean over images, not over batches of different sizes."""
     right = torch.eye(2)[[0, 0, 0, 0]], torch.zeros(4, dtype=torch.long)
     wrong = torch.eye(2)[[0]], torch.ones(1, dtype=torch.long)
@@ -290,7 +290,7 @@ def _epoch(subject: Subject, world: int, epoch: int) -> list[list[int]]:
     return found
 
 
-def _joined(lists: list[list[int]]) -> list[int]:
+def _join(lists: list[list[int]]) -> list[int]:
     return [index for one in lists for index in one]
 
 

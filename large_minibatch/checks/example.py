@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from large_minibatch.doctor import Subject
+from large_minibatch.checks.subject import Subject
 from large_minibatch.model import resnet
 from large_minibatch.recipe import Schedule, reference_lr
 from large_minibatch.sgd import MomentumSGD, decay_split

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .subject import Batch, Loop, NotExamined, Subject, call, guarded, seed
+from .subject import Batch, Loop, NotExamined, Subject, call, guard, seed
 
 Tensors = dict[str, Tensor]
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -89,13 +89,13 @@ def weights(subject: Subject) -> Tensors:
 
 def gradient(subject: Subject, batch: Batch) -> Tensors:
     """Gradient of the mean loss of `batch`; nothing of the subject changes."""
-    model = guarded("Copying the model", copy.deepcopy, require_model(subject))
+    model = guard("Copying the model", copy.deepcopy, require_model(subject))
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     seed(2)
     with torch.enable_grad():
         loss = call(subject, "loss", model, batch)
         backward = partial(torch.autograd.grad, loss, list(named.values()), allow_unused=True)
-        found = guarded("The backward of loss()", backward)
+        found = guard("The backward of loss()", backward)
     return {
         name: torch.zeros_like(p) if g is None else g.detach()
         for (name, p), g in zip(named.items(), found, strict=True)

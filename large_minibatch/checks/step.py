@@ -23,7 +23,7 @@ from .probe import (
     require_optimizer,
     weights,
 )
-from .subject import Loop, NotExamined, Subject, guarded
+from .subject import Loop, NotExamined, Subject, guard
 
 Verdict = tuple[bool, str]  # found, sentence
 TOLERANCE = 0.02  # relative, of what is measured with weights in float32
@@ -191,12 +191,12 @@ def _influence(model: nn.Module, images: Tensor) -> Tensor:
     """Size of the derivative of the first image's output by each image (N)."""
     images = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        outputs = guarded("model()", model, images)
+        outputs = guard("model()", model, images)
         if not isinstance(outputs, Tensor):
             raise NotExamined("the model does not return one tensor.")
         first = outputs[0].flatten()
         target = (first * torch.randn(first.shape).to(first)).sum()
-        (found,) = guarded("The model's backward", torch.autograd.grad, target, images)
+        (found,) = guard("The model's backward", torch.autograd.grad, target, images)
     return found.detach().flatten(1).abs().amax(1)
 
 
@@ -249,7 +249,7 @@ def _last_norms(model: nn.Module) -> list[str]:
 
 def _dispensable(subject: Subject, model: nn.Module, name: str) -> bool:
     """Whether the output depends on the images also where BN `name` gives 0: a shortcut."""
-    model = guarded("Copying the model", copy.deepcopy, model).eval()
+    model = guard("Copying the model", copy.deepcopy, model).eval()
     norm = batch_norms(model)[name]
     assert isinstance(norm.weight, Tensor)
     with torch.no_grad():

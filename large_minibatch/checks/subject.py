@@ -126,10 +126,10 @@ def call(subject: Subject, part: str, *args: Any) -> Any:
     function = getattr(subject, part)
     if function is None:
         raise NotExamined(f"`{part}` is not given.")
-    return guarded(f"{part}()", function, *args)
+    return guard(f"{part}()", function, *args)
 
 
-def guarded(what: str, function: Callable, *args: Any) -> Any:
+def guard(what: str, function: Callable, *args: Any) -> Any:
     """`function(*args)`, whose errors become one sentence with file and line."""
     try:
         return function(*args)
@@ -162,7 +162,7 @@ class Loop:
         """A new subject; all are built under the same seed."""
         seed(0)
         sized = {"batch_size": batch_size} if self.sized and batch_size is not None else {}
-        subject = guarded("build()", partial(self.build, **sized))
+        subject = guard("build()", partial(self.build, **sized))
         if not isinstance(subject, Subject):
             raise LoopError(
                 f"build() returned {type(subject).__name__}: let it return a "
@@ -197,7 +197,7 @@ class FileBuild:
         assert spec is not None, self.path
         module = module_from_spec(spec)
         sys.modules[name] = module  # dataclasses of the file look it up there
-        guarded(f"Loading {self.path.name}", loader.exec_module, module)
+        guard(f"Loading {self.path.name}", loader.exec_module, module)
         if not callable(getattr(module, "build", None)):
             raise LoopError(f"{self.path} defines no function build(): see `python doctor.py`.")
         self.build = module.build

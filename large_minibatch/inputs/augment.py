@@ -1,7 +1,7 @@
 """Augmentation of Sec. 5.1: random crop, flip and, off by default, colour; the evaluation's crop.
 
-Pictures are uint8 RGB with channels last: one (H, W, 3), N of a batch (N, H, W, 3). Each random
-choice is made from a number in [0, 1); a picture has a row `u` of them, in the columns below, and
+Images are uint8 RGB with channels last: one (H, W, 3), N of a batch (N, H, W, 3). Each random
+choice is made from a number in [0, 1); an image has a row `u` of them, in the columns below, and
 what becomes of it is a function of its row. `uniforms` makes rows from (seed, epoch, index) alone.
 fb is facebook/fb.resnet.torch, whose augmentation the paper uses.
 """
@@ -22,7 +22,7 @@ LIGHT = slice(7, 10)  # the three principal components
 CROP = slice(10, 60)  # ten tries of area, aspect, exchange of the sides, top, left
 DRAWS = 60  # columns of a row
 
-PADDING = 4  # pixels around a CIFAR picture, as in fb
+PADDING = 4  # pixels around a CIFAR image, as in fb
 _TRIES, _PER_TRY = 10, 5
 _GREY = (0.299, 0.587, 0.114)
 # Principal components of ImageNet's colours in 0..1, as printed in fb.
@@ -33,12 +33,12 @@ _EIGENVECTORS = (  # of red, green, blue
     (-0.5836, -0.6948, 0.4203),
 )
 
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the picture
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the image
 
 
 @dataclass(frozen=True)
 class View:
-    """A square out of a picture: `box` is resized to `scaled`, of which `corner` begins the square.
+    """A square out of an image: `box` is resized to `scaled`, of which `corner` begins the square.
 
     scaled: height, width. corner: top, left. The square has `size` pixels a side.
     """
@@ -57,13 +57,13 @@ class View:
 
 @dataclass(frozen=True)
 class Augment:
-    """The options of the augmentation, and what they do to one picture or a batch.
+    """The options of the augmentation, and what they do to one image or a batch.
 
     crop: "fb", "torchvision", or "pad" and "none", which begin from the evaluation's crop.
     interpolation: "bicubic" or "bilinear". resize: shorter side before a centre crop, 0: as it is.
-    area: share of the picture that a random crop may have. flip: probability. color_jitter: most
+    area: share of the image that a random crop may have. flip: probability. color_jitter: most
     relative change of brightness, contrast, saturation. lighting: standard deviation of PCA noise.
-    fill: RGB, 0..255, around padded pictures.
+    fill: RGB, 0..255, around padded images.
     """
 
     size: int = 224
@@ -78,20 +78,20 @@ class Augment:
 
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area={self.area}: give 0 < low <= high <= 1, shares of the picture")
+            raise ValueError(f"area={self.area}: give 0 < low <= high <= 1, shares of the image")
         if 0 < self.resize < self.size:
             raise ValueError(
                 f"resize={self.resize} is less than the crop's size={self.size}: give resize >= "
-                "size, or 0 to leave the pictures as they are"
+                "size, or 0 to leave the images as they are"
             )
 
     @property
     def resamples(self) -> bool:
-        """Whether every draw of a picture is cut out and resized anew."""
+        """Whether every draw of an image is cut out and resized anew."""
         return self.crop in ("fb", "torchvision")
 
     def view(self, height: int, width: int, u: Sequence[float] | None = None) -> View:
-        """The random crop of a picture by its row `u`; without one the evaluation's crop."""
+        """The random crop of an image by its row `u`; without one the evaluation's crop."""
         if u is None or not self.resamples:
             rounding = "torchvision" if self.crop == "torchvision" else "fb"
             return centre_view(height, width, self.size, resize=self.resize, rounding=rounding)
@@ -115,7 +115,7 @@ class Augment:
 def crop_fb(height: int, width: int, u: Sequence[float], area: tuple[float, float]) -> Box | None:
     """Crop of fb: area uniform, aspect uniform in 3/4..4/3, sides exchanged every other time.
 
-    None where ten tries did not fit; fb then takes the centre of the picture at size `size`.
+    None where ten tries did not fit; fb then takes the centre of the image at size `size`.
     """
     for k in range(0, _TRIES * _PER_TRY, _PER_TRY):
         target = (area[0] + (area[1] - area[0]) * u[k]) * height * width
@@ -142,12 +142,12 @@ def crop_torchvision(height: int, width: int, u: Sequence[float], area: tuple[fl
 
 
 def _at(height: int, width: int, h: int, w: int, top: float, left: float) -> Box:
-    """A box of h x w pixels somewhere in the picture, each place equally likely."""
+    """A box of h x w pixels somewhere in the image, each place equally likely."""
     return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
 
 
 def centre_view(height: int, width: int, size: int, *, resize: int, rounding: str = "fb") -> View:
-    """The whole picture with shorter side `resize` (0: as it is), and the square in its centre.
+    """The whole image with shorter side `resize` (0: as it is), and the square in its centre.
 
     An odd margin is larger at the top left under rounding "fb", even pixels under "torchvision".
     """
@@ -155,8 +155,8 @@ def centre_view(height: int, width: int, size: int, *, resize: int, rounding: st
     scaled = (height * resize // short, width * resize // short) if resize else (height, width)
     if min(scaled) < size:
         raise ValueError(
-            f"a picture of {width} x {height} pixels is smaller than the crop of {size}: choose a "
-            "smaller size, or resize the pictures first"
+            f"an image of {width} x {height} pixels is smaller than the crop of {size}: choose a "
+            "smaller size, or resize the images first"
         )
     margins = [side - size for side in scaled]
     if rounding == "torchvision":
@@ -167,7 +167,7 @@ def centre_view(height: int, width: int, size: int, *, resize: int, rounding: st
 
 
 def resample(pixels: Tensor, scaled: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """A picture (h, w, 3) resized to (height, width, 3), antialiased; Pillow's pixels +- 1.
+    """An image (h, w, 3) resized to (height, width, 3), antialiased; Pillow's pixels +- 1.
 
     # Differs: fb's bicubic reads four pixels a side, without antialiasing, corners on corners.
     """
@@ -179,7 +179,7 @@ def resample(pixels: Tensor, scaled: tuple[int, int], interpolation: str = "bicu
 
 
 def flip(images: Tensor, which: Tensor) -> Tensor:
-    """Pictures (N, H, W, 3), those chosen by `which` (N,) bool mirrored left to right; in place."""
+    """Images (N, H, W, 3), those chosen by `which` (N,) bool mirrored left to right; in place."""
     if images.is_cuda:  # without waiting for the device to count them
         return images.copy_(torch.where(which[:, None, None, None], images.flip(2), images))
     chosen = which.nonzero()[:, 0]
@@ -187,7 +187,7 @@ def flip(images: Tensor, which: Tensor) -> Tensor:
 
 
 def pad(images: Tensor, fill: Sequence[int]) -> Tensor:
-    """Pictures (N, H, W, 3) with `PADDING` pixels of the colour `fill` on all sides.
+    """Images (N, H, W, 3) with `PADDING` pixels of the colour `fill` on all sides.
 
     fb pads with zeros after normalising, which is the mean colour.
     """
@@ -199,7 +199,7 @@ def pad(images: Tensor, fill: Sequence[int]) -> Tensor:
 
 
 def shift(padded: Tensor, picks: Tensor, u: Tensor) -> Tensor:
-    """Random crops (N, H, W, 3) of the pictures `picks` (N,) int64 among padded ones, by rows `u`.
+    """Random crops (N, H, W, 3) of the images `picks` (N,) int64 among padded ones, by rows `u`.
 
     padded: (M, H + 2 PADDING, W + 2 PADDING, 3), contiguous.
     """
@@ -214,7 +214,7 @@ def shift(padded: Tensor, picks: Tensor, u: Tensor) -> Tensor:
 
 
 def recolour(images: Tensor, u: Tensor, *, jitter: float, lighting: float) -> Tensor:
-    """Colour jitter and PCA lighting of fb, of pictures (N, H, W, 3) by their rows (N, >= 10).
+    """Colour jitter and PCA lighting of fb, of images (N, H, W, 3) by their rows (N, >= 10).
 
     # Differs: clipped to 0..255 and rounded at the end; fb goes on with real numbers.
     """
@@ -238,11 +238,26 @@ def recolour(images: Tensor, u: Tensor, *, jitter: float, lighting: float) -> Te
 
 
 def _reference(x: Tensor, step: int) -> Tensor:
-    """What brightness (0), contrast (1) and saturation (2) mix pictures (N, H, W, 3) with."""
+    """What brightness (0), contrast (1) and saturation (2) mix images (N, H, W, 3) with."""
     if step == 0:
         return torch.zeros_like(x)
     grey = (x * x.new_tensor(_GREY)).sum(3, keepdim=True)
     return (grey.mean((1, 2), keepdim=True) if step == 1 else grey).expand_as(x)
+
+
+def mixup(images: Tensor, labels: Tensor, alpha: float, classes: int) -> tuple[Tensor, Tensor]:
+    """Each image (N, 3, H, W) blended with another one of its batch, and its targets.
+
+    Zhang et al., arXiv 1710.09412; the paper does not use it. labels: int64 (N,). The share is
+    drawn once a batch from Beta(alpha, alpha). Targets are probabilities (N, classes), or with
+    alpha = 0 the labels as they are.
+    """
+    if alpha == 0:
+        return images, labels
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    other = torch.randperm(len(labels)).to(labels.device)
+    own = F.one_hot(labels, classes).to(images.dtype)
+    return images.lerp(images[other], 1 - share), own.lerp(own[other], 1 - share)
 
 
 def uniforms(seed: int, epochs: Tensor, indices: Tensor, count: int = DRAWS) -> Tensor:
@@ -252,22 +267,22 @@ def uniforms(seed: int, epochs: Tensor, indices: Tensor, count: int = DRAWS) -> 
     columns of a row are SplitMix64's sequence (Steele et al. 2014) from a hash of the other three.
     """
     start = torch.tensor(seed, dtype=torch.int64, device=indices.device)
-    state = _mix(_mix(_mix(start) + epochs) + indices)
+    state = _scramble(_scramble(_scramble(start) + epochs) + indices)
     steps = torch.arange(1, count + 1, device=indices.device) * _GAMMA
-    return ((_mix(state[:, None] + steps) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+    return ((_scramble(state[:, None] + steps) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def _signed(value: int) -> int:
+def _as_signed(value: int) -> int:
     """The 64-bit pattern of `value` as a signed number."""
     return value - (1 << 64) if value >> 63 else value
 
 
-_GAMMA = _signed(0x9E3779B97F4A7C15)
-_MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+_GAMMA = _as_signed(0x9E3779B97F4A7C15)
+_FACTORS = (_as_signed(0xBF58476D1CE4E5B9), _as_signed(0x94D049BB133111EB))
 
 
-def _mix(z: Tensor) -> Tensor:
+def _scramble(z: Tensor) -> Tensor:
     """SplitMix64's bijection of 64-bit patterns; products wrap around."""
-    for bits, factor in ((30, _MIX[0]), (27, _MIX[1])):
+    for bits, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
         z = (z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))) * factor
     return z ^ ((z >> 31) & ((1 << 33) - 1))

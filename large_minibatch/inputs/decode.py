@@ -1,6 +1,6 @@
-"""Picture files as a data set: decoding, and cutting out what a batch needs, quickly.
+"""Image files as a data set: decoding, and cutting out what a batch needs, quickly.
 
-S pixels a side. Three things make it faster than Pillow's crop and resize of whole pictures, at
+S pixels a side. Three things make it faster than Pillow's crop and resize of whole images, at
 pixels that differ by 1 of 255 at most: only the crop leaves Pillow's memory, PyTorch resizes it in
 8-bit vector instructions, and pixels stay bytes until they are on the training device.
 """
@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.images import UnreadableImage, image_size, open_image, read_image
-from large_minibatch.inputs.augment import DRAWS, Augment, View, pad, shift
-from large_minibatch.inputs.folders import Files
-from large_minibatch.inputs.memory import Batch
+
+from .augment import DRAWS, Augment, View, pad, shift
+from .folders import Files
+from .memory import Batch
 
 _ORIENTATION = 0x0112  # EXIF tag
 
 
-class Pictures(Dataset):
-    """Picture files of one split; items are (pixels uint8 (S, S, 3), label, file).
+class ImageFiles(Dataset):
+    """Image files of one split; items are (pixels uint8 (S, S, 3), label, file).
 
     In training the pixels are drawn anew from torch's global generator, which the loader seeds.
-    upright: whether EXIF tags turn the picture. draft: whether a JPEG that is much larger than
+    upright: whether EXIF tags turn the image. draft: whether a JPEG that is much larger than
     needed is decoded at 1/2, 1/4 or 1/8 of its size: faster, but other pixels.
     """
 
@@ -58,7 +59,7 @@ class Pictures(Dataset):
         return self.augment.finish(pixels, row)[0], label, file
 
     def _cut(self, file: str, u: Sequence[float] | None = None) -> Tensor:
-        """The square (S, S, 3) of one picture's random or centre crop."""
+        """The square (S, S, 3) of one image's random or centre crop."""
         fast = self._cut_rgb(file, u)
         if fast is not None:
             return fast
@@ -69,7 +70,7 @@ class Pictures(Dataset):
         return view.cut(box, self.augment.interpolation)
 
     def _cut_rgb(self, file: str, u: Sequence[float] | None) -> Tensor | None:
-        """The same for RGB pictures that need no turning; None for others and unreadable ones.
+        """The same for RGB images that need no turning; None for others and unreadable ones.
 
         Only the box is copied out of Pillow's memory.
         """
@@ -104,16 +105,16 @@ def _shrunk(image: Image.Image, view: View) -> bool:
 
 
 def collate(items: list[tuple[Tensor, int, str]]) -> Batch:
-    """A batch of a `Pictures` set's items."""
+    """A batch of a `ImageFiles` set's items."""
     images = torch.stack([pixels for pixels, _, _ in items]).permute(0, 3, 1, 2)
     labels = torch.tensor([label for _, label, _ in items])
     return Batch(images, labels, [file for _, _, file in items])
 
 
 class Whole(Dataset):
-    """The pictures of a set as they are; items as those of `Pictures`, but (H, W, 3)."""
+    """The images of a set as they are; items as those of `ImageFiles`, but (H, W, 3)."""
 
-    def __init__(self, source: Pictures) -> None:
+    def __init__(self, source: ImageFiles) -> None:
         self.source, self.files = source, source.files
         self.size = self._first_size()
 
@@ -134,7 +135,7 @@ class Whole(Dataset):
         pixels = read_image(file, exif=self.source.upright).permute(1, 2, 0)
         if tuple(pixels.shape[:2]) != self.size:
             raise ValueError(
-                f"data.in_memory=true with data.crop={self.source.augment.crop} needs pictures of "
+                f"data.in_memory=true with data.crop={self.source.augment.crop} needs images of "
                 f"one size, but {file} has {pixels.shape[1]} x {pixels.shape[0]} pixels and "
                 f"{self.files[0]} {self.size[1]} x {self.size[0]}: set data.in_memory=false"
             )

@@ -1,4 +1,4 @@
-"""Pictures in one folder per class: finding them, and saying what is wrong with the layout.
+"""Images in one folder per class: finding them, and saying what is wrong with the layout.
 
 A folder may hold more than a million files: their names are kept as one array of bytes, which
 loader processes share, instead of as many Python strings, which they would each copy.
@@ -43,7 +43,7 @@ class Files(Sequence[str]):
         return Files(self.folder, np.asarray(self.names)[indices.numpy()])
 
 
-def listed(path: str | Path) -> list[str]:
+def read_names(path: str | Path) -> list[str]:
     """Names in a text file, one a line, each once; empty lines are left out."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -66,7 +66,7 @@ def class_folders(folder: str | Path, *, wnids: bool = False) -> list[str]:
     wnids: whether they have to be WordNet ids such as n01440764.
     """
     folder = Path(folder)
-    tree = f"{folder}/{'<wnid>' if wnids else '<class>'}/<picture>"
+    tree = f"{folder}/{'<wnid>' if wnids else '<class>'}/<image>"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: expected {tree}")
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -78,18 +78,18 @@ def class_folders(folder: str | Path, *, wnids: bool = False) -> list[str]:
     if odd:
         raise ValueError(
             f"{folder / odd[0]} is not named by a WordNet id such as n01440764 ({len(odd)} such "
-            "folders): take it away, or set data.name=folder for other pictures"
+            "folders): take it away, or set data.name=folder for other images"
         )
     return names
 
 
 def _refuse_loose(folder: Path, names: list[str], tree: str) -> None:
-    """Raise ValueError for pictures and archives that lie beside the class folders."""
+    """Raise ValueError for images and archives that lie beside the class folders."""
     loose = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if loose:
         raise ValueError(
-            f"{folder / loose[0]} lies outside a class folder ({len(loose)} such pictures): "
-            f"expected {tree}; ILSVRC's validation pictures come unsorted, so sort them by the "
+            f"{folder / loose[0]} lies outside a class folder ({len(loose)} such images): "
+            f"expected {tree}; ILSVRC's validation images come unsorted, so sort them by the "
             f"devkit's mapping: python prepare.py sort_val {folder} MAPPING"
         )
     archives = [name for name in names if name.lower().endswith(".tar")]
@@ -101,14 +101,14 @@ def _refuse_loose(folder: Path, names: list[str], tree: str) -> None:
 
 
 def find(folder: str | Path, classes: Sequence[str], names: Sequence[str]) -> tuple[Files, Tensor]:
-    """All pictures (M) below the folders `names`, and their labels (M,) int64 in `classes`."""
+    """All images (M) below the folders `names`, and their labels (M,) int64 in `classes`."""
     number = {name: label for label, name in enumerate(classes)}
     found: list[bytes] = []
     labels: list[int] = []
     for name, here in find_images(Path(folder), names):
         if not here:
             raise ValueError(
-                f"class {name!r} has no pictures in {folder}/{name}: complete it, or take the "
+                f"class {name!r} has no images in {folder}/{name}: complete it, or take the "
                 "empty folder away"
             )
         found += [os.fsencode(os.path.relpath(file, folder)) for file in here]
@@ -123,7 +123,7 @@ def require_same(train: Sequence[str], val: Sequence[str], folder: str | Path) -
         said = [f"{len(missing)} are missing, first {missing[0]!r}"] if missing else []
         said += [f"{len(extra)} are in it alone, first {extra[0]!r}"] if extra else []
         raise ValueError(
-            f"{folder} does not have the {len(train)} classes of the training pictures: "
+            f"{folder} does not have the {len(train)} classes of the training images: "
             f"{' and '.join(said)}; complete the folders, or name the classes in data.classes "
             "and data.evaluated"
         )

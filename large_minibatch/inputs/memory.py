@@ -1,4 +1,4 @@
-"""Batches of pictures, and data sets held in memory as one tensor.
+"""Batches of images, and data sets held in memory as one tensor.
 
 N images of a batch, S pixels a side; rows `u` of random numbers as in `augment`.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from .augment import CROP, DRAWS, Augment, pad, shift, uniforms
 from .folders import Files
 
-_POOL = 256  # different random pictures
+_POOL = 256  # different random images
 
 
 @dataclass
 class Batch:
-    """Pictures of one forward: `images` uint8 (N, 3, S, S), channels last; `labels` int64 (N,)."""
+    """Images of one forward: `images` uint8 (N, 3, S, S), channels last; `labels` int64 (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -34,7 +34,7 @@ class Batch:
 
 
 class InMemory:
-    """Pictures of one split as one uint8 tensor (M, H, W, 3), where M < len means they repeat.
+    """Images of one split as one uint8 tensor (M, H, W, 3), where M < len means they repeat.
 
     `batch` cuts, shifts and flips a whole batch at once, on the device that has the tensor.
     """
@@ -58,13 +58,13 @@ class InMemory:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "InMemory":
-        """Move the pictures to `device`, but for crops that are resized, which a processor does."""
+        """Move the images to `device`, but for crops that are resized, which a processor does."""
         if not (self.training and self.augment.resamples):
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
         return self
 
     def batch(self, indices: Sequence[int], u: Tensor | None = None) -> Batch:
-        """The pictures `indices`, in training under their rows `u` (N, >= 10) of numbers."""
+        """The images `indices`, in training under their rows `u` (N, >= 10) of numbers."""
         index = torch.tensor(indices).to(self.pixels.device, non_blocking=True)
         picks = index % len(self.pixels)
         if u is None:
@@ -95,18 +95,18 @@ class InMemory:
 
 
 def squares(images: Tensor, augment: Augment, *, training: bool) -> Tensor:
-    """Pictures (M, 3, H, W) as (M, S, S, 3) centre crops, or uncropped where draws are cut out."""
+    """Images (M, 3, H, W) as (M, S, S, 3) centre crops, or uncropped where draws are cut out."""
     pixels = images.permute(0, 2, 3, 1).contiguous()
     if training and augment.resamples:
         return pixels
     view = augment.view(pixels.shape[1], pixels.shape[2])
     if view.scaled == tuple(pixels.shape[1:3]) == (view.size, view.size):
         return pixels
-    return torch.stack([view.cut(picture, augment.interpolation) for picture in pixels])
+    return torch.stack([view.cut(image, augment.interpolation) for image in pixels])
 
 
-def random_pictures(size: int, *, count: int, classes: list[str], training: bool) -> InMemory:
-    """`count` random pictures out of a pool of 256, for speed tests; used as they are."""
+def random_images(size: int, *, count: int, classes: list[str], training: bool) -> InMemory:
+    """`count` random images out of a pool of 256, for speed tests; used as they are."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (_POOL, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % len(classes)

@@ -1,6 +1,6 @@
-"""COCO with masks for Mask R-CNN: pictures in their own size, instances, crowds left out.
+"""COCO with masks for Mask R-CNN: images in their own size, instances, crowds left out.
 
-M instances of a picture; boxes are float xyxy in pixels of the picture.
+M instances of an image; boxes are float xyxy in pixels of the image.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from common.scenes import Scenes, World
 from common.transforms import HorizontalFlip
 
 WORLD = World(height=96, width=96, objects=(1, 2), spread=1.5)  # of data.name=scenes
-SCENES = 16  # pictures to train on, and as many to evaluate on
+SCENES = 16  # images to train on, and as many to evaluate on
 
 
 @dataclass
@@ -30,10 +30,10 @@ class TransferData:
     train: str = "train"  # split to train on
     val: str = "val"  # split to evaluate on
     flip: float = 0.5  # probability of a horizontal flip, the only augmentation
-    aspect_groups: bool = True  # D1: the pictures of a GPU are all wide or all tall
-    bad_images: str = "raise"  # raise | skip: what an unreadable picture does
+    aspect_groups: bool = True  # D1: the images of a GPU are all wide or all tall
+    bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many pictures; 0: all
+    limit: int = 0  # train on the first so many images; 0: all
 
     def __post_init__(self) -> None:
         require_choice("data.name", self.name, ("coco", "scenes"))
@@ -43,7 +43,7 @@ class TransferData:
 
 
 class Instances(Dataset):
-    """Pictures and instances of one split: (image uint8 (3, H, W), target of `CocoDataset`)."""
+    """Images and instances of one split: (image uint8 (3, H, W), target of `CocoDataset`)."""
 
     def __init__(
         self, cfg: TransferData, training: bool, categories: Categories | None = None
@@ -77,7 +77,7 @@ class Instances(Dataset):
         return image, target | {key: target[key][single] for key in ("boxes", "labels", "masks")}
 
     def groups(self, minimum: int) -> list[int] | None:
-        """0 or 1 for each picture, wide or tall; None where either has fewer than `minimum`."""
+        """0 or 1 for each image, wide or tall; None where either has fewer than `minimum`."""
         if isinstance(self.source, Scenes):
             return None
         groups = self.source.aspect_groups()[: self.count]
@@ -97,7 +97,7 @@ class Instances(Dataset):
 
 
 def collate(examples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
-    """Pictures of any sizes, and their targets."""
+    """Images of any sizes, and their targets."""
     return [image for image, _ in examples], [target for _, target in examples]
 
 

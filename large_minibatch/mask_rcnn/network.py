@@ -1,11 +1,11 @@
 """Mask R-CNN on a pre-trained backbone: how Sec. 5.4 and Table 3 fine-tune it on COCO.
 
-    row = fine_tuning(gpus=8)                # Table 3b: 16 pictures a step, rate 0.02, 160k steps
+    row = fine_tuning(gpus=8)                # Table 3b: 16 images a step, rate 0.02, 160k steps
     network = mask_rcnn(80)                  # ResNet-50-FPN with frozen BN
     load_backbone(network, state)            # classification weights in torchvision's names
     losses = network(images, targets)        # torchvision's interface
 
-K classes. The paper takes over the settings of Mask R-CNN: 2 pictures a GPU, 512 RoIs a picture,
+K classes. The paper takes over the settings of Mask R-CNN: 2 images a GPU, 512 RoIs an image,
 masks of 28 x 28, BN fixed. MRCNN is arXiv 1703.06870v3; D1 is facebookresearch/Detectron, the
 authors' code of that time, for what neither paper states.
 """
@@ -22,7 +22,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
-PICTURES_PER_GPU = 2  # Sec. 5.4
+IMAGES_PER_GPU = 2  # Sec. 5.4
 RATE_PER_GPU = 0.0025  # Table 3b
 ITERATIONS = 1_280_000  # of one GPU, Table 3b: k GPUs take 1 / k of them
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
@@ -33,15 +33,15 @@ class FineTuning:
     """How k GPUs fine-tune together; one row of Table 3b."""
 
     gpus: int  # k
-    batch_size: int  # pictures a step over all GPUs
+    batch_size: int  # images a step over all GPUs
     lr: float
     iterations: int
     milestones: tuple[int, ...]  # iterations done at which the rate is divided by 10
     warmup: int  # first iterations, in which the rate rises
 
     @property
-    def pictures(self) -> int:
-        """Pictures seen in all: the same for every k."""
+    def images(self) -> int:
+        """Images seen in all: the same for every k."""
         return self.batch_size * self.iterations
 
 
@@ -68,7 +68,7 @@ def fine_tuning(
     total = iterations or max(1, round(ITERATIONS / gpus))
     return FineTuning(
         gpus=gpus,
-        batch_size=PICTURES_PER_GPU * gpus,
+        batch_size=IMAGES_PER_GPU * gpus,
         lr=RATE_PER_GPU * gpus,
         iterations=total,
         milestones=tuple(sorted({max(1, round(share * total)) for share in drops})),
@@ -95,12 +95,12 @@ def mask_rcnn(
     num_classes: K, without background; the network's label 0 is the background.
     backbone: torchvision's name of a ResNet. channels: of the pyramid and the mask head.
     freeze_at: stages that stay as pre-trained, D1: the stem and the first of four.
-    rois: regions a picture that the heads are trained on; a quarter of them on objects (MRCNN 3.1).
+    rois: regions an image that the heads are trained on; a quarter of them on objects (MRCNN 3.1).
     short_side, long_side: pixels; the network resizes. score, detections: least score, and number a
-        picture, of what it returns in evaluation.
+        image, of what it returns in evaluation.
     """
     # Differs: torchvision's box loss is smooth L1 with beta 1/9, D1's has beta 1; 2,000 proposals
-    # are kept of each picture, in D1 of a GPU's batch.
+    # are kept of each image, in D1 of a GPU's batch.
     hidden = 4 * channels  # 1024 as in FPN
     predictor = FastRCNNPredictor(hidden, num_classes + 1)
     # Fast R-CNN, arXiv 1504.08083, Sec. 2.3; torchvision's own initialisation is uniform.

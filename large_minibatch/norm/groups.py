@@ -38,11 +38,11 @@ def normalise(
     Returns y like x, and each group's mean and unbiased variance (k, C), which carry no gradients.
     """
     if torch.compiler.is_compiling():
-        return composed(x, add, weight, bias, group, eps, relu)
+        return compose(x, add, weight, bias, group, eps, relu)
     return _GhostNorm.apply(x, add, weight, bias, group, eps, relu)
 
 
-def composed(
+def compose(
     x: Tensor,
     add: Tensor | None,
     weight: Tensor | None,

@@ -33,8 +33,8 @@ def rows(count: int, columns: int = augment.DRAWS) -> list[list[float]]:
     return uniforms(1, torch.zeros_like(indices), indices, columns).tolist()
 
 
-def picture(height: int = 60, width: int = 80, count: int = 1) -> torch.Tensor:
-    """Smooth pictures (count, height, width, 3), as photos are."""
+def image(height: int = 60, width: int = 80, count: int = 1) -> torch.Tensor:
+    """Smooth images (count, height, width, 3), as photos are."""
     generator = torch.Generator().manual_seed(0)
     small = torch.rand(count, 3, 9, 9, generator=generator) * 255
     image = torch.nn.functional.interpolate(small, (height, width), mode="bicubic")
@@ -124,14 +124,14 @@ def test_torchvisions_crop_falls_back_as_torchvision_does(size):
     assert crop_torchvision(*size, [0.5] * 50, (1.5, 1.5)) == theirs
 
 
-def test_a_picture_no_crop_of_fb_fits_is_resized_and_cut_in_the_centre():
+def test_an_image_no_crop_of_fb_fits_is_resized_and_cut_in_the_centre():
     options = Augment(size=20, resize=32, area=(0.99, 1.0))
     view = options.view(30, 300, [0.5] * augment.DRAWS)
     assert view == View((0, 0, 30, 300), (20, 200), (0, 90), 20)
 
 
 def test_a_crop_has_pillows_pixels_within_one_level():
-    pixels = picture(120, 160)[0]
+    pixels = image(120, 160)[0]
     for mode, theirs in (
         ("bicubic", InterpolationMode.BICUBIC),
         ("bilinear", InterpolationMode.BILINEAR),
@@ -145,7 +145,7 @@ def test_a_crop_has_pillows_pixels_within_one_level():
 
 @pytest.mark.parametrize("size", [(60, 81), (83, 60), (33, 47)])
 def test_the_evaluations_crop_is_torchvisions(size):
-    pixels = picture(*size)[0]
+    pixels = image(*size)[0]
     reference = transforms.Compose(
         [transforms.Resize(32, InterpolationMode.BICUBIC), transforms.CenterCrop(28)]
     )
@@ -158,7 +158,7 @@ def test_an_odd_margin_is_rounded_as_in_fb():
     assert centre_view(37, 40, 32, resize=0, rounding="torchvision").corner == (2, 4)
 
 
-def test_a_picture_smaller_than_the_crop_is_refused():
+def test_an_image_smaller_than_the_crop_is_refused():
     with pytest.raises(ValueError, match="20 x 30 pixels is smaller than the crop of 24"):
         centre_view(30, 20, 24, resize=0)
     with pytest.raises(ValueError, match="resize=16 is less than the crop's size=24"):
@@ -167,16 +167,16 @@ def test_a_picture_smaller_than_the_crop_is_refused():
         Augment(area=(0.5, 0.1))
 
 
-def test_flipping_mirrors_the_chosen_pictures_only():
-    images = picture(count=4)
+def test_flipping_mirrors_the_chosen_images_only():
+    images = image(count=4)
     which = torch.tensor([True, False, True, False])
     flipped = augment.flip(images.clone(), which)
     assert torch.equal(flipped[1::2], images[1::2])
     assert torch.equal(flipped[::2], images[::2].flip(2))
 
 
-def test_shifting_is_cutting_from_the_padded_picture():
-    images = picture(16, 16, count=3)
+def test_shifting_is_cutting_from_the_padded_image():
+    images = image(16, 16, count=3)
     fill = (124, 116, 104)
     padded = augment.pad(images, fill)
     assert padded[0, 0, 0].tolist() == list(fill)
@@ -191,7 +191,7 @@ def test_shifting_is_cutting_from_the_padded_picture():
 
 
 def test_colour_in_the_middle_of_its_range_changes_nothing():
-    images = picture(count=2)
+    images = image(count=2)
     u = torch.full((2, 10), 0.5, dtype=torch.float64)
     assert torch.equal(augment.recolour(images, u, jitter=0.4, lighting=0.1), images)
 
@@ -206,9 +206,9 @@ def test_lighting_adds_the_principal_components():
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_jitter_mixes_in_its_order_with_black_the_mean_grey_and_the_grey_picture(number):
+def test_jitter_mixes_in_its_order_with_black_the_mean_grey_and_the_grey_image(number):
     order = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)][number]
-    images = picture(count=3)
+    images = image(count=3)
     u = torch.tensor(rows(3, 10), dtype=torch.float64)
     u[:, augment.COLOR.start] = (number + 0.5) / 6
     ours = augment.recolour(images, u, jitter=0.4, lighting=0.0)

@@ -1,4 +1,4 @@
-"""The data of the large-minibatch project: which pictures a step has, how they are read, faults."""
+"""The data of the large-minibatch project: which images a step has, how they are read, faults."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ from common.data import BadExample, SampleStream
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Norm, Scenes
 from large_minibatch.inputs.augment import Augment
-from large_minibatch.inputs.decode import Pictures
+from large_minibatch.inputs.decode import ImageFiles
 from large_minibatch.inputs.folders import Files
 from large_minibatch.inputs.memory import InMemory
 
@@ -22,7 +22,7 @@ WNIDS = ("n00000001", "n00000002", "n00000003")
 
 
 def save(path: Path, color=(200, 30, 60), size=(40, 30), **options) -> Path:
-    """A picture of `size` (width, height): two colours and a gradient, so that crops differ."""
+    """An image of `size` (width, height): two colours and a gradient, so that crops differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[:] = color
@@ -34,7 +34,7 @@ def save(path: Path, color=(200, 30, 60), size=(40, 30), **options) -> Path:
 
 @pytest.fixture
 def tree(tmp_path):
-    """ImageNet's layout: three classes of four pictures to train on and two to evaluate on."""
+    """ImageNet's layout: three classes of four images to train on and two to evaluate on."""
     for split, count in (("train", 4), ("val", 2)):
         for k, wnid in enumerate(WNIDS):
             for i in range(count):
@@ -70,7 +70,7 @@ def joined(steps) -> list[tuple[torch.Tensor, torch.Tensor, list[str]]]:
 
 
 def numbered(count=24, size=8, **changes) -> InMemory:
-    """Pictures that are all alike but for their labels, which count them."""
+    """Images that are all alike but for their labels, which count them."""
     pixels = torch.arange(size * size * 3, dtype=torch.uint8).view(1, size, size, 3)
     augment = Augment(**({"size": size, "resize": 0, "crop": "pad"} | changes))
     names = [str(i) for i in range(count)]
@@ -85,7 +85,7 @@ def same(a, b) -> bool:
     )
 
 
-# Which pictures a step has (Remark 4 of Sec. 3)
+# Which images a step has (Remark 4 of Sec. 3)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
@@ -98,7 +98,7 @@ def test_the_processes_share_one_permutation_of_the_whole_set(workers):
         assert union == order[16 * step : 16 * step + 16]
 
 
-def test_an_epoch_has_each_picture_once_and_the_next_another_order():
+def test_an_epoch_has_each_image_once_and_the_next_another_order():
     dataset = numbered(24)
     steps = joined(planned(dataset, settings(Data(root=""), 8), 0, 6))
     labels = torch.cat([step[1] for step in steps]).view(2, 24)
@@ -107,7 +107,7 @@ def test_an_epoch_has_each_picture_once_and_the_next_another_order():
     assert [int(file) for file in steps[0][2]] == steps[0][1].tolist()
 
 
-def test_the_same_picture_is_augmented_anew_in_each_epoch_and_unlike_its_neighbours():
+def test_the_same_image_is_augmented_anew_in_each_epoch_and_unlike_its_neighbours():
     steps = joined(planned(numbered(24), settings(Data(root=""), 24), 0, 2))
     assert len(steps[0][0].flatten(1).unique(dim=0)) > 15  # of 24 alike
     order = [step[1].argsort() for step in steps]
@@ -178,7 +178,7 @@ if __name__ == "__main__":
 """
 
 
-def test_one_process_and_two_see_the_same_pictures_under_the_same_augmentation(
+def test_one_process_and_two_see_the_same_images_under_the_same_augmentation(
     commands, tree, tmp_path
 ):
     script, out = tmp_path / "collect.py", tmp_path / "found.pt"
@@ -193,7 +193,7 @@ def test_one_process_and_two_see_the_same_pictures_under_the_same_augmentation(
     assert one == two
 
 
-def test_every_validation_picture_comes_once(tree):
+def test_every_validation_image_comes_once(tree):
     for in_memory in (False, True):
         cfg = settings(options(tree, in_memory=in_memory))
         dataset = data.build(cfg.data, "val")
@@ -210,11 +210,11 @@ def test_a_minibatch_that_cannot_be_shared_is_refused_before_anything_is_read(tr
         planned(dataset, settings(options(tree), 64), 0, 1)
 
 
-# How pictures are read
+# How images are read
 
 
 @pytest.mark.parametrize("crop", ["none", "fb", "torchvision"])
-def test_pictures_in_memory_have_the_pixels_of_their_files(tree, crop):
+def test_images_in_memory_have_the_pixels_of_their_files(tree, crop):
     cfg = options(tree, crop=crop, flip=0.0)
     files, memory = (data.build(replace(cfg, in_memory=kept), "train") for kept in (False, True))
     torch.manual_seed(0)
@@ -269,7 +269,7 @@ def test_a_draft_is_used_for_large_jpegs_only_and_looks_alike(tmp_path):
     augment, labels = Augment(size=32, resize=40, crop="none"), torch.zeros(2, dtype=torch.int64)
     names = np.array([os.fsencode(large.name), os.fsencode(small.name)])
     exact, draft = (
-        Pictures(Files(tmp_path, names), labels, ["a"], augment, training=False, draft=draft)
+        ImageFiles(Files(tmp_path, names), labels, ["a"], augment, training=False, draft=draft)
         for draft in (False, True)
     )
     difference = (exact[0][0].int() - draft[0][0].int()).abs().float()
@@ -345,7 +345,7 @@ def test_noise_is_the_sensors_and_limit_counts_per_class(world):
     assert few.labels.bincount().max() <= 2
 
 
-def test_synthetic_pictures_are_as_many_as_imagenets():
+def test_synthetic_images_are_as_many_as_imagenets():
     cfg = Data(name="synthetic", root="", size=16)
     train, val = data.build(cfg, "train"), data.build(cfg, "val")
     assert (len(train), len(val), len(train.classes)) == (1_281_167, 50_000, 1000)
@@ -376,8 +376,8 @@ def test_evaluation_may_be_a_choice_among_fewer_classes(tree):
     cfg = options(tree, evaluated=lines(tree / "list.txt", WNIDS[2], WNIDS[1]))
     val = data.build(cfg, "val")
     assert sorted(set(val.labels.tolist())) == [1, 2]
-    assert data.evaluated_columns(val, cfg).tolist() == [False, True, True]
-    assert data.evaluated_columns(val, options(tree)) is None
+    assert data.evaluation_columns(val, cfg).tolist() == [False, True, True]
+    assert data.evaluation_columns(val, options(tree)) is None
 
 
 # Faults
@@ -393,11 +393,11 @@ def refused(cfg: Data, split: str, *words: str) -> None:
 
 
 def test_a_missing_root_or_split_is_named_with_the_expected_layout(tree):
-    refused(options(tree / "no"), "train", "data.root=", "train/<class>/<picture>")
+    refused(options(tree / "no"), "train", "data.root=", "train/<class>/<image>")
     refused(options(tree, val="dev"), "val", f"{tree}/dev is not a folder", "<wnid>")
 
 
-def test_unsorted_validation_pictures_are_pointed_to_the_devkits_mapping(tree):
+def test_unsorted_validation_images_are_pointed_to_the_devkits_mapping(tree):
     for i in (2, 1):
         save(tree / "val" / f"ILSVRC2012_val_0000000{i}.JPEG")
     words = ("val/ILSVRC2012_val_00000001.JPEG", "2 such", "devkit", "python prepare.py sort_val")
@@ -411,7 +411,7 @@ def test_packed_archives_are_named(tree):
 
 def test_an_empty_class_folder_is_named(tree):
     (tree / "train" / "n00000000").mkdir()
-    refused(options(tree), "train", "'n00000000' has no pictures", "empty folder")
+    refused(options(tree), "train", "'n00000000' has no images", "empty folder")
 
 
 def test_other_classes_in_the_two_splits_are_named(tree):
@@ -437,13 +437,13 @@ def test_a_bad_list_of_classes_is_named(tree):
     refused(options(tree, evaluated=other), "val", "lists 'n00000007', which")
 
 
-def test_a_picture_smaller_than_the_crop_is_named(tree):
+def test_an_image_smaller_than_the_crop_is_named(tree):
     dataset = data.build(options(tree, size=32, resize=0, crop="none"), "train")
-    with pytest.raises(ValueError, match=r"n00000001_0.JPEG: a picture of 40 x 30 .* crop of 32"):
+    with pytest.raises(ValueError, match=r"n00000001_0.JPEG: an image of 40 x 30 .* crop of 32"):
         dataset[0]
 
 
-def test_pictures_of_several_sizes_do_not_fit_into_memory_uncut(tree):
+def test_images_of_several_sizes_do_not_fit_into_memory_uncut(tree):
     save(tree / "train" / WNIDS[1] / "wide.JPEG", size=(60, 30))
     cfg = options(tree, in_memory=True)
     refused(cfg, "train", "wide.JPEG has 60 x 30 pixels", "data.in_memory=false")
@@ -451,7 +451,7 @@ def test_pictures_of_several_sizes_do_not_fit_into_memory_uncut(tree):
 
 
 @pytest.mark.parametrize("left", [0, 10, 400])
-def test_a_truncated_picture_stops_with_its_name(tree, left):
+def test_a_truncated_image_stops_with_its_name(tree, left):
     path = tree / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
     path.write_bytes(path.read_bytes()[:left])
     cfg = settings(options(tree))
@@ -462,9 +462,9 @@ def test_a_truncated_picture_stops_with_its_name(tree, left):
 
 @pytest.mark.filterwarnings("ignore:picture 1 skipped")
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_an_unreadable_picture_may_be_replaced_by_the_next(tree, in_memory):
+def test_an_unreadable_image_may_be_replaced_by_the_next(tree, in_memory):
     path = tree / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
-    path.write_bytes(b"not a picture")
+    path.write_bytes(b"not an image")
     cfg = settings(options(tree, bad_images="skip", in_memory=in_memory))
     dataset = data.build(cfg.data, "train")
     steps = joined(planned(dataset, cfg, 0, 3))

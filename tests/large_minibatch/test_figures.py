@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from large_minibatch.analysis import curves, finished
+from large_minibatch.analysis import finished
 from large_minibatch.config import Config, Data
 from large_minibatch.figures import MEASURED, parse
 
@@ -60,30 +60,30 @@ def runs(written, tmp_path):
 def test_identical_logs_have_distance_0(tmp_path):
     a, b = (leave(tmp_path / name) for name in "ab")
     first, second = (
-        curves.curve(map(json.loads, (f / "metrics.jsonl").open()), "train_error") for f in (a, b)
+        finished.curve(map(json.loads, (f / "metrics.jsonl").open()), "train_error") for f in (a, b)
     )
     assert len(first) == EPOCHS
-    assert curves.distance(first, second, after=2) == 0
+    assert finished.distance(first, second, after=2) == 0
 
 
 def test_the_distance_is_the_mean_absolute_difference_after_the_warm_up():
     a = {1.0: 90.0, 2.0: 50.0, 3.0: 30.0, 4.0: 20.0}
     b = {1.0: 10.0, 2.0: 52.0, 3.0: 29.0, 4.0: 23.0}
-    assert curves.distance(a, b, after=1) == (2 + 1 + 3) / 3
-    assert curves.distance(a, b, after=2) == curves.distance(b, a, after=2) == 2
+    assert finished.distance(a, b, after=1) == (2 + 1 + 3) / 3
+    assert finished.distance(a, b, after=2) == finished.distance(b, a, after=2) == 2
 
 
 def test_the_distance_uses_the_epochs_that_both_have():
-    assert curves.distance({1.0: 5.0, 2.0: 5.0, 2.5: 9.0}, {2.0: 6.0, 3.0: 0.0}, after=0) == 1
+    assert finished.distance({1.0: 5.0, 2.0: 5.0, 2.5: 9.0}, {2.0: 6.0, 3.0: 0.0}, after=0) == 1
     with pytest.raises(ValueError, match="none in common after epoch 2"):
-        curves.distance({1.0: 5.0, 3.0: 1.0}, {1.0: 6.0, 4.0: 0.0}, after=2)
+        finished.distance({1.0: 5.0, 3.0: 1.0}, {1.0: 6.0, 4.0: 0.0}, after=2)
 
 
 def test_curves_are_averaged_over_seeds():
-    means, stds = curves.mean([{1.0: 10.0, 2.0: 4.0}, {1.0: 14.0}])
+    means, stds = finished.mean_curve([{1.0: 10.0, 2.0: 4.0}, {1.0: 14.0}])
     assert means == {1.0: 12.0}
     assert stds == {1.0: pytest.approx(math.sqrt(8))}
-    assert curves.mean([{1.0: 3.0}]) == ({1.0: 3.0}, {1.0: 0.0})
+    assert finished.mean_curve([{1.0: 3.0}]) == ({1.0: 3.0}, {1.0: 0.0})
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(runs):

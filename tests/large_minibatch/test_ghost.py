@@ -71,7 +71,7 @@ def test_the_formula_for_compilers_is_the_same(layout):
     for group in (5, 4):
         args = (x, add, norm.weight, norm.bias)
         eager = groups.normalise(*args, group=group, eps=1e-5, relu=True)
-        formula = groups.composed(*args, group, 1e-5, True)
+        formula = groups.compose(*args, group, 1e-5, True)
         for mine, other in zip(eager, formula, strict=True):
             torch.testing.assert_close(mine, other, atol=1e-13, rtol=1e-13)
 

@@ -97,7 +97,7 @@ def other_class(val: Path) -> str:
 def empty_class(val: Path) -> str:
     for path in (val / "dog").iterdir():
         path.unlink()
-    return "class 'dog' has no pictures"
+    return "class 'dog' has no images"
 
 
 def flat(val: Path) -> str:
@@ -107,7 +107,7 @@ def flat(val: Path) -> str:
 
 def too_small(val: Path) -> str:
     save(val / "dog" / "1.jpg", (12, 20))
-    return "1.jpg: a picture of 12 x 20 pixels is smaller than the crop of 16"
+    return "1.jpg: an image of 12 x 20 pixels is smaller than the crop of 16"
 
 
 def unreadable(name: str) -> Callable[[Path], str]:

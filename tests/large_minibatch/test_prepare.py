@@ -1,4 +1,4 @@
-"""`prepare.py`: a smaller copy of a tree, ILSVRC's validation pictures sorted, and checking."""
+"""`prepare.py`: a smaller copy of a tree, ILSVRC's validation images sorted, and checking."""
 
 import os
 
@@ -31,7 +31,7 @@ def tree(tmp_path):
 
 @pytest.fixture
 def flat(tmp_path):
-    """Four validation pictures as ILSVRC's archive has them."""
+    """Four validation images as ILSVRC's archive has them."""
     folder = tmp_path / "val"
     for i in range(1, 5):
         save(folder / f"ILSVRC2012_val_0000000{i}.JPEG")
@@ -74,15 +74,15 @@ def test_resizing_copies_small_jpegs_as_they_are_and_turns_all_else_into_jpeg(tr
         assert image.getexif()[0x0112] == 3
 
 
-def test_resizing_names_unreadable_pictures_and_goes_on(tree, tmp_path, capsys):
+def test_resizing_names_unreadable_images_and_goes_on(tree, tmp_path, capsys):
     bad = tree / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG"
     bad.write_bytes(bad.read_bytes()[:300])
     words = ["resize", str(tree), str(tmp_path / "out"), "--size", "16", "--processes", "0"]
     assert main(words) == 2
     said = capsys.readouterr().err
     assert f"{bad} cannot be read as an image" in said
-    assert "1 pictures cannot be read and were left out" in said
-    assert len(files(tmp_path / "out")) == 8  # 7 pictures and the note of how they were made
+    assert "1 images cannot be read and were left out" in said
+    assert len(files(tmp_path / "out")) == 8  # 7 images and the note of how they were made
 
 
 def test_an_interrupted_resizing_goes_on_and_leaves_no_parts(tree, tmp_path):
@@ -130,7 +130,7 @@ def wnids(folder):
 
 
 @pytest.mark.parametrize("kind", ["two columns", "kaggle", "devkit", "numbers"])
-def test_validation_pictures_are_sorted_by_mappings_of_every_common_form(flat, kind):
+def test_validation_images_are_sorted_by_mappings_of_every_common_form(flat, kind):
     order = (1, 0, 0, 1)
     names = [f"ILSVRC2012_val_0000000{i}" for i in range(1, 5)]
     rows = {
@@ -165,9 +165,9 @@ def test_nothing_is_moved_by_a_mapping_that_does_not_fit(flat):
 def test_checking_prints_the_counts(tree, capsys):
     assert main(["check", str(tree), "--decode"]) == 0
     out = capsys.readouterr().out
-    assert "train: 4 pictures of 2 classes, 2 to 2 a class" in out
+    assert "train: 4 images of 2 classes, 2 to 2 a class" in out
     assert "no fault found" in out
-    assert f"{tree}/{{train,val}}/<class>/<picture>" in out
+    assert f"{tree}/{{train,val}}/<class>/<image>" in out
 
 
 def test_checking_names_the_first_bad_file(tree, capsys):

@@ -15,12 +15,12 @@ from torch import nn
 
 from common import draw
 from common.run import checkpoint
-from common.tables.command import compose_rows
+from common.tables.plan import compose_rows
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Model, Norm, Rate
 from large_minibatch.config import Scenes as ScenesConfig
 from large_minibatch.evaluate import History, contact_sheet, evaluate
-from large_minibatch.inputs.mixup import mix
+from large_minibatch.inputs.augment import mixup
 from large_minibatch.tables import TABLES
 from large_minibatch.train import due, planned, train
 
@@ -110,7 +110,7 @@ def test_a_class_that_evaluation_leaves_out_is_never_answered(tmp_path):
         for k, name in enumerate("abc"):
             folder = tmp_path / split / name
             folder.mkdir(parents=True)
-            for i in range(k + 1):  # 1, 2 and 3 pictures
+            for i in range(k + 1):  # 1, 2 and 3 images
                 Image.new("RGB", (20, 20), (80 * k, 0, 0)).save(folder / f"{i}.jpg")
     (tmp_path / "two.txt").write_text("b\nc\n")
     every = Data(name="folder", root=str(tmp_path), size=16, resize=20, workers=0)
@@ -164,7 +164,7 @@ def test_evaluating_only_reports_the_error_of_the_weights_at_hand(tmp_path):
     (tmp_path / "backbone.pt").unlink()
     again = train(replace(SMALL, only_evaluate=True, output_dir=str(tmp_path)))
     assert again["error"] == again["val_error"] == first["val_error"]
-    assert "train_error" not in metrics(tmp_path)  # no picture was trained on
+    assert "train_error" not in metrics(tmp_path)  # no image was trained on
     assert not (tmp_path / "backbone.pt").exists()
 
 
@@ -197,11 +197,11 @@ def test_extras_train_and_are_off_by_default(tmp_path):
 def test_mixup_blends_images_and_targets_alike():
     images, labels = torch.eye(4).view(4, 1, 2, 2), torch.arange(4)
     torch.manual_seed(0)
-    mixed, targets = mix(images, labels, 1.0, 4)
-    torch.testing.assert_close(mixed.flatten(1), targets)  # one-hot pictures: their own targets
+    mixed, targets = mixup(images, labels, 1.0, 4)
+    torch.testing.assert_close(mixed.flatten(1), targets)  # one-hot images: their own targets
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     assert not torch.equal(mixed, images)
-    assert mix(images, labels, 0.0, 4) == (images, labels)
+    assert mixup(images, labels, 0.0, 4) == (images, labels)
 
 
 def test_an_epoch_is_evaluated_now_and_then_and_at_the_end_for_the_median():

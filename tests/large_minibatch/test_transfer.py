@@ -41,7 +41,7 @@ SMALL = TransferModel(
 
 
 def settings(folder, root: str = "", **options) -> TransferConfig:
-    """A run of seconds, on the built-in pictures unless `root` is given."""
+    """A run of seconds, on the built-in images unless `root` is given."""
     data = TransferData(name="coco" if root else "scenes", root=root, workers=0)
     small = {"init": "none", "gpus": 2, "steps": 3, "warmup": 1, "save_every": 1}
     return TransferConfig(
@@ -72,7 +72,7 @@ def test_the_rows_of_table_3b_follow_from_the_gpus(gpus, batch_size, lr, iterati
     row = fine_tuning(gpus)
     assert (row.batch_size, row.lr, row.iterations) == (batch_size, lr, iterations)
     assert row.milestones == (iterations * 3 // 4,)
-    assert row.pictures == 2_560_000
+    assert row.images == 2_560_000
 
 
 def test_eight_gpus_drop_at_120k_of_160k_as_in_mask_rcnn():
@@ -116,7 +116,7 @@ def test_the_network_has_the_number_of_parameters_that_torchvision_states():
     assert sum(p.numel() for p in mask_rcnn(90).parameters()) == stated
 
 
-def test_512_rois_of_a_picture_are_trained_on():
+def test_512_rois_of_an_image_are_trained_on():
     torch.manual_seed(0)
     network = mask_rcnn(3, backbone="resnet18", channels=8, short_side=256, long_side=256)
     seen = []
@@ -243,7 +243,7 @@ def test_crowds_are_not_trained_on(shared_data):
     assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) == alone > 0
 
 
-def test_real_pictures_are_trained_on_and_scored(shared_data, tmp_path):
+def test_real_images_are_trained_on_and_scored(shared_data, tmp_path):
     metrics = train(settings(tmp_path, str(shared_data / "coco_mini"), steps=2))
     assert {"box_AP", "mask_AP", "box_AP50", "mask_AP_small"} <= metrics.keys()
     assert 0 <= metrics["mask_AP"] <= 100

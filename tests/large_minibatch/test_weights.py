@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from large_minibatch.model import resnet
-from large_minibatch.weights import initialise
+from large_minibatch.weights import formats, initialise
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_bias_of_a_convolution_moves_into_the_mean_of_its_norm(theirs):
     blobs = caffe2(theirs.state_dict())
     blobs["comp_3_conv_2_b"] = torch.ones(128)
     blobs["conv1_w_momentum"] = torch.ones(1)
-    converted = initialise.convert(blobs)
+    converted = formats.convert(blobs)
     mean = converted.tensors["layer2.0.bn2.running_mean"]
     torch.testing.assert_close(mean, blobs["comp_3_spatbn_2_rm"] - 1)
     assert "layer2.0.conv2.bias" not in converted.tensors
@@ -229,7 +229,7 @@ def test_blocks_of_a_small_caffe2_network_are_counted_by_its_projections():
             blobs[f"comp_{number[found[1]] + int(found[2])}_conv_{found[3]}_w"] = value
     kept = {n: v for n, v in blobs.items() if v.is_meta}
     kept |= {f"shortcut_projection_{b}_w": torch.zeros(1) for b in (2, 4, 6)}
-    tensors = initialise.convert(kept).tensors
+    tensors = formats.convert(kept).tensors
     for name, value in small.items():
         if ".conv" in name:
             assert tensors[name].shape == value.shape
@@ -275,7 +275,7 @@ def test_video_kernels_are_refused(theirs):
     state = slowfast(theirs.state_dict())
     state["s1.pathway0_stem.conv.weight"] = torch.zeros(64, 3, 5, 7, 7)
     with pytest.raises(ValueError, match="spans 5 frames"):
-        initialise.convert(state)
+        formats.convert(state)
 
 
 def test_a_saved_backbone_loads_into_torchvision_and_back(tmp_path):
