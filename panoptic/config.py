@@ -13,6 +13,9 @@ from omegaconf import MISSING
 
 from common.config import require_choice, require_range
 
+from .model import NETWORKS, PARTS, Options
+from .net.backbone import NORMS
+
 SETS = ("scenes", "coco", "cityscapes", "ade20k", "vistas")
 NEEDS: dict[str, set[str]] = {  # prediction source -> parts of the network that it is made of
     "merged": {"semantic", "instance"},
@@ -158,26 +161,14 @@ class Predict:
 
 
 @dataclass
-class Model:
-    """The network; passed to `model.build` as it stands."""
-
-    name: str = "panoptic_fpn"  # panoptic_fpn: one network | separate: the paper's pair, Sec. 7
-    backbone: str = "resnet50"  # resnet18..152, resnext..., mini
-    norm: str = "frozen"  # of Mask R-CNN's backbone: frozen (D2) | bn | gn
-    freeze_at: int = 2  # D2: the stem and the first stage stay as they were pre-trained
-    stride_in_1x1: bool = False  # True for D2's weights, False for torchvision's
-    aligned: bool = True  # geometry of regions: True as in D2, False as in torchvision
-    semantic_weight: float = 0.5  # of panoptic_fpn's semantic loss, D2
-    semantic_norm: str = "bn"  # of PSPNet: frozen | bn | gn
-    dropout: float = 0.1  # of PSPNet
-    auxiliary_weight: float = 0.4  # of PSPNet's auxiliary loss, PSP 3.3
-    part: str = "both"  # of separate: semantic | instance | both
+class Model(Options):
+    """The network; its options and their defaults are `model.Options`."""
 
     def __post_init__(self) -> None:
-        require_choice("model.name", self.name, ("panoptic_fpn", "separate"))
-        require_choice("model.norm", self.norm, ("frozen", "bn", "gn"))
-        require_choice("model.semantic_norm", self.semantic_norm, ("frozen", "bn", "gn"))
-        require_choice("model.part", self.part, ("semantic", "instance", "both"))
+        require_choice("model.name", self.name, NETWORKS)
+        require_choice("model.norm", self.norm, NORMS)
+        require_choice("model.semantic_norm", self.semantic_norm, NORMS)
+        require_choice("model.part", self.part, PARTS)
         if self.part != "both" and self.name != "separate":
             raise ValueError(
                 f"model.part={self.part} is for model.name=separate: Panoptic FPN is one network."

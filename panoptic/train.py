@@ -8,7 +8,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import time
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -93,7 +92,7 @@ def train(cfg: Config) -> dict[str, float]:
         if cfg.evaluate_every and step % cfg.evaluate_every == 0 and step < cfg.steps:
             log(step, force=True, **evaluate(network, cfg, validation))
 
-    metrics = evaluate(network, cfg, validation, pictures=True)
+    metrics = evaluate(network, cfg, validation, show=True)
     log(max(1, stop), force=True, **metrics)
     log.close()
     seconds = time.time() - started
@@ -105,7 +104,7 @@ def build(cfg: Config, dataset: data.Panoptic) -> Network:
     """The network for the classes of a data set, with the weights that `cfg.init` names."""
     labels = dataset.labels
     network = model.build(
-        **asdict(cfg.model), thing_classes=len(labels.things), stuff_classes=len(labels.stuff)
+        cfg.model, thing_classes=len(labels.things), stuff_classes=len(labels.stuff)
     )
     for source in filter(None, (cfg.init, cfg.init_also)):
         loaded = initialise.initialise(network, source, category_ids=list(labels.things))

@@ -61,15 +61,11 @@ class ResNet(nn.Module):
         net = getattr(resnet, name)(
             weights=None,
             norm_layer=norm_layer(norm),
-            **({"replace_stride_with_dilation": [False, True, True]} if dilated else {}),
+            replace_stride_with_dilation=[False, dilated, dilated],
         )
         self.conv1, self.bn1 = net.conv1, net.bn1
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            net.layer1,
-            net.layer2,
-            net.layer3,
-            net.layer4,
-        )
+        self.layer1, self.layer2 = net.layer1, net.layer2
+        self.layer3, self.layer4 = net.layer3, net.layer4
         self.name, self.stride_in_1x1 = name, stride_in_1x1
         self.channels = [net.inplanes // 8 * 2**stage for stage in range(4)]
         self.strides = [4, 8, 8, 8] if dilated else [4, 8, 16, 32]

@@ -19,7 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from .backbone import Pyramid, body
-from .padding import Prediction, Size, Target, asked, batched, checked, same_size
+from .padding import Prediction, Size, Target, check_targets, pad, predict_by_size
 from .regions import Anchors, ProposalHead, RegionHeads, RoIAlign, Sampler, paste
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled regions, FPN Sec. 5.2 and MRCNN Fig. 4
@@ -127,18 +127,13 @@ class MaskRCNN(nn.Module):
         asked for, `labels` (M,) in 0..T-1, `scores` (M,) falling, `masks` (M, *size) bool.
         """
         if self.training:
-            checked_targets = checked(images, targets, self.device, things=self.thing_classes)
-            batch = batched(images, self.divisible, self.device)
-            return self.instance_losses(batch, self.backbone(batch.tensors), checked_targets)
-        out: list[Prediction] = [{}] * len(images)
-        wanted = asked(images, sizes)
-        for group in same_size(images):
-            batch = batched([images[i] for i in group], self.divisible, self.device)
-            features = self.backbone(batch.tensors)
-            found = self.detect(batch, features, [wanted[i] for i in group])
-            for i, prediction in zip(group, found, strict=True):
-                out[i] = prediction
-        return out
+            truth = check_targets(images, targets, self.device, things=self.thing_classes)
+            batch = pad(images, self.divisible, self.device)
+            return self.instance_losses(batch, self.backbone(batch.tensors), truth)
+        return predict_by_size(images, sizes, self._predict, self.divisible, self.device)
+
+    def _predict(self, batch: ImageList, sizes: Sequence[Size]) -> list[Prediction]:
+        return self.detect(batch, self.backbone(batch.tensors), sizes)
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -147,11 +142,7 @@ class MaskRCNN(nn.Module):
         assert isinstance(anchors, Sampler)
         assert isinstance(regions, Sampler)
         counts = dict.fromkeys(("objectness", "proposal"), anchors.drawn)
-        return counts | {
-            "label": regions.drawn,
-            "box": regions.drawn,
-            "mask": regions.positive,
-        }
+        return counts | {"label": regions.drawn, "box": regions.drawn, "mask": regions.positive}
 
     @property
     def divisible(self) -> int:

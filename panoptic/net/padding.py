@@ -3,7 +3,7 @@
 Legend: N pictures of H x W pixels, M instances in one of them, T thing classes, C semantic ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ Target = Mapping[str, Any]
 Prediction = dict[str, Tensor]
 
 
-def batched(images: Sequence[Tensor], divisible: int, device: torch.device) -> ImageList:
+def pad(images: Sequence[Tensor], divisible: int, device: torch.device) -> ImageList:
     """Normalised pictures in one tensor (N, 3, H', W'), zeros right and below; their own sizes.
 
     images: (3, H, W) red, green, blue, uint8 or float in 0..1. H' and W' are multiples of
@@ -43,7 +43,7 @@ def batched(images: Sequence[Tensor], divisible: int, device: torch.device) -> I
     return ImageList(batch, sizes)
 
 
-def checked(
+def check_targets(
     images: Sequence[Tensor],
     targets: Sequence[Target] | None,
     device: torch.device,
@@ -125,24 +125,32 @@ def _name(number: int, target: Target) -> str:
     return f"image {number} of the batch"
 
 
-def same_size(images: Sequence[Tensor]) -> list[list[int]]:
-    """Places of the pictures, grouped by size: alone, none is padded to the size of another."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, image in enumerate(images):
-        groups.setdefault(tuple(image.shape), []).append(number)
-    return list(groups.values())
+def predict_by_size(
+    images: Sequence[Tensor],
+    sizes: Sequence[Size] | None,
+    predict: Callable[[ImageList, list[Size]], list[Prediction]],
+    divisible: int,
+    device: torch.device,
+) -> list[Prediction]:
+    """What `predict` says of each image; those of one size go together, so none is padded to more.
 
-
-def asked(images: Sequence[Tensor], sizes: Sequence[Size] | None) -> list[Size]:
-    """The size of each prediction: the picture's own where none is asked for."""
-    if sizes is None:
-        return [(image.shape[1], image.shape[2]) for image in images]
-    if len(sizes) != len(images):
+    sizes: of the predictions; None: the images' own. divisible, device: as `pad` takes them.
+    """
+    own = [(image.shape[1], image.shape[2]) for image in images]
+    if sizes is not None and len(sizes) != len(images):
         raise ValueError(f"{len(images)} images and {len(sizes)} sizes: give one for each")
-    return [(int(height), int(width)) for height, width in sizes]
+    wanted = own if sizes is None else [(int(height), int(width)) for height, width in sizes]
+    out: list[Prediction] = [{}] * len(images)
+    for size in dict.fromkeys(own):
+        group = [i for i in range(len(images)) if own[i] == size]
+        batch = pad([images[i] for i in group], divisible, device)
+        found = predict(batch, [wanted[i] for i in group])
+        for i, prediction in zip(group, found, strict=True):
+            out[i] = prediction
+    return out
 
 
-def resized(logits: Tensor, image: Size, size: Size) -> Tensor:
+def crop_and_resize(logits: Tensor, image: Size, size: Size) -> Tensor:
     """(C, H', W') logits of a padded picture -> (C, *size): its own part, bilinearly resized."""
     logits = logits[:, : image[0], : image[1]]
     if image == size:
@@ -150,7 +158,7 @@ def resized(logits: Tensor, image: Size, size: Size) -> Tensor:
     return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def labelled(targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def count_labelled(targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """How many pixels `semantic_loss` is the mean over: those that are not void."""
     return torch.stack([(target["semantic"] != VOID).sum() for target in targets]).sum()
 

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from .backbone import NormLayer, body, norm_layer
 from .padding import (
     Prediction,
     Size,
     Target,
-    asked,
-    batched,
-    checked,
-    labelled,
-    resized,
-    same_size,
+    check_targets,
+    count_labelled,
+    crop_and_resize,
+    pad,
+    predict_by_size,
     semantic_loss,
 )
 
@@ -109,36 +109,36 @@ class PSPNet(nn.Module):
         is the mean over.
         """
         if self.training:
-            checked_targets = checked(images, targets, self.device, classes=self.classes)
+            truth = check_targets(images, targets, self.device, classes=self.classes)
             if len(images) == 1 and self.norm == "bn":
                 raise ValueError(
                     "PSPNet's batch norm sees one value a channel where one image is pooled to "
                     "1 x 1: train on 2 or more images at a time, or with norm gn"
                 )
-            batch = batched(images, self.stride, self.device)
-            self.counts = dict.fromkeys(self.counts, labelled(checked_targets))
+            batch = pad(images, self.stride, self.device)
+            self.counts = dict.fromkeys(self.counts, count_labelled(truth))
             logits, auxiliary = self.logits(batch.tensors)
             assert auxiliary is not None
             return {
-                "semantic": semantic_loss(logits, checked_targets),
-                "auxiliary": self.auxiliary_weight * semantic_loss(auxiliary, checked_targets),
+                "semantic": semantic_loss(logits, truth),
+                "auxiliary": self.auxiliary_weight * semantic_loss(auxiliary, truth),
             }
-        out: list[Prediction] = [{}] * len(images)
-        wanted = asked(images, sizes)
-        for group in same_size(images):
-            batch = batched([images[i] for i in group], self.stride, self.device)
-            logits, _ = self.logits(batch.tensors)
-            for i, one, own in zip(group, logits, batch.image_sizes, strict=True):
-                out[i] = {"semantic": resized(one, own, wanted[i])}
-        return out
+        return predict_by_size(images, sizes, self._predict, self.stride, self.device)
+
+    def _predict(self, batch: ImageList, sizes: Sequence[Size]) -> list[Prediction]:
+        logits, _ = self.logits(batch.tensors)
+        return [
+            {"semantic": crop_and_resize(one, own, size)}
+            for one, own, size in zip(logits, batch.image_sizes, sizes, strict=True)
+        ]
 
     def logits(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, 3, H, W) -> the classifier's (N, C, H, W), and in training the auxiliary one's."""
         *_, c4, c5 = self.body(batch)
-        logits = self._enlarged(self.classifier(self.pooling(c5)))
-        return logits, self._enlarged(self.auxiliary(c4)) if self.training else None
+        logits = self._enlarge(self.classifier(self.pooling(c5)))
+        return logits, self._enlarge(self.auxiliary(c4)) if self.training else None
 
-    def _enlarged(self, logits: Tensor) -> Tensor:
+    def _enlarge(self, logits: Tensor) -> Tensor:
         return F.interpolate(
             logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
         )

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoptic.model import PanopticFPN, Separate, build
+from panoptic.model import Options, PanopticFPN, Separate, build
 from panoptic.net.backbone import ResNet
 from panoptic.net.instance import MaskRCNN, Sizes
-from panoptic.net.padding import batched, semantic_loss
+from panoptic.net.padding import pad, semantic_loss
 from panoptic.net.pspnet import PSPNet
 from panoptic.net.semantic_fpn import SemanticFPN
 
-MINI = {"thing_classes": 3, "stuff_classes": 2, "backbone": "mini", "norm": "gn", "freeze_at": 0}
+CLASSES = {"thing_classes": 3, "stuff_classes": 2}
+MINI = {"backbone": "mini", "norm": "gn", "freeze_at": 0}
 INSTANCE = {"objectness", "proposal", "label", "box", "mask"}
 
 
@@ -52,7 +53,7 @@ def empty(target: dict[str, Tensor]) -> dict[str, Tensor]:
 def small(name: str, **options: object) -> PanopticFPN | Separate:
     torch.manual_seed(0)
     extra = {"semantic_norm": "gn", "dropout": 0.0} if name == "separate" else {}
-    return build(name, **{**MINI, **extra, **options})
+    return build(Options(name, **{**MINI, **extra, **options}), **CLASSES)
 
 
 def parameters(module: nn.Module) -> int:
@@ -163,7 +164,7 @@ def test_the_auxiliary_loss_weighs_0_4_and_the_semantic_loss_of_panoptic_fpn_0_5
     image, target = scene(0, "stuff")
     network = small("panoptic_fpn")
     logits = network.semantic_logits(
-        network.instance.backbone(batched([image], 16, torch.device("cpu")).tensors)
+        network.instance.backbone(pad([image], 16, torch.device("cpu")).tensors)
     )
     loss = network([image], [target])["semantic"]
     torch.testing.assert_close(loss, 0.5 * semantic_loss(logits, [target]))
@@ -231,8 +232,7 @@ def test_pictures_of_different_sizes_train_together():
 
 
 def test_frozen_norms_and_stages_stay_as_they_are():
-    options = {"thing_classes": 3, "stuff_classes": 2, "sizes": TINY}
-    network = PanopticFPN(**options, norm="frozen", freeze_at=2)
+    network = PanopticFPN(Options(norm="frozen", freeze_at=2), **CLASSES, sizes=TINY)
     trained = {
         name.removeprefix("instance.backbone.body.").split(".")[0]
         for name, p in network.named_parameters()
@@ -307,7 +307,7 @@ def test_a_prediction_does_not_depend_on_the_batch(name):
 
 
 def test_a_network_that_finds_nothing_gives_empty_masks():
-    network = PanopticFPN(**MINI).eval()
+    network = small("panoptic_fpn").eval()
     network.instance.roi_heads.score_thresh = 1.0
     with torch.no_grad():
         (one,) = network([scene(0, "stuff")[0]], sizes=[(20, 30)])
@@ -386,8 +386,8 @@ def test_other_mistakes_get_one_sentence():
         (lambda: network.eval()([image], sizes=[]), "1 images and 0 sizes"),
         (lambda: network.eval()([image.int()]), "image 0 is torch.int32"),
         (lambda: network.train()([], []), "the batch is empty"),
-        (lambda: build("fpn"), "name = 'fpn' is not one of"),
-        (lambda: build(part="semantic"), 'is for name "separate"'),
+        (lambda: Options("fpn"), "name = 'fpn' is not one of"),
+        (lambda: Options(part="semantic"), 'is for name "separate"'),
         (lambda: small("separate", part="things"), "part = 'things' is not one of"),
         (lambda: small("panoptic_fpn", norm="frozen"), "trained from scratch"),
         (lambda: small("panoptic_fpn", backbone="vgg"), "backbone = 'vgg' is not one of"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import panoptic
 from panoptic.merge import join_stuff
-from panoptic.model import build
+from panoptic.model import Options, build
 from panoptic.net.pspnet import PSPNet
 
 FOLDER = Path(panoptic.__file__).parent
@@ -76,7 +76,8 @@ def test_torch_export_takes_the_semantic_networks(name):
         network = PSPNet(5, backbone="mini", norm="gn")
         method = Method(network, lambda net, x: net.logits(x)[0])
     else:
-        network = build(thing_classes=3, stuff_classes=2, backbone="mini", norm="gn", freeze_at=0)
+        options = Options(backbone="mini", norm="gn", freeze_at=0)
+        network = build(options, thing_classes=3, stuff_classes=2)
         method = Method(network, lambda net, x: net.semantic_logits(net.instance.backbone(x)))
     exported = torch.export.export(method.eval(), (batch,))
     torch.testing.assert_close(exported.module()(batch), method(batch))

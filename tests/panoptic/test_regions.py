@@ -9,11 +9,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from panoptic.model import PanopticFPN
+from panoptic.model import Options, PanopticFPN
 from panoptic.net.regions import Anchors, RegionHeads, RoIAlign, paste, pool_by_products
 
 STRIDES = (4, 8, 16, 32)
-MINI = {"thing_classes": 3, "stuff_classes": 1, "backbone": "mini", "norm": "gn", "freeze_at": 0}
+MINI = {"backbone": "mini", "norm": "gn", "freeze_at": 0}
 
 
 def boxes(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -90,13 +90,17 @@ def test_pooling_no_region_gives_none():
     assert pool(pyramid(64, 64), nothing, []).shape == (0, 5, 7, 7)
 
 
+def small(**options: bool) -> PanopticFPN:
+    return PanopticFPN(Options(**MINI, **options), thing_classes=3, stuff_classes=1)
+
+
 def heads(aligned: bool) -> RegionHeads:
-    return PanopticFPN(**MINI, aligned=aligned).instance.roi_heads
+    return small(aligned=aligned).instance.roi_heads
 
 
 def test_under_autocast_boxes_and_losses_stay_in_float32():
     torch.manual_seed(3)
-    network = PanopticFPN(**MINI)
+    network = small()
     target = {"boxes": torch.tensor([[3.0, 4, 30, 25]]), "labels": torch.tensor([1])}
     target |= {"masks": torch.ones(1, 32, 48), "semantic": torch.zeros(32, 48).long()}
     image = torch.rand(3, 32, 48)

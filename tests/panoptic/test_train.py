@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +14,9 @@ from common.run import checkpoint
 from panoptic import data, evaluate, model
 from panoptic.config import Config, Data, Merge, Model, Predict, Scenes
 from panoptic.evaluate_files import evaluate_files
-from panoptic.merging.parts import Parts, annotation, mean_iou
-from panoptic.merging.sources import Output
+from panoptic.files.categories import Category
+from panoptic.files.predictions import Files
+from panoptic.metric.parts import InstanceQuality, annotation, mean_iou
 from panoptic.train import COLUMNS, build, poly, seed_of, train
 
 # Of pycocotools under NumPy 2, in each mask that it decodes.
@@ -222,22 +224,15 @@ def test_the_truth_as_prediction_has_pq_ap_and_miou_of_100(kind, tmp_path):
 
 
 def test_ap_without_overlaps_drops_the_second_hypothesis():
-    dataset = data.build(settings(Path("x")).data, "val", semantic="all")
     truth = torch.zeros(64, 96, dtype=torch.int32)
     truth[8:40, 8:40] = 1
-    target = {
-        "ids": truth,
-        "segments": [{"id": 1, "category_id": 1}],
-        "image_id": dataset.source.image_ids[0],
-        "size": (64, 96),
-    }
     first = torch.zeros(64, 96, dtype=torch.bool)
     first[8:40, 8:24] = True  # half of it: an IoU of 0.5
     masks = torch.stack([first, truth.bool()])
-    parts = Parts(dataset, ap=True, miou=False, overlap=0.4)
-    semantic = torch.full((64, 96), -1)
-    parts.add(Output(masks, torch.tensor([0.9, 0.8]), [1, 1], semantic), target)
-    figures = parts.compute()
+    quality = InstanceQuality({1: Category(1, "x", True)}, overlap=0.4)
+    found = masks, torch.tensor([0.9, 0.8]), [1, 1]
+    quality.add(1, found, (truth, [{"id": 1, "category_id": 1}]))
+    figures = quality.compute()
     assert figures["AP"] > figures["AP_no"]
     assert figures["AP_no"] == pytest.approx(10.0)  # right at the threshold of 0.5 alone
 
@@ -248,9 +243,9 @@ def test_mean_iou_is_over_the_classes_that_occur():
 
 
 def test_segments_in_cocos_detection_format_find_themselves():
-    mask = torch.zeros(20, 30, dtype=torch.bool)
+    mask = np.zeros((20, 30), bool)
     mask[4:9, 6:20] = True
-    entry = annotation(mask, {"category_id": 3}, 1)
+    entry = {"image_id": 1, **annotation(mask, {"category_id": 3})}
     truth = {
         "images": [{"id": 1, "height": 20, "width": 30}],
         "annotations": [entry | {"id": 1}],
@@ -264,22 +259,15 @@ def test_several_scales_average_probabilities(tmp_path):
     cfg = settings(tmp_path, predict=Predict(scales=[0.5, 1.0], flip=True, batch_size=2))
     dataset = data.build(cfg.data, "val", semantic="all")
     torch.manual_seed(0)
-    network = model.build(
-        "separate",
-        thing_classes=6,
-        stuff_classes=4,
-        backbone="mini",
-        norm="gn",
-        freeze_at=0,
-        semantic_norm="gn",
-        part="semantic",
-    ).eval()
+    mini = {"backbone": "mini", "norm": "gn", "freeze_at": 0, "semantic_norm": "gn"}
+    options = model.Options("separate", **mini, part="semantic")
+    network = model.build(options, thing_classes=6, stuff_classes=4).eval()
     image = dataset[0][0]
     with torch.no_grad():
-        mean = evaluate.at_scales(network, image, (64, 96), cfg)
-        mirrored = evaluate.at_scales(network, image.flip(-1), (64, 96), cfg)
+        mean = evaluate.average_scales(network, image, (64, 96), cfg)
+        mirrored = evaluate.average_scales(network, image.flip(-1), (64, 96), cfg)
         single = replace(cfg, predict=Predict())
-        alone = evaluate.at_scales(network, image, (64, 96), single)
+        alone = evaluate.average_scales(network, image, (64, 96), single)
         logits = network([image])[0]["semantic"]
     torch.testing.assert_close(mean.sum(0), torch.ones(64, 96))
     torch.testing.assert_close(mirrored.flip(-1), mean)
@@ -326,6 +314,6 @@ def test_real_photographs_train_and_evaluate(shared_data, tmp_path):
 
 
 def test_a_prediction_is_never_written_out_of_its_folder(tmp_path):
-    ids = torch.ones(2, 3, dtype=torch.int32)
+    ids = np.ones((2, 3), np.int32)
     with pytest.raises(ValueError, match=r"image '../a': file_name '../a\.png' leads out of"):
-        evaluate.save(tmp_path / "x", (ids, [{"id": 1, "category_id": 1}]), {"image_id": "../a"})
+        Files(tmp_path / "x.json").add("../a", ids, [{"id": 1, "category_id": 1}])

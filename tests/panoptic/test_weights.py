@@ -15,7 +15,7 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import FrozenBatchNorm2d
 
-from panoptic.model import PanopticFPN, Separate
+from panoptic.model import Options, PanopticFPN, Separate
 from panoptic.net.instance import Sizes
 from panoptic.net.regions import paste
 from panoptic.weights import initialise
@@ -33,7 +33,8 @@ def network(seed: int = 0, **options: object) -> PanopticFPN:
     """A network whose weights and statistics are all different."""
     torch.manual_seed(seed)
     settings = {"thing_classes": THINGS, "stuff_classes": STUFF, "sizes": SIZES}
-    model = PanopticFPN(**{**settings, "stride_in_1x1": True, **options}).eval()
+    settings = {name: options.pop(name, value) for name, value in settings.items()}
+    model = PanopticFPN(Options(**{"stride_in_1x1": True, **options}), **settings).eval()
     stir(model.instance)
     return model
 
@@ -213,14 +214,16 @@ def test_predictors_for_other_classes_start_anew(zoo):
 
 
 def test_the_pairs_mask_rcnn_takes_a_panoptic_fpn_without_its_branch(zoo, source):
-    options = {"thing_classes": THINGS, "stuff_classes": STUFF, "stride_in_1x1": True}
-    pair = Separate(**options, part="instance", sizes=SIZES)
+    classes = {"thing_classes": THINGS, "stuff_classes": STUFF}
+    pair = Separate(
+        Options("separate", stride_in_1x1=True, part="instance"), **classes, sizes=SIZES
+    )
     report = initialise.initialise(pair, zoo)
     assert all(name.startswith("sem_seg_head.") for name in report.unused)
     weight = pair.instance.roi_heads.box_head.fc6.weight
     assert torch.equal(weight, source.instance.roi_heads.box_head.fc6.weight)
     with pytest.raises(ValueError, match="the model is the semantic part alone"):
-        initialise.initialise(Separate(**options, part="semantic"), zoo)
+        initialise.initialise(Separate(Options("separate", part="semantic"), **classes), zoo)
 
 
 # torchvision
@@ -246,7 +249,9 @@ def torchvisions() -> nn.Module:
 def test_a_mask_rcnn_of_torchvision_gives_its_detections(torchvisions, tmp_path):
     torch.save(torchvisions.state_dict(), tmp_path / "mask.pth")
     sizes = Sizes(proposals=(60, 60), detections=30)
-    model = PanopticFPN(thing_classes=90, stuff_classes=2, aligned=False, sizes=sizes).eval()
+    model = PanopticFPN(
+        Options(aligned=False), thing_classes=90, stuff_classes=2, sizes=sizes
+    ).eval()
     report = initialise.initialise(model, tmp_path / "mask.pth")
     assert all(name.startswith("sem_seg_head.") for name in report.kept)
     assert report.notes == []
@@ -269,7 +274,7 @@ def test_a_mask_rcnn_of_torchvision_gives_its_detections(torchvisions, tmp_path)
 def test_other_rcnns_of_torchvision_give_all_but_what_they_have_not(build, tmp_path):
     with torch.device("meta"):
         theirs = build(weights=None, weights_backbone=None).state_dict()
-        model = PanopticFPN(thing_classes=90, stuff_classes=2, aligned=False)
+        model = PanopticFPN(Options(aligned=False), thing_classes=90, stuff_classes=2)
     state = {f"model.{name}": torch.zeros(value.shape) for name, value in theirs.items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "rcnn.pth")
     report = initialise.initialise(model, tmp_path / "rcnn.pth")
@@ -292,7 +297,9 @@ def test_torchvisions_first_file_has_old_names_and_norms_without_eps(torchvision
         if "num_batches_tracked" not in name:
             state[name] = value * 1e-3 if name.endswith("running_var") else value
     torch.save(state, tmp_path / "old.pth")
-    pair = Separate(part="instance", aligned=False)
+    pair = Separate(
+        Options("separate", part="instance", aligned=False), thing_classes=80, stuff_classes=53
+    )
     report = initialise.initialise(pair, tmp_path / "old.pth", category_ids=COCO_IDS)
     assert report.kept == []
     model = pair.instance
@@ -313,7 +320,7 @@ def test_a_classification_network_starts_the_bodies_of_both_networks(tmp_path):
     torch.manual_seed(0)
     source = resnet50(weights=None)
     torch.save(source.state_dict(), tmp_path / "resnet50.pth")
-    pair = Separate(thing_classes=3, stuff_classes=2, sizes=SIZES)
+    pair = Separate(Options("separate"), thing_classes=3, stuff_classes=2, sizes=SIZES)
     report = initialise.initialise(pair, tmp_path / "resnet50.pth")
     assert report.unused == ["fc.weight", "fc.bias"]
     for body in (pair.semantic.body, pair.instance.backbone.body):
@@ -322,13 +329,14 @@ def test_a_classification_network_starts_the_bodies_of_both_networks(tmp_path):
 
 # Own checkpoints, and what is refused
 
-MINI = {"thing_classes": 3, "stuff_classes": 2, "backbone": "mini", "norm": "gn", "freeze_at": 0}
+CLASSES = {"thing_classes": 3, "stuff_classes": 2}
+MINI = {"backbone": "mini", "norm": "gn", "freeze_at": 0}
 
 
 def test_two_own_checkpoints_of_the_parts_make_the_pair(tmp_path):
-    pair, report = Separate(**MINI, semantic_norm="gn"), None
+    pair, report = Separate(Options("separate", **MINI, semantic_norm="gn"), **CLASSES), None
     for part in ("semantic", "instance"):
-        own = Separate(**MINI, semantic_norm="gn", part=part)
+        own = Separate(Options("separate", **MINI, semantic_norm="gn", part=part), **CLASSES)
         torch.save({"parts": {"model": own.state_dict()}, "step": 3}, tmp_path / f"{part}.pt")
         report = initialise.initialise(pair, tmp_path / f"{part}.pt")
         assert all(not name.startswith(part) for name in report.kept)
@@ -385,4 +393,4 @@ def test_files_that_are_no_such_weights_are_refused(zoo, tmp_path):
         with pytest.raises(ValueError, match=message):
             initialise.initialise(model, tmp_path / name)
     with pytest.raises(ValueError, match="has no ImageNet weights"):
-        initialise.initialise(PanopticFPN(**MINI), "imagenet")
+        initialise.initialise(PanopticFPN(Options(**MINI), **CLASSES), "imagenet")

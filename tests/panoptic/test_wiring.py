@@ -48,8 +48,8 @@ def network(cfg: Config) -> nn.Module:
     """The network that a run begins with."""
     torch.manual_seed(5)
     names = ("name", "backbone", "norm", "freeze_at", "semantic_norm", "dropout")
-    options = {name: getattr(cfg.model, name) for name in names}
-    return model.build(**options, thing_classes=6, stuff_classes=4)
+    options = model.Options(**{name: getattr(cfg.model, name) for name in names})
+    return model.build(options, thing_classes=6, stuff_classes=4)
 
 
 def trained(cfg: Config) -> dict[str, torch.Tensor]:
