@@ -30,6 +30,7 @@ from torch import Tensor
 
 from common import timing
 from common.clevr import builtin, execute_batch
+from common.clevr.arrays.scenes import pack
 from common.clevr.execute import execute
 from common.clevr.functions import ANSWERS, SPECIAL, TOKENS
 from common.clevr.generation.generate import generate
@@ -40,8 +41,8 @@ from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.timing import Calls, Row
 from program_execution.config import Config
-from program_execution.engine import ExecutionEngine
-from program_execution.train import build, datasets
+from program_execution.engine import EngineOptions, ExecutionEngine
+from program_execution.stages import build, datasets
 
 PROGRAM_TOKENS = (*SPECIAL, *TOKENS)
 ANSWER_TOKENS = (*SPECIAL, *ANSWERS)
@@ -99,10 +100,9 @@ def small(options: Options) -> Calls:
     engine = ExecutionEngine(
         tokens=PROGRAM_TOKENS,
         feature_size=data.features.shape[1:],
-        stem_layers=1,
-        module_dim=options.channels,
-        classifier_proj=48,
-        classifier_fc=128,
+        options=EngineOptions(
+            stem_layers=1, module_dim=options.channels, classifier_proj=48, classifier_fc=[128]
+        ),
     )
     return _training(engine, _asked(data, torch.from_numpy(data.features), options), options)
 
@@ -194,7 +194,7 @@ def symbolic(options: Options) -> Calls:
     """4096 programs of 90 templates on their scene graphs, all at once and one after the other."""
     data = builtin.build(split="train", images=460, per_image=10, profile="full")
     questions = data.questions[:4096]
-    programs, scenes = encoded(questions), execute_batch.pack(data.scenes)
+    programs, scenes = encoded(questions), pack(data.scenes)
     scene_of = np.array([question.image_index for question in questions])
     executor = execute_batch.BatchExecutor(PROGRAM_TOKENS, ANSWER_TOKENS)
     words = [[PROGRAM_TOKENS[i] for i in row[1:]] for row in programs]  # without START

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from common.clevr import questions, scene_graph, vocabulary
 from common.clevr.accuracy import TYPES, TypeAccuracy
 from common.clevr.arrays import encode
+from common.clevr.arrays.scenes import pack
 from common.clevr.dataset import UNK, Questions
-from common.clevr.execute_batch import BatchExecutor, pack
+from common.clevr.execute_batch import BatchExecutor
 from common.config import require_choice, typed
 from common.config import run as run_command
 from program_execution import data

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from common.config import require_choice, require_range
+from program_execution.model import NetworkOptions
 
 BASELINES = ("qtype_mode", "lstm", "cnn_lstm", "cnn_lstm_sa", "cnn_lstm_sa_mlp")
 CUTS = r"short|long|(?:first|after)[1-9]\d*"  # parts of a split, see data.py
@@ -92,33 +93,8 @@ class Data:
 
 
 @dataclass
-class Model:
-    """The networks, Sec. 3, or a baseline, Sec. 4; sizes are the public code's."""
-
-    name: str = (
-        "iep"  # iep: generator and engine | qtype_mode | lstm | cnn_lstm | cnn_lstm_sa[_mlp]
-    )
-    engine: str = "neural"  # neural | symbolic: programs run on the scene graphs, an upper bound
-    embedding: int = 300  # of a word, and of a program's token
-    hidden: int = 256  # of the LSTMs
-    layers: int = 2
-    attention: str = "none"  # of the generator: none | dot
-    dropout: float = 0.0
-    stem_layers: int = 2
-    module_dim: int = 128  # channels between the modules
-    classifier_proj: int = 512  # channels of its 1 x 1 convolution
-    classifier_fc: list[int] = field(default_factory=lambda: [1024])  # hidden layers
-    batch_norm: bool = False  # in the engine
-    malformed: str = "complete"  # a program that is no tree: complete it (public code) | invalid
-    execution: str = "grouped"  # grouped | bmm: for GPUs | reference: one question at a time
-    share: bool = True  # equal sub-programs of one picture are computed once
-    initialisation: str = (
-        "default"  # of the engine: default, as the public code | he, see engine.py
-    )
-    cnn_dim: int = 512  # channels of the baselines' 1 x 1 convolution
-    attention_dim: int = 512  # of stacked attention
-    baseline_fc: list[int] = field(default_factory=lambda: [1024])  # hidden layers; SA has none
-    pixel_dim: int = 32  # channels of the convolutions that turn built-in pictures into features
+class Model(NetworkOptions):
+    """The networks, Sec. 3, or a baseline, Sec. 4; the options stand in model.py and engine.py."""
 
     def __post_init__(self) -> None:
         require_choice("model.name", self.name, ("iep", *BASELINES))
@@ -277,6 +253,13 @@ class Config:
         """The stage's own settings."""
         stages = (self.pg, self.ee, self.joint, self.tune, self.baseline)
         return dict(zip(STAGES, stages, strict=True))[self.stage]
+
+    def may_change(self) -> set[str]:
+        """The options that the run of a stage may be resumed with otherwise."""
+        free = {*MAY_CHANGE, *STAGES} - {self.stage}  # those of other stages do nothing here
+        if self.of_stage().schedule == "cosine":  # whose rates depend on how long it lasts
+            free -= {f"{self.stage}.steps"}
+        return free
 
 
 def require_split(option: str, split: str) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from common.clevr import builtin, scene_graph, vocabulary
-from common.clevr.arrays import encode
+from common.clevr.arrays import encode, question_files
+from common.clevr.arrays.features import Features
 from common.clevr.dataset import UNK, Questions
 from common.clevr.vocabulary import Vocabulary
 from program_execution.config import Data as DataConfig
@@ -187,9 +188,7 @@ def _inside(
     return short if cut == "short" else ~short
 
 
-Source = tuple[
-    encode.QuestionArrays, encode.Features | None, Sequence[scene_graph.SceneGraph] | None
-]
+Source = tuple[encode.QuestionArrays, Features | None, Sequence[scene_graph.SceneGraph] | None]
 
 
 def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
@@ -199,7 +198,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
     rows = None
     for candidate in (root / f"{name}_questions", root / f"{name}_questions.h5"):
         if candidate.exists():
-            rows = encode.open_questions(candidate, own)
+            rows = question_files.open_questions(candidate, own)
             _require_same(own, words, candidate)
             break
     base = name.removeprefix(HUMANS)
@@ -218,7 +217,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
         scenes.sort(key=lambda graph: graph.image_index)
         if [graph.image_index for graph in scenes] != list(range(len(scenes))):
             raise ValueError(f"data.scenes={cfg.scenes}: its pictures are not numbered 0, 1, 2 ...")
-    return rows, encode.open_features(found[0]), scenes
+    return rows, Features(found[0]), scenes
 
 
 def _require_same(own: Vocabulary, words: Vocabulary, where: Path) -> None:
@@ -249,7 +248,7 @@ def _builtin(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
     rows = encode.encode(made.questions, words)
     marked = cfg.builtin.features == "grid" and cfg.builtin.marks != 1
     features = made.features * np.float32(cfg.builtin.marks) if marked else made.features
-    return rows, encode.Features(features), made.scenes
+    return rows, Features(features), made.scenes
 
 
 def _made(cfg: DataConfig, name: str) -> builtin.BuiltIn:

@@ -25,7 +25,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from common.clevr.arrays import encode
-from common.clevr.arrays.features import Extractor, read_picture
+from common.clevr.arrays.extract import Extractor, read_resized
+from common.clevr.arrays.features import Features
 from common.clevr.dataset import Questions
 from common.clevr.vocabulary import Vocabulary
 from common.config import require_range, typed
@@ -35,7 +36,7 @@ from program_execution import data
 from program_execution.config import Config, Evaluate
 from program_execution.figures import draw, explain
 from program_execution.model import Network
-from program_execution.train import build
+from program_execution.stages import build
 from program_execution.weights import formats
 from program_execution.weights.initialise import weights_file
 
@@ -146,11 +147,11 @@ def of_picture(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
     weights_ = None if options.weights == "none" else options.weights
     extractor = Extractor(weights=weights_)
     with torch.inference_mode():
-        maps = extractor(read_picture(options.image)[None]).numpy()
+        maps = extractor(read_resized(options.image)[None]).numpy()
     empty = encode.QuestionArrays(
         *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
     )
-    known = Questions("picture", empty, words, encode.Features(maps))
+    known = Questions("picture", empty, words, Features(maps))
     return one_question(known, 0, options.question), read_image(options.image)
 
 

@@ -12,7 +12,8 @@ Parameters have the public code's names (`filter_color[red].conv1.weight`).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,21 @@ from .execution.schedule import Language, parse, schedule, well_formed
 INITIALISATIONS = ("default", "he")
 EXECUTIONS = ("grouped", "bmm", "reference")
 MALFORMED = ("complete", "invalid")
+
+
+@dataclass
+class EngineOptions:
+    """The sizes of an engine, and how it runs; the defaults are the public code's."""
+
+    stem_layers: int = 2  # convolutions in front of the modules
+    module_dim: int = 128  # channels between the modules
+    classifier_proj: int = 512  # channels of the classifier's 1 x 1 convolution; 0: none
+    classifier_fc: list[int] = field(default_factory=lambda: [1024])  # its hidden layers
+    batch_norm: bool = False  # in stem, modules and classifier
+    malformed: str = "complete"  # a program that is no tree: complete it | invalid: do not run it
+    execution: str = "grouped"  # grouped | bmm: for GPUs | reference: one module, one map at a time
+    share: bool = True  # equal sub-programs on one image run once
+    initialisation: str = "default"  # default: PyTorch's | he: wide, see `_start_wide`
 
 
 class ResidualBlock(nn.Module):
@@ -66,10 +82,11 @@ def build_stem(channels: int, dim: int, layers: int, batch_norm: bool) -> nn.Seq
 
 
 def build_classifier(
-    size: tuple[int, int, int], answers: int, proj: int, hidden: Sequence[int], batch_norm: bool
+    size: tuple[int, int, int], answers: int, options: EngineOptions
 ) -> nn.Sequential:
     """1 x 1 convolution, 2 x 2 max pooling, linear layers: (B, *size) -> (B, answers)."""
     channels, height, width = size
+    proj, batch_norm = options.classifier_proj, options.batch_norm
     parts: list[nn.Module] = []
     if proj:
         parts.append(nn.Conv2d(channels, proj, 1))
@@ -77,7 +94,7 @@ def build_classifier(
         parts.append(nn.ReLU())
     parts += [nn.MaxPool2d(2), nn.Flatten()]
     inputs = (proj or channels) * (height // 2) * (width // 2)
-    for outputs in hidden:
+    for outputs in options.classifier_fc:
         parts.append(nn.Linear(inputs, outputs))
         parts += [nn.BatchNorm1d(outputs)] if batch_norm else []
         parts.append(nn.ReLU())
@@ -90,19 +107,14 @@ class ExecutionEngine(nn.Module):
 
     tokens: the program vocabulary in its order, `<NULL>` first. arities: the number of inputs (0, 1
         or 2) of each, for functions of one's own; None: by the public code's rule.
-    classifier_proj: channels of its 1 x 1 convolution, 0: none. classifier_fc: hidden sizes.
-    batch_norm: in stem, modules and classifier. In training its statistics are those of the maps
-        that run together, so executions differ; in eval mode they agree.
-    malformed: "complete": every sequence runs, completed with `scene` leaves, and what follows the
-        first tree is ignored (the public code); "invalid": programs that are not well formed do not
-        run, their logits are constant zeros: no gradient, and the answer <NULL>, never right.
-    execution: "grouped": a call for all nodes of a token whose inputs are there; "bmm": a call for
-        every level, a weight for each node, fewer and larger launches for a GPU; "reference": a
-        module and a map at a time. Results are the same.
-    share: equal sub-programs on one image run once; results are the same.
-    initialisation: "default": PyTorch's, as in the public code; "he": N(0, 2 / fan in) and no
-        biases, a module's second convolution 0.3 of that, so that long programs neither fade nor
-        explode: small engines leave the plateau of the first hundreds of steps much sooner.
+
+    Of the options, batch_norm in training takes its statistics from the maps that run together, so
+    executions differ; in eval mode they agree. malformed: "complete" completes a sequence with
+    `scene` leaves and ignores what follows the first tree (the public code); "invalid" gives
+    programs that are not well formed constant zeros as logits: no gradient, and the answer <NULL>,
+    never right. execution and share do not change results: "grouped" is a call for all nodes of a
+    token whose inputs are there; "bmm" a call for every level, a weight for each node, fewer and
+    larger launches for a GPU. `malformed`, `execution` and `share` may be set on an engine later.
     """
 
     def __init__(
@@ -112,34 +124,27 @@ class ExecutionEngine(nn.Module):
         arities: Sequence[int] | None = None,
         answers: int = 32,
         feature_size: tuple[int, int, int] = (1024, 14, 14),
-        stem_layers: int = 2,
-        module_dim: int = 128,
-        classifier_proj: int = 512,
-        classifier_fc: int | Sequence[int] = 1024,
-        batch_norm: bool = False,
-        malformed: str = "complete",
-        execution: str = "grouped",
-        share: bool = True,
-        initialisation: str = "default",
+        options: EngineOptions | None = None,
     ) -> None:
         super().__init__()
-        if stem_layers == 0 and feature_size[0] != module_dim:
+        options = options or EngineOptions()
+        dim, batch_norm = options.module_dim, options.batch_norm
+        if options.stem_layers == 0 and feature_size[0] != dim:
             raise ValueError(
                 f"without a stem the features' {feature_size[0]} channels go to the modules: set "
-                f"module_dim={feature_size[0]}, not {module_dim}."
+                f"module_dim={feature_size[0]}, not {dim}."
             )
-        for name, count in (("answers", answers), ("module_dim", module_dim)):
+        for name, count in (("answers", answers), ("module_dim", dim)):
             if count < 1:
                 raise ValueError(f"{name}={count}: give 1 or more.")
         self.language = Language(tokens, arities)
         self.feature_size = tuple(feature_size)
-        self.batch_norm, self.initialisation = batch_norm, initialisation
-        self.malformed, self.execution, self.share = malformed, execution, share
+        self.batch_norm, self.initialisation = batch_norm, options.initialisation
+        self.malformed, self.execution = options.malformed, options.execution
+        self.share = options.share
         self._require_options()
-        self.stem = build_stem(feature_size[0], module_dim, stem_layers, batch_norm)
-        hidden = (classifier_fc,) if isinstance(classifier_fc, int) else tuple(classifier_fc)
-        size = (module_dim, *feature_size[1:])
-        self.classifier = build_classifier(size, answers, classifier_proj, hidden, batch_norm)
+        self.stem = build_stem(feature_size[0], dim, options.stem_layers, batch_norm)
+        self.classifier = build_classifier((dim, *feature_size[1:]), answers, options)
         self._names: dict[str, str] = {}  # of each token's module
         for token, inputs in zip(self.language.tokens, self.language.arities, strict=True):
             if "." in token or not token:
@@ -151,8 +156,8 @@ class ExecutionEngine(nn.Module):
                 name += "_"
             self._names[token] = name
             block = BinaryBlock if inputs == 2 else ResidualBlock
-            self.add_module(name, block(module_dim, batch_norm=batch_norm))
-        if initialisation == "he":
+            self.add_module(name, block(dim, batch_norm=batch_norm))
+        if self.initialisation == "he":
             self._start_wide()
 
     def forward(
@@ -240,6 +245,11 @@ class ExecutionEngine(nn.Module):
 
     @torch.no_grad()
     def _start_wide(self) -> None:
+        """N(0, 2 / fan in), no biases, a module's second convolution 0.3 of that.
+
+        So long programs neither fade nor explode: small engines leave the plateau of the first
+        hundreds of steps much sooner.
+        """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -289,30 +299,3 @@ class ExecutionEngine(nn.Module):
         if len(executed) == questions:
             return logits
         return logits.new_zeros(questions, logits.shape[1]).index_copy(0, executed, logits)
-
-
-class ModuleMap(NamedTuple):
-    """Where a module mattered: its position in the program (-1: completed), token, map (H, W)."""
-
-    position: int
-    token: str
-    map: Tensor
-
-
-def module_maps(engine: ExecutionEngine, features: Tensor, program: Tensor) -> list[ModuleMap]:
-    """For each module of one program the pixels its answer depends on, first run first.
-
-    features: (1, *feature_size). program: token ids (L,). A map is the norm over channels of the
-    gradient of the summed logits with respect to the module's output (Fig. 4), 0 or more.
-    """
-    with torch.enable_grad():
-        given = features.detach().requires_grad_()
-        logits, steps = engine(given, program[None], return_intermediates=True)
-        outputs = [step.output for step in steps[0]]
-        if not outputs:
-            return []
-        gradients = torch.autograd.grad(logits.sum(), outputs)
-    return [
-        ModuleMap(step.position, step.token, gradient[0].norm(dim=0))
-        for step, gradient in zip(steps[0], gradients, strict=True)
-    ]

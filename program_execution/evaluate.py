@@ -1,7 +1,6 @@
 """What a run is judged by: answers by question type, and how good the programs are."""
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,11 +10,11 @@ from common import dist
 from common.clevr.accuracy import GROUPS, TypeAccuracy, exact_match
 from common.clevr.dataset import Batch, Questions, in_order
 from common.clevr.functions import SPECIAL
+from common.clevr.grammar import Grammar
 from common.metrics import Average
-from program_execution import data, stages
+from program_execution import data
 from program_execution.config import Config
 from program_execution.execution.symbolic import SymbolicEngine
-from program_execution.figures import draw, explain
 from program_execution.model import Network
 
 ANSWERS = ("accuracy", *GROUPS)  # figures of a run that answers, in percent
@@ -36,6 +35,7 @@ def evaluate(network: Network, cfg: Config, dataset: Questions) -> dict[str, flo
     data.require_ready(dataset, needs(cfg))
     writing = network.generator is not None and wants_programs(cfg)
     symbolic = SymbolicEngine(words)
+    grammar = Grammar(words.tokens) if cfg.evaluate.grammar else None
     types, sums = TypeAccuracy(), {name: Average() for name in (*PROGRAMS, "executed")}
     training = network.training
     network.eval()
@@ -49,13 +49,10 @@ def evaluate(network: Network, cfg: Config, dataset: Questions) -> dict[str, flo
         batch = batch.to(device)
         programs = batch.programs
         if writing:
-            options = cfg.evaluate
-            programs = stages.decoded(
-                network, batch.questions, words, beam=options.beam, grammar=options.grammar
-            )
+            programs = network.write(batch.questions, beam=cfg.evaluate.beam, grammar=grammar)
             _judge(programs, batch, dataset, symbolic, sums)
         if answering:
-            answers = answered(network, cfg, dataset, batch, programs, symbolic)
+            answers = answer(network, cfg, dataset, batch, programs, symbolic)
             types.update(answers == batch.answers, batch.types)
     network.train(training)
     figures = {name: total.compute() for name, total in sums.items()} if writing else {}
@@ -83,7 +80,7 @@ def wants_programs(cfg: Config) -> bool:
     return cfg.stage == "pg" or cfg.evaluate.programs == "predicted"
 
 
-def answered(
+def answer(
     network: Network,
     cfg: Config,
     dataset: Questions,
@@ -128,7 +125,7 @@ def percent(flags: Tensor) -> Tensor:
     return 100 * flags.float().mean()
 
 
-def figures(network: Network, cfg: Config, sets: dict[str, Questions]) -> dict[str, float]:
+def evaluate_sets(network: Network, cfg: Config, sets: dict[str, Questions]) -> dict[str, float]:
     """Figures of several splits, all but the first's behind the name of their split."""
     found: dict[str, float] = {}
     for number, (split, dataset) in enumerate(sets.items()):
@@ -148,12 +145,3 @@ def brief(found: dict[str, float]) -> dict[str, float]:
 def columns(cfg: Config) -> tuple[str, ...]:
     """The figures that a run of this stage is summed up by."""
     return PROGRAMS if cfg.stage == "pg" else ANSWERS
-
-
-def pictures(network: Network, cfg: Config, dataset: Questions) -> None:
-    """Write `programs.png`: the first questions of each type, their programs and module maps."""
-    if not dist.is_main() or not cfg.evaluate.pictures:
-        return
-    drawings = explain.drawings(network, cfg, dataset, cfg.evaluate.pictures)
-    if drawings:
-        draw.programs(Path(cfg.output_dir, "programs.png"), drawings, title=draw.DIRECTIONS)

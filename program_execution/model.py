@@ -7,17 +7,22 @@ are None; in the state dict a part's name stands in front, `engine.stem.0.weight
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .engine import ExecutionEngine
-from .net.baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode
+from .decoding.beam import beam as search
+from .decoding.decoder import Grammar
+from .decoding.sample import greedy
+from .engine import EngineOptions, ExecutionEngine
+from .net.baselines import CnnLstm, CnnLstmSA, EncoderOptions, Lstm, QTypeMode
 from .net.seq2seq import ProgramGenerator
 
 PARTS = ("generator", "engine", "baseline", "pixels")
+TYPES = 13  # kinds of questions, by the function at a program's root
 
 
 class Asked(Protocol):
@@ -104,6 +109,13 @@ class Network(nn.Module):
         assert features is not None
         return self.engine(self.see(features), programs, image_of=image_of).float()
 
+    def write(self, questions: Tensor, *, beam: int = 1, grammar: Grammar | None = None) -> Tensor:
+        """The generator's programs (B, T) for questions (B, L), greedy or by beam search."""
+        assert self.generator is not None
+        if beam > 1:
+            return search(self.generator, questions, width=beam, grammar=grammar).programs
+        return greedy(self.generator, questions, grammar=grammar).programs
+
     def guess(self, asked: Asked) -> Tensor:
         """Logits (B, A) of the baseline."""
         match self.baseline:
@@ -117,28 +129,25 @@ class Network(nn.Module):
         return self.baseline(asked.questions, seen, asked.image_of).float()
 
 
+@dataclass
+class NetworkOptions(EngineOptions, EncoderOptions):
+    """Which networks there are, and their sizes; those of the engine and of the LSTMs among them.
+
+    The defaults are the paper's networks, Sec. 3, in the public code's sizes.
+    """
+
+    name: str = "iep"  # generator and engine | qtype_mode | lstm | cnn_lstm | cnn_lstm_sa[_mlp]
+    engine: str = "neural"  # neural | symbolic: programs run on the scene graphs, an upper bound
+    attention: str = "none"  # of the generator: none | dot
+    cnn_dim: int = 512  # channels of the baselines' 1 x 1 convolution
+    attention_dim: int = 512  # of stacked attention
+    baseline_fc: list[int] = field(default_factory=lambda: [1024])  # hidden layers; SA has none
+    pixel_dim: int = 32  # channels of the convolutions that turn built-in images into features
+
+
 def build(
+    options: NetworkOptions,
     *,
-    name: str,
-    engine: str,
-    embedding: int,
-    hidden: int,
-    layers: int,
-    attention: str,
-    dropout: float,
-    stem_layers: int,
-    module_dim: int,
-    classifier_proj: int,
-    classifier_fc: Sequence[int],
-    batch_norm: bool,
-    malformed: str,
-    execution: str,
-    share: bool,
-    initialisation: str,
-    cnn_dim: int,
-    attention_dim: int,
-    baseline_fc: Sequence[int],
-    pixel_dim: int,
     words: int,
     tokens: Sequence[str],
     answers: int,
@@ -148,65 +157,62 @@ def build(
     pixels: bool = False,
     mode: QTypeMode | None = None,
 ) -> Network:
-    """The network of a stage; the options are those of config.Model, then:
+    """The network of a stage.
 
     words: size of the question vocabulary, tokens: the program vocabulary in its order, answers:
     size of that of answers. feature_size: (C, H, W) of the data. writes, runs: whether there is a
-    program generator and an execution engine. pixels: the features are pictures. mode: the
-    counted answers, for name="qtype_mode".
+    program generator and an execution engine. pixels: the features are images. mode: the counted
+    answers, for name="qtype_mode".
     """
-    sizes: dict[str, Any] = {
-        "embedding": embedding,
-        "hidden": hidden,
-        "layers": layers,
-        "dropout": dropout,
-    }
-    seeing = name in ("cnn_lstm", "cnn_lstm_sa", "cnn_lstm_sa_mlp") or (runs and engine == "neural")
-    front = Pixels(pixel_dim) if pixels and seeing else None
+    runs = runs and options.engine == "neural"
+    sees = runs or options.name.startswith("cnn")
+    front = Pixels(options.pixel_dim) if pixels and sees else None
     if front is not None:
         with torch.no_grad():
             seen = front(torch.zeros(1, *feature_size)).shape
         feature_size = (seen[1], seen[2], seen[3])
-    if name != "iep":
-        known: dict[str, Any] = {"question_words": words, "answers": answers}
-        baseline: nn.Module
-        match name:
-            case "qtype_mode":
-                assert mode is not None
-                baseline = Modes(mode, TYPES, answers)
-            case "lstm":
-                baseline = Lstm(**known, **sizes, fc=baseline_fc)
-            case "cnn_lstm":
-                baseline = CnnLstm(
-                    **known, **sizes, feature_size=feature_size, cnn_proj=cnn_dim, fc=baseline_fc
-                )
-            case _:
-                head = baseline_fc if name == "cnn_lstm_sa_mlp" else ()
-                baseline = CnnLstmSA(
-                    **known, **sizes, feature_size=feature_size, attention=attention_dim, fc=head
-                )
+    if options.name != "iep":
+        baseline = build_baseline(options, words, answers, feature_size, mode)
         return Network(baseline=baseline, pixels=front)
-    generator = runner = None
+    generator = engine = None
     if writes:
         generator = ProgramGenerator(
-            question_words=words, program_tokens=len(tokens), attention=attention, **sizes
+            question_words=words,
+            program_tokens=len(tokens),
+            embedding=options.embedding,
+            hidden=options.hidden,
+            layers=options.layers,
+            attention=options.attention,
+            dropout=options.dropout,
         )
-    if runs and engine == "neural":
-        runner = ExecutionEngine(
-            tokens=tokens,
-            answers=answers,
-            feature_size=feature_size,
-            stem_layers=stem_layers,
-            module_dim=module_dim,
-            classifier_proj=classifier_proj,
-            classifier_fc=classifier_fc,
-            batch_norm=batch_norm,
-            malformed=malformed,
-            execution=execution,
-            share=share,
-            initialisation=initialisation,
+    if runs:
+        engine = ExecutionEngine(
+            tokens=tokens, answers=answers, feature_size=feature_size, options=options
         )
-    return Network(generator=generator, engine=runner, pixels=front)
+    return Network(generator=generator, engine=engine, pixels=front)
 
 
-TYPES = 13  # kinds of questions, by the function at a program's root
+def build_baseline(
+    options: NetworkOptions,
+    words: int,
+    answers: int,
+    feature_size: tuple[int, int, int],
+    mode: QTypeMode | None,
+) -> nn.Module:
+    """The network of `options.name`, one of the baselines of Sec. 4; see `build`."""
+    sizes: dict[str, Any] = {"question_words": words, "answers": answers, "encoder": options}
+    match options.name:
+        case "qtype_mode":
+            assert mode is not None
+            return Modes(mode, TYPES, answers)
+        case "lstm":
+            return Lstm(**sizes, fc=options.baseline_fc)
+        case "cnn_lstm":
+            return CnnLstm(
+                **sizes,
+                feature_size=feature_size,
+                cnn_proj=options.cnn_dim,
+                fc=options.baseline_fc,
+            )
+    fc = options.baseline_fc if options.name == "cnn_lstm_sa_mlp" else ()
+    return CnnLstmSA(**sizes, feature_size=feature_size, attention=options.attention_dim, fc=fc)

@@ -25,8 +25,10 @@ import torch
 
 from common import dist, draw, spawn
 from common.clevr import builtin, questions, scene_graph, vocabulary
-from common.clevr.arrays import encode as arrays
-from common.clevr.arrays import features
+from common.clevr.arrays import encode as encoding
+from common.clevr.arrays import extract as extraction
+from common.clevr.arrays import question_files
+from common.clevr.arrays.features import H5_SUFFIXES
 from common.clevr.vocabulary import Vocabulary
 from common.errors import sentence
 
@@ -54,7 +56,7 @@ def encode(
     """
     out = Path(out)
     words = out.parent / "vocab.json" if words is None else Path(words)
-    whole = out / "arrays.json" if out.suffix not in arrays.H5_SUFFIXES else out
+    whole = out / "arrays.json" if out.suffix not in H5_SUFFIXES else out
     if whole.exists() and not again:
         print(f"{out} is there already")
         return 0
@@ -71,11 +73,11 @@ def encode(
         known = vocabulary.expand(known, asked, min_count)
         known.save(out.parent / "humans_vocab.json")
     with questions.naming(source):
-        rows = arrays.encode(asked, known)
-    if out.suffix in arrays.H5_SUFFIXES:
-        arrays.write_h5(out, rows, known)
+        rows = encoding.encode(asked, known)
+    if out.suffix in H5_SUFFIXES:
+        question_files.write_h5(out, rows, known)
     else:
-        arrays.save(out, rows, known)
+        question_files.save(out, rows, known)
     programs = "without programs" if rows.programs is None else f"{rows.programs.shape[1]} tokens"
     print(f"{out}: {len(rows)} questions of {rows.questions.shape[1]} words at most, {programs}")
     return len(rows)
@@ -100,9 +102,9 @@ def extract(
     if Path(out).exists() and not again:
         print(f"{out} is there already")
         return
-    extractor = features.Extractor(weights=None if weights == "none" else weights, std=std)
+    extractor = extraction.Extractor(weights=None if weights == "none" else weights, std=std)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = features.extract(
+    shape = extraction.extract(
         *(pictures, out, extractor),
         batch_size=batch_size,
         half=half,
@@ -253,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c = commands.add_parser("features", help="features of one folder of pictures")
     c.add_argument("pictures", type=Path)
     c.add_argument("out", type=Path, help="a file .npy or .h5")
-    c.add_argument("--std", choices=tuple(features.STD), default="iep")
+    c.add_argument("--std", choices=tuple(extraction.STD), default="iep")
     c.add_argument("--batch-size", type=int, default=64)
     _for_features(c)
     c = commands.add_parser("generate", help="built-in data in CLEVR's layout")

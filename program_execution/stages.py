@@ -1,4 +1,4 @@
-"""What each stage of training minimises, Sec. 3: programs, answers, or answers through programs.
+"""What each stage of training reads, changes and minimises, Sec. 3.
 
     pg        cross entropy of the true programs                              Sec. 3.2
     ee        cross entropy of the answers, by programs that are given        Sec. 3.3
@@ -10,6 +10,7 @@ B questions, L tokens. Programs that are given begin with START; those that are 
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,105 @@ from torch import Tensor, nn
 
 from common import dist
 from common.clevr.dataset import Batch, Questions, in_order
-from common.clevr.functions import END, SPECIAL
 from common.clevr.grammar import Grammar
-from common.clevr.vocabulary import Vocabulary
 from common.run.sealed import write
-from program_execution.config import Config
-from program_execution.decoding import reinforce, sample
-from program_execution.decoding.beam import beam as search
+from program_execution import data, evaluate
+from program_execution.config import BASELINES, Config
+from program_execution.decoding import reinforce
+from program_execution.decoding.sample import sample
 from program_execution.execution.symbolic import SymbolicEngine
 from program_execution.model import Network
+from program_execution.model import build as build_network
+from program_execution.net.baselines import QTypeMode
+from program_execution.net.seq2seq import NULL, START
+from program_execution.weights.initialise import initialise
 
-NULL_ID, START_ID, END_ID = 0, SPECIAL.index("<START>"), SPECIAL.index(END)
+
+def datasets(
+    cfg: Config,
+) -> tuple[Questions, Questions, dict[str, Questions]]:
+    """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
+    size, world = cfg.of_stage().batch_size, dist.world_size()
+    if size % world and not cfg.only_evaluate:  # gradients are means over equal shares
+        raise ValueError(
+            f"{cfg.stage}.batch_size={size} cannot be shared by processes={world}: choose a "
+            f"multiple of {world}."
+        )
+    options, learn, choose = cfg.data, cfg.data.train, cfg.data.val
+    if cfg.stage == "tune":
+        learn, choose = cfg.tune.train or learn, cfg.tune.val or choose
+        options = replace(options, questions=cfg.tune.questions or options.questions)
+    words = data.vocabulary_of(options, options.train, learn)
+    training = data.build(options, learn, words, training=True)
+    if cfg.stage == "pg":
+        training = data.known(training, options.programs, options.subset, cfg.seed)
+    sets = {split: data.build(options, split, words) for split in (options.val, *options.also)}
+    chosen = sets[choose] if choose in sets else data.build(options, choose, words)
+    # The faults of all splits show now, not at the first validation.
+    data.require_ready(training, needs(cfg))
+    for judge in (chosen, *sets.values()):
+        data.require_ready(judge, evaluate.needs(cfg), like=training)
+    if cfg.stage == "pg":
+        by_match = {"programs": "name another as data.val, for stage=pg is judged by its programs"}
+        data.require_ready(chosen, by_match)
+    few = np.arange(min(len(chosen), cfg.evaluate.questions))
+    return training, chosen.subset(few), sets
+
+
+def needs(cfg: Config) -> dict[str, str]:
+    """What the questions that a stage learns from must have, and the remedy where they do not."""
+    if cfg.stage == "pg":
+        return {}  # data.known asks for programs
+    found = {"answers": "name a split whose answers are known (data.train, tune.train)"}
+    if cfg.stage == "ee" and cfg.ee_programs == "ground_truth":
+        found["programs"] = "take ee_programs=predicted"
+    if cfg.model.engine == "symbolic":
+        found["scenes"] = "give data.scenes=FILE with {split} in its name"
+    return found
+
+
+def build(cfg: Config, training: Questions) -> Network:
+    """The networks that the stage has a use for, of the sizes of the data, from `cfg.init`."""
+    words, rows, mode = training.words, training.rows, None
+    assert training.features is not None
+    if cfg.model.name == "qtype_mode":
+        if rows.types is None or rows.answers is None:
+            raise ValueError("model.name=qtype_mode needs the types of questions: their programs.")
+        mode = QTypeMode(torch.from_numpy(rows.types), torch.from_numpy(rows.answers))
+    channels, height, width = training.features.shape[1:]
+    network = build_network(
+        cfg.model,
+        words=len(words.words),
+        tokens=words.tokens,
+        answers=len(words.answers),
+        feature_size=(channels, height, width),
+        writes=needs_generator(cfg),
+        runs=cfg.stage != "pg",
+        pixels=training.kind == "pixels",
+        mode=mode,
+    )
+    for source in cfg.init:
+        loaded = initialise(network, source, words)
+        if dist.is_main():
+            print(loaded)
+    return network
+
+
+def needs_generator(cfg: Config) -> bool:
+    """Whether a stage has a use for the program generator."""
+    if cfg.model.name in BASELINES:
+        return False
+    used = cfg.stage != "ee" or "predicted" in (cfg.ee_programs, cfg.evaluate.programs)
+    begun = any(Path(cfg.output_dir).glob("checkpoint-*[0-9].pt"))
+    if used and cfg.stage == "ee" and not cfg.init and not begun:
+        raise ValueError(
+            "stage=ee takes programs from a generator: give init=FOLDER of a run of stage=pg, or "
+            "ee_programs=ground_truth with evaluate.programs=ground_truth."
+        )
+    return used
+
+
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # to minimise, and what else to show
 
 
 class Objective:
@@ -47,8 +136,8 @@ class Objective:
         self.symbolic = SymbolicEngine(words)
         self.update = (cfg.stage == "tune" and cfg.tune.update) or options.update
 
-    def trained(self) -> list[nn.Parameter]:
-        """What the stage changes; all else is frozen."""
+    def freeze_others(self) -> list[nn.Parameter]:
+        """The parameters that the stage changes; all others are frozen."""
         parts = self.network.parts()
         chosen: list[nn.Module]
         if "baseline" in parts:
@@ -64,34 +153,34 @@ class Objective:
             module.requires_grad_(True)
         return [p for p in self.network.parameters() if p.requires_grad]
 
-    def __call__(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def __call__(self, batch: Batch, step: int) -> Losses:
         """The losses of a batch, whose sum is minimised, and what else is worth a look."""
         if self.network.baseline is not None:
             logits = self.network.guess(batch)
             return {"answer": F.cross_entropy(logits, batch.answers)}, {}
         if self.cfg.stage == "pg":
-            return {"program": self._of_programs(batch)}, {}
+            return {"program": self._program_loss(batch)}, {}
         if self.cfg.stage == "ee":
             assert batch.programs is not None
             logits = self.network.run(batch.programs, batch.features, batch.image_of)
             return {"answer": F.cross_entropy(logits, batch.answers)}, {}
-        return self._by_answers(batch, step)
+        return self._answer_losses(batch, step)
 
-    def _of_programs(self, batch: Batch) -> Tensor:
+    def _program_loss(self, batch: Batch) -> Tensor:
         """Mean cross entropy of the tokens of all processes."""
         assert self.network.generator is not None
         assert batch.programs is not None
         loss = self.network.generator.loss(batch.questions, batch.programs)
-        tokens = (batch.programs[:, 1:] != NULL_ID).sum().float()
+        tokens = (batch.programs[:, 1:] != NULL).sum().float()
         return loss * tokens / dist.mean(tokens)
 
-    def _by_answers(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _answer_losses(self, batch: Batch, step: int) -> Losses:
         """Sampled programs: their answers' loss, and the policy's."""
         options, losses = self.cfg.reinforce, {}
         assert self.network.generator is not None
         seed = (self.cfg.seed * 1_000_003 + step * 4099 + dist.rank()) % 2**32
         with torch.set_grad_enabled(self.update != "ee"):
-            sampled = sample.sample(
+            sampled = sample(
                 self.network.generator,
                 batch.questions,
                 temperature=options.temperature,
@@ -100,16 +189,16 @@ class Objective:
                 keep_sampling=options.official,
             )
         with torch.set_grad_enabled(self.update != "pg"):
-            rewards, logits = self.answered(sampled.programs, batch)
+            rewards, logits = self.reward(sampled.programs, batch)
         if logits is not None and self.update != "pg":
             losses["answer"] = F.cross_entropy(logits, batch.answers)
         shown = {"reward": rewards.mean()}
         if self.update != "ee":
             greedy = None
             if options.baseline == "self_critical":
-                best = sample.greedy(self.network.generator, batch.questions).programs
+                best = self.network.write(batch.questions)
                 with torch.no_grad():
-                    greedy, _ = self.answered(best, batch)
+                    greedy, _ = self.reward(best, batch)
             expected = self.average(rewards, types=batch.types, greedy=greedy)
             losses["policy"] = options.weight * reinforce.policy_loss(
                 sampled.log_probs,
@@ -123,7 +212,7 @@ class Objective:
             shown["advantage"] = (rewards - expected).std(correction=0)
         return losses, shown
 
-    def answered(self, programs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def reward(self, programs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Rewards (B,), 1 where the program leads to the right answer, and the engine's logits."""
         if self.network.engine is None:
             assert self.dataset.packed is not None
@@ -135,7 +224,7 @@ class Objective:
 
 
 @torch.no_grad()
-def predicted(
+def predict_programs(
     network: Network, dataset: Questions, folder: str | Path, *, size: int = 512
 ) -> np.ndarray:
     """Programs int16 (N, L) of all questions by the greedy generator, START in front.
@@ -152,12 +241,12 @@ def predicted(
     pieces = []
     for batch in in_order(dataset.without_features(), size):
         batch = batch.to(dist.device())
-        found = sample.greedy(network.generator, batch.questions).programs.cpu().numpy()
+        found = network.write(batch.questions).cpu().numpy()
         pieces.append((batch.rows, found.astype(np.int16)))
     shares = [piece for share in dist.gather(pieces) for piece in share]
     longest = max(programs.shape[1] for _, programs in shares)
     rows = np.zeros((len(dataset), 1 + longest), np.int16)
-    rows[:, 0] = START_ID
+    rows[:, 0] = START
     for places, programs in shares:
         rows[places, 1 : 1 + programs.shape[1]] = programs
     if dist.is_main():
@@ -191,14 +280,3 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     mean = dist.mean(torch.cat([grad.flatten() for grad in grads]))
     for p, piece in zip(wanted, mean.split([p.numel() for p in wanted]), strict=True):
         p.grad = piece.view_as(p)
-
-
-def decoded(
-    network: Network, questions: Tensor, words: Vocabulary, *, beam: int = 1, grammar: bool = False
-) -> Tensor:
-    """The generator's programs (B, T) for questions (B, L), greedy or by beam search."""
-    assert network.generator is not None
-    allowed = Grammar(words.tokens) if grammar else None
-    if beam > 1:
-        return search(network.generator, questions, width=beam, grammar=allowed).programs
-    return sample.greedy(network.generator, questions, grammar=allowed).programs

@@ -19,8 +19,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.tables.claims import Beside, Gap, Near
-from common.tables.command import Row, Table, main
+from common.tables import Beside, Gap, Near, Row, Table, main
 from program_execution import config  # noqa: F401 - tells Hydra the options
 
 PAPER = ["experiment=paper", "data=clevr"]

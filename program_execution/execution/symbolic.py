@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.clevr.arrays.scenes import PackedScenes
 from common.clevr.execute import Failure
-from common.clevr.execute_batch import BatchExecutor, PackedScenes
+from common.clevr.execute_batch import BatchExecutor
 from common.clevr.vocabulary import Vocabulary
 
 FAILURES = list(Failure)

@@ -1,5 +1,7 @@
 """How an answer comes about: the functions of a question's program and where their modules look."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,27 +9,32 @@ from torch import Tensor
 from common import dist
 from common.clevr.dataset import Questions
 from common.clevr.functions import SPECIAL
+from common.clevr.grammar import Grammar
 from common.clevr.scene_graph import SceneGraph
 from common.scenes.world import color_rgb
-from program_execution import stages
 from program_execution.config import Config, Evaluate
-from program_execution.engine import module_maps
 from program_execution.execution.schedule import Language, parse
 from program_execution.execution.symbolic import SymbolicEngine
 from program_execution.figures import draw
+from program_execution.figures.module_maps import module_maps
 from program_execution.model import Network
 
 SPREAD = 3.0  # the built-in centres lie in [-SPREAD, SPREAD]^2, in world units
 CAMERA = ("right", "behind")  # the directions of a ground map's columns and, from below, rows
 
 
-def drawings(network: Network, cfg: Config, dataset: Questions, count: int) -> list[draw.Drawing]:
-    """`count` questions of as many types as there are, each with its program and module maps."""
+def draw_programs(network: Network, cfg: Config, dataset: Questions) -> None:
+    """Write `programs.png`: the first questions of each type, their programs and module maps."""
+    if not dist.is_main() or not cfg.evaluate.pictures:
+        return
     network.eval()
-    return [of_question(network, dataset, place, cfg.evaluate) for place in varied(dataset, count)]
+    places = choose_places(dataset, cfg.evaluate.pictures)
+    drawings = [of_question(network, dataset, place, cfg.evaluate) for place in places]
+    if drawings:
+        draw.programs(Path(cfg.output_dir, "programs.png"), drawings, title=draw.DIRECTIONS)
 
 
-def varied(dataset: Questions, count: int) -> list[int]:
+def choose_places(dataset: Questions, count: int) -> list[int]:
     """Places of `count` questions: one of every type, then a second of every type, ...
 
     Each is the first of its type about an image that none of the others is about, if there is one.
@@ -70,9 +77,8 @@ def of_question(
     program = batch.programs
     true = None if program is None else draw.expression(*tree(program[0], words.tokens))
     if network.generator is not None and (program is None or options.programs == "predicted"):
-        program = stages.decoded(
-            network, batch.questions, words, beam=options.beam, grammar=options.grammar
-        )
+        grammar = Grammar(words.tokens) if options.grammar else None
+        program = network.write(batch.questions, beam=options.beam, grammar=grammar)
     features = None if batch.features is None else batch.features.to(dist.device())
     if network.baseline is not None:
         with torch.no_grad():
@@ -81,7 +87,7 @@ def of_question(
     assert program is not None
     answer, maps = "", None
     if network.engine is not None and features is not None:
-        answer, maps = seen(network, features, program, words.answers)
+        answer, maps = run_engine(network, features, program, words.answers)
     elif dataset.packed is not None:
         row = dataset.rows.image_idxs[batch.rows]
         number = int(SymbolicEngine(words)(program, dataset.packed, row)[0])
@@ -106,7 +112,7 @@ def best(logits: Tensor, answers: list[str]) -> str:
     return answers[len(SPECIAL) + int(logits[0, len(SPECIAL) :].argmax())]
 
 
-def seen(
+def run_engine(
     network: Network, features: Tensor, program: Tensor, answers: list[str]
 ) -> tuple[str, Tensor | None]:
     """The engine's answer to a program (1, L), and its module maps (N, H, W), first run first."""

@@ -13,6 +13,7 @@ names, and its sizes by default.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +45,29 @@ class QTypeMode:
         return torch.where(known, modes, self.overall)
 
 
+@dataclass
+class EncoderOptions:
+    """The sizes of what reads a question."""
+
+    embedding: int = 300  # of a word
+    hidden: int = 256  # of the LSTM
+    layers: int = 2
+    dropout: float = 0.0  # between the layers
+
+
 class QuestionEncoder(nn.Module):
     """Word vectors and an LSTM; the top layer's state at the last word."""
 
-    def __init__(
-        self, *, words: int, embedding: int, hidden: int, layers: int, dropout: float
-    ) -> None:
+    def __init__(self, words: int, options: EncoderOptions) -> None:
         super().__init__()
-        self.embed = nn.Embedding(words, embedding)
-        self.rnn = nn.LSTM(embedding, hidden, layers, dropout=dropout, batch_first=True)
+        self.embed = nn.Embedding(words, options.embedding)
+        self.rnn = nn.LSTM(
+            options.embedding,
+            options.hidden,
+            options.layers,
+            dropout=options.dropout,
+            batch_first=True,
+        )
 
     def forward(self, questions: Tensor) -> Tensor:
         """Word ids (B, T), 0 behind the last -> (B, D)."""
@@ -68,7 +83,7 @@ class QuestionEncoder(nn.Module):
         self.embed.num_embeddings += count
 
 
-def head(inputs: int, hidden: Sequence[int], answers: int) -> nn.Sequential:
+def build_head(inputs: int, hidden: Sequence[int], answers: int) -> nn.Sequential:
     """Linear layers with ReLU between them: (B, inputs) -> (B, answers)."""
     parts: list[nn.Module] = []
     for outputs in hidden:
@@ -85,21 +100,13 @@ class Lstm(nn.Module):
         *,
         question_words: int = 93,
         answers: int = 32,
-        embedding: int = 300,
-        hidden: int = 256,
-        layers: int = 2,
         fc: Sequence[int] = (1024,),
-        dropout: float = 0.0,
+        encoder: EncoderOptions | None = None,
     ) -> None:
         super().__init__()
-        self.rnn = QuestionEncoder(
-            words=question_words,
-            embedding=embedding,
-            hidden=hidden,
-            layers=layers,
-            dropout=dropout,
-        )
-        self.classifier = head(hidden, fc, answers)
+        encoder = encoder or EncoderOptions()
+        self.rnn = QuestionEncoder(question_words, encoder)
+        self.classifier = build_head(encoder.hidden, fc, answers)
 
     def forward(
         self, questions: Tensor, features: Tensor | None = None, image_of: Tensor | None = None
@@ -118,30 +125,22 @@ class CnnLstm(nn.Module):
         answers: int = 32,
         feature_size: tuple[int, int, int] = (1024, 14, 14),
         cnn_proj: int = 512,
-        embedding: int = 300,
-        hidden: int = 256,
-        layers: int = 2,
         fc: Sequence[int] = (1024,),
-        dropout: float = 0.0,
+        encoder: EncoderOptions | None = None,
     ) -> None:
         super().__init__()
-        self.rnn = QuestionEncoder(
-            words=question_words,
-            embedding=embedding,
-            hidden=hidden,
-            layers=layers,
-            dropout=dropout,
-        )
+        encoder = encoder or EncoderOptions()
+        self.rnn = QuestionEncoder(question_words, encoder)
         channels, height, width = feature_size
         self.cnn = nn.Sequential(nn.Conv2d(channels, cnn_proj, 1), nn.ReLU(), nn.MaxPool2d(2))
-        size = hidden + cnn_proj * (height // 2) * (width // 2)
-        self.classifier = head(size, fc, answers)
+        size = encoder.hidden + cnn_proj * (height // 2) * (width // 2)
+        self.classifier = build_head(size, fc, answers)
 
     def forward(
         self, questions: Tensor, features: Tensor, image_of: Tensor | None = None
     ) -> Tensor:
         """Word ids (B, T), features (I, C, H, W), image of each question (B,) -> logits (B, A)."""
-        images = chosen(self.cnn(features).flatten(1), questions, image_of)
+        images = image_for_each(self.cnn(features).flatten(1), questions, image_of)
         return self.classifier(torch.cat([self.rnn(questions), images], 1))
 
 
@@ -156,7 +155,7 @@ class StackedAttention(nn.Module):
 
     def weights(self, image: Tensor, query: Tensor, image_of: Tensor | None = None) -> Tensor:
         """Share of each pixel (B, H, W), summing to 1; image (I, D, H, W), query (B, D)."""
-        pixels = chosen(self.Wv(image), query, image_of)
+        pixels = image_for_each(self.Wv(image), query, image_of)
         h = torch.tanh(pixels + self.Wu(query)[:, :, None, None])
         scores = self.Wp(h)[:, 0]  # (B, H, W)
         return F.softmax(scores.flatten(1), 1).view_as(scores)
@@ -164,7 +163,7 @@ class StackedAttention(nn.Module):
     def forward(self, image: Tensor, query: Tensor, image_of: Tensor | None = None) -> Tensor:
         """The next query (B, D)."""
         shares = self.weights(image, query, image_of)
-        seen = chosen(image, query, image_of)
+        seen = image_for_each(image, query, image_of)
         return query + torch.einsum("bhw,bdhw->bd", shares, seen)
 
 
@@ -182,25 +181,17 @@ class CnnLstmSA(nn.Module):
         feature_size: tuple[int, int, int] = (1024, 14, 14),
         attention: int = 512,
         rounds: int = 2,
-        embedding: int = 300,
-        hidden: int = 256,
-        layers: int = 2,
         fc: Sequence[int] = (1024,),
-        dropout: float = 0.0,
+        encoder: EncoderOptions | None = None,
     ) -> None:
         super().__init__()
-        self.rnn = QuestionEncoder(
-            words=question_words,
-            embedding=embedding,
-            hidden=hidden,
-            layers=layers,
-            dropout=dropout,
-        )
-        self.image_proj = nn.Conv2d(feature_size[0], hidden, 1)
+        encoder = encoder or EncoderOptions()
+        self.rnn = QuestionEncoder(question_words, encoder)
+        self.image_proj = nn.Conv2d(feature_size[0], encoder.hidden, 1)
         self.rounds = rounds
         for i in range(rounds):
-            self.add_module(f"stacked-attn-{i}", StackedAttention(hidden, attention))
-        self.classifier = head(hidden, fc, answers)
+            self.add_module(f"stacked-attn-{i}", StackedAttention(encoder.hidden, attention))
+        self.classifier = build_head(encoder.hidden, fc, answers)
 
     def forward(
         self, questions: Tensor, features: Tensor, image_of: Tensor | None = None
@@ -223,7 +214,7 @@ class CnnLstmSA(nn.Module):
         return maps
 
 
-def chosen(images: Tensor, questions: Tensor, image_of: Tensor | None) -> Tensor:
+def image_for_each(images: Tensor, questions: Tensor, image_of: Tensor | None) -> Tensor:
     """The image (B, ...) of each question; ValueError where their numbers do not fit."""
     if image_of is not None:
         return images.index_select(0, image_of.to(images.device))

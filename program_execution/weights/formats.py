@@ -10,7 +10,7 @@ be absent. Our networks have its tensors' names, so only the options need transl
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from common.run.sealed import write
 from common.weights import pickles
 from common.weights.formats import State, misfits, plain_names, tensors_by_name
 
-from ..engine import ExecutionEngine
-from ..net.baselines import CnnLstm, CnnLstmSA, Lstm
+from ..engine import EngineOptions, ExecutionEngine
+from ..net.baselines import CnnLstm, CnnLstmSA, EncoderOptions, Lstm
 from ..net.seq2seq import ProgramGenerator
 
 FORMAT = "program_execution"  # of converted files
@@ -142,10 +142,15 @@ def _built(name: str, options: dict[str, Any], state: State, where: str) -> nn.M
 def _network(name: str, options: dict[str, Any]) -> nn.Module:
     if name == "generator":
         return ProgramGenerator(**options)
-    if name == "engine":
-        return ExecutionEngine(**options)
     given = dict(options)
-    return BASELINES[given.pop("kind")](**given)
+    if name == "engine":
+        return ExecutionEngine(options=_take(given, EngineOptions), **given)
+    return BASELINES[given.pop("kind")](encoder=_take(given, EncoderOptions), **given)
+
+
+def _take(given: dict[str, Any], kind: type) -> Any:
+    """A dataclass of options, whose fields are taken out of `given`."""
+    return kind(**{each.name: given.pop(each.name) for each in fields(kind) if each.name in given})
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from program_execution.net.baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode, StackedAttention
+from program_execution.net.baselines import (
+    CnnLstm,
+    CnnLstmSA,
+    EncoderOptions,
+    Lstm,
+    QTypeMode,
+    StackedAttention,
+)
 
-SMALL = {"question_words": 12, "answers": 5, "embedding": 6, "hidden": 8, "fc": (10,)}
+ENCODER = EncoderOptions(embedding=6, hidden=8)
+SMALL = {"question_words": 12, "answers": 5, "encoder": ENCODER, "fc": (10,)}
 SIZE = (3, 4, 6)
 QUESTIONS = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0], [1, 2, 0, 0]])
 

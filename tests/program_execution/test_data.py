@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.clevr import builtin, questions, scene_graph
-from common.clevr.arrays import encode
+from common.clevr.arrays import question_files
 from common.clevr.dataset import UNK, Questions, in_order, training_batches
 from common.clevr.vocabulary import Vocabulary
 from program_execution import check_data, data, prepare, train
@@ -190,7 +190,7 @@ def spoilt(prepared, folder, *, lacking="", features=None, split="val", **parts)
         if name == split:
             rows = replace(rows, **{lacking: None} if lacking else {}, **parts)
             maps = maps if features is None else features(maps)
-        encode.write_h5(folder / f"{name}_questions.h5", rows, words)
+        question_files.write_h5(folder / f"{name}_questions.h5", rows, words)
         np.save(folder / f"{name}_features.npy", maps)
     return Config(data=Data("clevr", str(folder), workers=0), output_dir=str(folder / "run"))
 
@@ -235,7 +235,7 @@ def test_a_fault_of_any_split_shows_before_the_first_stage_and_in_check_data(
     options, message = FAULTS[fault]
     cfg = spoilt(prepared, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
-        train.train_all(cfg)
+        train.run(cfg)
     assert not list(tmp_path.rglob("*.pt"))
     with pytest.raises(ValueError, match=message):
         check_data.main([str(tmp_path)])

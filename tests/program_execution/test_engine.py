@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.clevr.functions import SPECIAL, TOKENS, arity
-from program_execution.engine import BinaryBlock, ExecutionEngine, ResidualBlock, module_maps
+from program_execution.engine import BinaryBlock, EngineOptions, ExecutionEngine, ResidualBlock
 from program_execution.execution import executors
 from program_execution.execution.schedule import Language, agenda, levels, parse
 from program_execution.execution.schedule import arity as public_arity
+from program_execution.figures.module_maps import module_maps
 
 VOCABULARY = (*SPECIAL, *TOKENS)
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
@@ -21,15 +22,10 @@ NULL, START, END, UNK = range(4)
 
 def engine(**options) -> ExecutionEngine:
     torch.manual_seed(0)
-    small = {
-        "tokens": VOCABULARY,
-        "answers": 7,
-        "feature_size": (5, 6, 4),
-        "module_dim": 4,
-        "classifier_proj": 6,
-        "classifier_fc": 8,
-    }
-    return ExecutionEngine(**(small | options))
+    small = {"module_dim": 4, "classifier_proj": 6, "classifier_fc": [8]}
+    data = {"tokens": VOCABULARY, "arities": None, "answers": 7, "feature_size": (5, 6, 4)}
+    data |= {name: options.pop(name) for name in data.keys() & options.keys()}
+    return ExecutionEngine(**data, options=EngineOptions(**(small | options)))
 
 
 def random_program(generator: random.Random, depth: int = 0) -> list[int]:
@@ -93,7 +89,7 @@ def test_the_default_engine_has_the_papers_number_of_parameters():
 
 
 def test_parameters_have_the_public_names():
-    names = set(engine(classifier_fc=(8,)).state_dict())
+    names = set(engine().state_dict())
     for name in (
         *("stem.0.weight", "stem.2.bias", "classifier.0.weight", "classifier.4.weight"),
         *("classifier.6.bias", "filter_color[red].conv1.weight", "scene.conv2.bias"),

@@ -7,11 +7,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from common.config import typed
+from common.tables import main
 from common.tables.claims import Beside, Gap
-from common.tables.command import Request, compose_rows, main, plan
+from common.tables.plan import Request, compose_rows, plan
+from program_execution.all_stages import stages_of
 from program_execution.config import Config
 from program_execution.tables import TABLES
-from program_execution.train import stages_of
 
 CONF = Path(__file__).resolve().parents[2] / "program_execution" / "conf"
 BY_NAME = {table.name: table for table in TABLES}

@@ -14,10 +14,12 @@ from common.clevr.accuracy import TYPES
 from common.clevr.dataset import trim
 from common.run import checkpoint
 from program_execution import data, demo
+from program_execution.all_stages import stages_of, summary
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
 from program_execution.decoding import sample
 from program_execution.figures import draw, explain
-from program_execution.train import build, datasets, run, stages_of, summary, train
+from program_execution.stages import build, datasets
+from program_execution.train import run, train
 from program_execution.weights.initialise import initialise, weights_file
 
 WORLD = BuiltIn(
@@ -354,12 +356,12 @@ def test_pictures_show_as_many_kinds_of_questions_as_there_are(whole):
     _, _, sets = datasets(replace(cfg, stage="pg"))
     dataset = sets["valA"]
     kinds = len(np.unique(dataset.rows.types))
-    chosen = explain.varied(dataset, kinds)
+    chosen = explain.choose_places(dataset, kinds)
     assert len(set(dataset.rows.types[chosen].tolist())) == kinds <= len(TYPES)
     images = dataset.rows.image_idxs
-    few = explain.varied(dataset, min(3, kinds))
+    few = explain.choose_places(dataset, min(3, kinds))
     assert len(set(images[few].tolist())) == len(few)  # each about another image
-    assert len(set(explain.varied(dataset, len(dataset) + 9))) == len(dataset)
+    assert len(set(explain.choose_places(dataset, len(dataset) + 9))) == len(dataset)
 
 
 def test_front_is_lower_in_a_scene_drawn_from_above_as_the_picture_says(whole, monkeypatch):

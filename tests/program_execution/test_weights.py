@@ -11,8 +11,8 @@ import torch
 from common.clevr.functions import ANSWERS, SPECIAL, TOKENS
 from common.clevr.vocabulary import Vocabulary
 from program_execution import convert
-from program_execution.engine import ExecutionEngine
-from program_execution.net.baselines import CnnLstmSA
+from program_execution.engine import EngineOptions, ExecutionEngine
+from program_execution.net.baselines import CnnLstmSA, EncoderOptions
 from program_execution.net.seq2seq import ProgramGenerator
 from program_execution.weights import formats, initialise
 
@@ -31,12 +31,14 @@ def networks() -> tuple[ProgramGenerator, ExecutionEngine, CnnLstmSA]:
     engine = ExecutionEngine(
         tokens=tuple(VOCABULARY["program_token_to_idx"]),
         feature_size=(3, 4, 4),
-        module_dim=4,
-        classifier_proj=5,
-        classifier_fc=6,
+        options=EngineOptions(module_dim=4, classifier_proj=5, classifier_fc=[6]),
     )
     baseline = CnnLstmSA(
-        question_words=7, feature_size=(3, 4, 4), attention=5, embedding=5, hidden=6, fc=(4,)
+        question_words=7,
+        feature_size=(3, 4, 4),
+        attention=5,
+        fc=(4,),
+        encoder=EncoderOptions(embedding=5, hidden=6),
     )
     return generator.eval(), engine.eval(), baseline.eval()
 

@@ -17,7 +17,8 @@ from common.run import checkpoint
 from program_execution import data, evaluate
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
 from program_execution.decoding import sample
-from program_execution.train import build, train
+from program_execution.stages import build
+from program_execution.train import train
 
 STEPS, LR, GENERATOR_LR, BETA2, CLIP, DECAY = 3, 8e-3, 2e-3, 0.9, 0.005, 0.7
 TEMPERATURE, ENTROPY, WEIGHT = 0.8, 0.02, 1.5
@@ -153,7 +154,7 @@ def by_hand(cfg: Config):
     assert min(norms) > CLIP
     scores = [figures[evaluate.columns(cfg)[0]] for figures in judged]
     network.load_state_dict(after[scores.index(max(scores))])
-    return after, judged, average, evaluate.figures(network, cfg, sets)
+    return after, judged, average, evaluate.evaluate_sets(network, cfg, sets)
 
 
 @pytest.mark.parametrize("stage", ["pg", "ee", "joint", "tune", "baseline"])
