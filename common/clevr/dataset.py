@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common import dist
-from common.clevr import execute_batch, scene_graph
-from common.clevr.arrays import encode
-from common.clevr.functions import SPECIAL
-from common.clevr.vocabulary import Vocabulary
-from common.data import SampleStream
+from .. import dist
+from ..data import SampleStream
+from .arrays.encode import QuestionArrays
+from .arrays.features import ByImage, Features
+from .arrays.scenes import PackedScenes, pack
+from .functions import SPECIAL
+from .scene_graph import SceneGraph
+from .vocabulary import Vocabulary
 
 UNK = SPECIAL.index("<UNK>")
 
@@ -70,12 +72,12 @@ class Questions(Dataset):
     def __init__(
         self,
         split: str,
-        rows: encode.QuestionArrays,
+        rows: QuestionArrays,
         words: Vocabulary,
-        features: encode.Features | None,
+        features: Features | None,
         *,
         kind: str = "files",
-        scenes: Sequence[scene_graph.SceneGraph] | None = None,
+        scenes: Sequence[SceneGraph] | None = None,
     ) -> None:
         self.split, self.rows, self.words, self.features = split, rows, words, features
         self.kind, self.scenes = kind, scenes
@@ -119,9 +121,9 @@ class Questions(Dataset):
         return blind
 
     @cached_property
-    def packed(self) -> execute_batch.PackedScenes | None:
+    def packed(self) -> PackedScenes | None:
         """The scene graphs as arrays, in the order of the features' rows."""
-        return None if self.scenes is None else execute_batch.pack(self.scenes)
+        return None if self.scenes is None else pack(self.scenes)
 
 
 def trim(rows: np.ndarray) -> np.ndarray:
@@ -150,9 +152,9 @@ class StepSampler:
         by_image: bool = False,
     ) -> None:
         self.steps = range(start, stop)
-        self.by_image: encode.ByImage | None = None
+        self.by_image: ByImage | None = None
         if by_image:
-            self.by_image = encode.ByImage(dataset.rows.image_idxs, batch_size, seed=seed)
+            self.by_image = ByImage(dataset.rows.image_idxs, batch_size, seed=seed)
         else:
             self.stream = SampleStream(len(dataset), batch_size, seed=seed)
 

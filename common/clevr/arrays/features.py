@@ -1,288 +1,167 @@
-"""Feature maps of pictures from a ResNet's middle layers, as the public code extracts them.
+"""Feature maps of images, read from .npy and .h5 files, and batches that read each map once.
 
-Pictures become RGB of exactly 224 x 224 by bicubic resizing, without regard to their proportions;
-ResNet-101 up to and including `layer3` makes them 1024 x 14 x 14.
+I images, C channels, H x W positions, B in a batch.
 """
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from ...data import eval_loader
-from ...images import IMAGE_SUFFIXES, read_image
-from ...run import sealed
-from .maps import H5_SUFFIXES, h5py_for
-
-SIZE = 224  # pixels
-MEAN = (0.485, 0.456, 0.406)
-STD = {
-    "iep": (0.229, 0.224, 0.224),  # sic: the public code's third value, in released models too
-    "imagenet": (0.229, 0.224, 0.225),
-}
-DEPTHS = (18, 34, 50, 101, 152)
+H5_SUFFIXES = (".h5", ".hdf5")
 
 
-class Extractor(nn.Module):
-    """A ResNet of torchvision up to `layer<stage>`, in evaluation mode for good.
+class Features:
+    """Feature maps (I, C, H, W), one an image, read when they are asked for.
 
-    weights: "IMAGENET1K_V1" or another name of torchvision's, which are downloaded; a file with a
-    state_dict of torchvision's ResNet, or with more around it under "state_dict" or "model"; or
-    None for the random initialisation. std: a key of `STD`; the published models need "iep".
+    Indexed with int (B,) they give float32 (B, C, H, W) in that order; float16 and float32 are
+    taken as they are, uint8 (pixels) is scaled to 0..1. `source` is a .npy or .h5 file, of which
+    each process opens its own handle, or an array in memory. `expect`: the C, H, W that the maps
+    must have.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
-        self,
-        *,
-        depth: int = 101,
-        stage: int = 3,
-        weights: str | Path | None = "IMAGENET1K_V1",
-        std: str = "iep",
+        self, source: str | Path | np.ndarray, *, expect: Sequence[int] | None = None
     ) -> None:
-        super().__init__()
-        if depth not in DEPTHS or stage not in (1, 2, 3, 4):
+        self.path = None if isinstance(source, np.ndarray) else Path(source)
+        self._rows: Any = source if self.path is None else None
+        self._owner = os.getpid()
+        rows = self._open()
+        self.shape: tuple[int, ...] = tuple(rows.shape)
+        self.dtype = np.dtype(rows.dtype)
+        name = self.path or "the array of features"
+        if len(self.shape) != 4 or self.dtype not in (np.float16, np.float32, np.uint8):
             raise ValueError(
-                f"there is no ResNet-{depth} up to layer{stage}: choose a depth of "
-                f"{', '.join(map(str, DEPTHS))} and a stage from 1 to 4"
+                f"{name} holds {self.dtype} of shape {self.shape}: expected float16, float32 or "
+                "uint8 of images x channels x height x width"
             )
-        if std not in STD:
-            raise ValueError(f"std is {std!r}: choose one of {', '.join(STD)}")
-        resnet = _resnet(depth, weights)
-        self.conv1, self.bn1 = resnet.conv1, resnet.bn1
-        self.relu, self.maxpool = resnet.relu, resnet.maxpool
-        self.layers = nn.Sequential(*(getattr(resnet, f"layer{k}") for k in range(1, stage + 1)))
-        expansion = 1 if depth < 50 else 4
-        side = SIZE // 4 >> (stage - 1)
-        self.shape = (64 * 2 ** (stage - 1) * expansion, side, side)  # C, H, W
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD[std]).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> "Extractor":
-        """Stay in evaluation mode: batch statistics would make features depend on their batch."""
-        return super().train(False)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Feature maps (N, C, H, W) float32 of pictures (N, 3, 224, 224) uint8."""
-        if pictures.dtype != torch.uint8 or pictures.shape[1:] != (3, SIZE, SIZE):
+        if expect is not None and self.shape[1:] != tuple(expect):
             raise ValueError(
-                f"the extractor takes uint8 (N, 3, {SIZE}, {SIZE}), not {pictures.dtype} "
-                f"{tuple(pictures.shape)}: see read_picture"
+                f"{name} holds maps of {_times(self.shape[1:])}, where the model expects "
+                f"{_times(expect)}: extract features of that size, or change the model's"
             )
-        x = (pictures.float() / 255 - self.mean) / self.std
-        return self.layers(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-
-
-def read_picture(path: str | Path) -> Tensor:
-    """A picture file as uint8 (3, 224, 224) RGB, as the extractor takes it."""
-    return resize(read_image(path))
-
-
-def resize(picture: Tensor) -> Tensor:
-    """A picture uint8 (3, H, W), resized by Pillow's bicubic filter to (3, 224, 224)."""
-    from PIL import Image
-
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-    array = np.array(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def picture_files(folder: str | Path) -> list[Path]:
-    """The pictures of a folder by the number at the end of their names, which must be 0, 1, 2, ...
-
-    So the row of a map is the `image_index` of the questions. Raises ValueError naming the file.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of pictures")
-    files: dict[int, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
-            continue
-        number = re.search(r"(\d+)$", file.stem)
-        if number is None:
-            raise ValueError(
-                f"{file} has no number at the end of its name, such as CLEVR_val_000012.png: give "
-                "a list of files in the order of their image_index instead of the folder"
-            )
-        if int(number[1]) in files:
-            raise ValueError(f"{file} and {files[int(number[1])]} have the same number")
-        files[int(number[1])] = file
-    if not files:
-        raise ValueError(f"{folder} has no pictures ({', '.join(IMAGE_SUFFIXES)})")
-    missing = next((i for i in range(len(files)) if i not in files), None)
-    if missing is not None:
-        raise ValueError(
-            f"{folder} has {len(files)} pictures, but none with the number {missing}: rows of the "
-            "features are numbered 0, 1, 2, ... without a gap"
-        )
-    return [files[i] for i in range(len(files))]
-
-
-def extract(
-    pictures: str | Path | Sequence[str | Path],
-    out: str | Path,
-    extractor: Extractor,
-    *,
-    batch_size: int = 64,
-    half: bool = False,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    progress: bool = True,
-) -> tuple[int, ...]:
-    """Write the feature maps of a folder or list of pictures to a .npy or .h5 file: its shape.
-
-    The row of a map is the number of the picture's file (see `picture_files`), or its place in
-    the list. half: store float16. The file appears whole or not at all.
-    """
-    out = Path(out)
-    if out.suffix not in (".npy", *H5_SUFFIXES):
-        raise ValueError(f"{out} has the suffix {out.suffix!r}: choose .npy or .h5")
-    if isinstance(pictures, str | Path):
-        files = picture_files(pictures)
-    else:
-        files = [Path(file) for file in pictures]
-    if not files:
-        raise ValueError(f"there are no pictures to extract the features of for {out}")
-    shape = (len(files), *extractor.shape)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w+b") as stream:
-            rows = _npy_rows if out.suffix == ".npy" else _h5_rows
-            loader = eval_loader(_Pictures(files), batch_size, workers=workers, rank=0, world=1)
-            with rows(stream, shape, np.dtype(np.float16 if half else np.float32), out) as append:
-                for maps in _maps(loader, extractor.to(device), device, len(files), progress):
-                    append(maps)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise OSError(f"{out} could not be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return shape
-
-
-def _maps(
-    loader: Iterable[Tensor],
-    extractor: Extractor,
-    device: torch.device | str,
-    total: int,
-    progress: bool,
-) -> Iterator[np.ndarray]:
-    """Feature maps float32 of each batch of pictures, behind a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc="extracting features", unit="image", disable=not progress or None)
-    with bar, torch.inference_mode():
-        for pictures in loader:
-            yield extractor(pictures.to(device, non_blocking=True)).float().cpu().numpy()
-            bar.update(len(pictures))
-
-
-class _Pictures(Dataset):
-    """Picture files as the extractor takes them; `files` lets errors name them."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = [str(file) for file in files]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return self.shape[0]
 
-    def __getitem__(self, index: int) -> Tensor:
-        return read_picture(self.files[index])
+    def __getitem__(self, images: np.ndarray | Tensor | Sequence[int]) -> Tensor:
+        wanted = np.asarray(images)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise TypeError(f"index features with int (B,), not {wanted.dtype} {wanted.shape}")
+        rows, places = np.unique(wanted, return_inverse=True)  # H5 wants them sorted, each once
+        if rows.size and not 0 <= rows[0] <= rows[-1] < len(self):
+            bad = int(rows[0] if rows[0] < 0 else rows[-1])
+            raise ValueError(
+                f"image {bad} is asked for, but {self.path or 'the array of features'} holds "
+                f"images 0..{len(self) - 1}: extract the features of all images of this split"
+            )
+        maps = torch.from_numpy(np.asarray(self._open()[rows]).astype(np.float32))
+        if self.dtype == np.uint8:
+            maps /= 255
+        return maps if len(rows) == len(wanted) and (rows == wanted).all() else maps[places]
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | ({} if self.path is None else {"_rows": None})
 
-@contextmanager
-def _npy_rows(
-    stream: IO[bytes], shape: tuple[int, ...], kind: np.dtype, out: Path
-) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends rows to a .npy file."""
-    # Not a memory map: a full disk would end the process without a word.
-    header = {"descr": kind.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-
-    def append(maps: np.ndarray) -> None:
-        stream.write(_as(kind, maps, out).tobytes())
-
-    yield append
-
-
-@contextmanager
-def _h5_rows(
-    stream: IO[bytes], shape: tuple[int, ...], kind: np.dtype, out: Path
-) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends rows to the data set `features` of an H5 file."""
-    with h5py_for(out).File(stream, "w") as file:
-        data = file.create_dataset("features", shape, kind)
-        done = 0
-
-        def append(maps: np.ndarray) -> None:
-            nonlocal done
-            data[done : done + len(maps)] = _as(kind, maps, out)
-            done += len(maps)
-
-        yield append
+    def _open(self) -> Any:
+        """What holds the rows; opened anew in a forked process, whose file position is shared."""
+        if self.path is not None and (self._rows is None or self._owner != os.getpid()):
+            if self.path.suffix in H5_SUFFIXES:
+                file = open_h5(self.path)
+                if not hasattr(file.get("features"), "shape"):  # absent, or a group
+                    raise ValueError(f"{self.path} has no data set `features`")
+                self._rows = file["features"]
+            else:
+                self._rows = map_array(self.path)
+            self._owner = os.getpid()
+        return self._rows
 
 
-def _as(kind: np.dtype, maps: np.ndarray, out: Path) -> np.ndarray:
-    """Maps of another precision; ValueError where float16 cannot hold a value."""
-    with np.errstate(over="ignore"):
-        stored = maps.astype(kind)
-    if not np.isfinite(stored).all():
-        raise ValueError(
-            f"{out}: a feature of {np.abs(maps).max():.3g} does not fit {kind}: check the "
-            "extractor's weights, or store float32 (half=False, prepare.py --float32)"
-        )
-    return stored
+class ByImage:
+    """Batches that keep the questions about an image together: a pure function of (seed, step).
+
+    An epoch takes the images in random order and is cut into batches of `batch_size` questions; a
+    last incomplete batch is dropped. So each map is read about once an epoch. A set smaller than a
+    batch is repeated.
+    """
+
+    def __init__(self, image_idxs: np.ndarray | Sequence[int], batch_size: int, *, seed: int):
+        if len(image_idxs) < 1 or batch_size < 1 or seed < 0:
+            raise ValueError(
+                f"ByImage needs questions, a batch_size >= 1 and a seed >= 0, not "
+                f"{len(image_idxs)} questions, {batch_size} and {seed}"
+            )
+        images = np.asarray(image_idxs)
+        self.batch_size, self.seed = batch_size, seed
+        self.by_image = images.argsort(kind="stable")  # questions, image after image
+        _, self.counts = np.unique(images, return_counts=True)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.repeats = -(-batch_size // len(images))
+        self.steps_per_epoch = self.repeats * len(images) // batch_size
+        self._epoch, self._order = 0, self._shuffle(0)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        """Questions in the order of one epoch."""
+        generator = np.random.default_rng((self.seed, epoch))
+        orders = []
+        for _ in range(self.repeats):
+            images = generator.permutation(len(self.counts))
+            counts = self.counts[images]
+            before = np.cumsum(counts) - counts
+            places = np.arange(len(self.by_image)) - np.repeat(before, counts)
+            orders.append(self.by_image[np.repeat(self.starts[images], counts) + places])
+        return np.concatenate(orders)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Questions (batch_size,) int64 of step 0, 1, 2, ..."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return self._order[k * self.batch_size : (k + 1) * self.batch_size]
+
+    def share(self, step: int, rank: int, world: int) -> np.ndarray:
+        """The consecutive part of `batch(step)` that process `rank` of `world` computes."""
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {world} processes: choose a "
+                "multiple of their number"
+            )
+        n = self.batch_size // world
+        return self.batch(step)[rank * n : (rank + 1) * n]
 
 
-def _resnet(depth: int, weights: str | Path | None) -> Any:
-    """The ResNet of torchvision with this depth and these weights."""
-    from torchvision import models
-
-    name = f"resnet{depth}"
-    if weights is None:
-        return models.get_model(name, weights=None)
-    if Path(weights).is_file():
-        resnet = models.get_model(name, weights=None)
-        _fill(resnet, Path(weights), name)
-        return resnet
-    names = [weight.name for weight in models.get_model_weights(name)]
-    if weights not in names:
-        raise ValueError(
-            f"weights {str(weights)!r} is neither a file nor one of torchvision's for {name}: "
-            f"{', '.join(names)}"
-        )
-    return models.get_model(name, weights=weights)
+def _times(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
-def _fill(resnet: nn.Module, path: Path, name: str) -> None:
-    """Load a file's weights into the ResNet; those of a classifier may be missing."""
-    state: Any = sealed.load(path)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} does not hold a state_dict of {name}")
-    own = resnet.state_dict()
-    counters = [key for key in own if key.endswith("num_batches_tracked")]
-    wanted = {key for key in own if not key.startswith("fc.")} - set(counters)
-    missing = sorted(wanted - state.keys())
-    wrong = sorted(key for key in wanted & state.keys() if state[key].shape != own[key].shape)
-    if missing or wrong:
-        raise ValueError(
-            f"{path} is no state_dict of {name}: {len(missing)} of {len(wanted)} tensors are "
-            f"missing and {len(wrong)} have another shape, first {(missing + wrong)[0]}"
-        )
-    resnet.load_state_dict({key: state[key] for key in wanted}, strict=False)
+def map_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a .npy file, or was cut off: {error}") from error
+
+
+def h5py_for(path: str | Path) -> Any:
+    """The module h5py, which is an extra; ValueError with the command where it is missing."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError(f'{path} needs h5py: pip install "fair-vision[h5]"') from error
+    return h5py
+
+
+def open_h5(path: Path) -> Any:
+    """An H5 file opened for reading."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        return h5py_for(path).File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is not an H5 file, or was cut off: {error}") from error

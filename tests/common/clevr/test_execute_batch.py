@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.clevr.arrays.scenes import MOST_BITS, PackedScenes, pack
 from common.clevr.execute import Failure, execute
-from common.clevr.execute_batch import MOST_BITS, BatchExecutor, PackedScenes, pack
+from common.clevr.execute_batch import BatchExecutor
 from common.clevr.functions import ANSWERS, ATTRIBUTES, NULL, RELATIONS, SPECIAL, TOKENS
 from common.clevr.grammar import Grammar
 from common.clevr.programs import to_prefix, to_tree

@@ -1,4 +1,4 @@
-"""Features of pictures: their extraction, the files that hold them, batches picture by picture."""
+"""Features of images: their extraction, the files that hold them, batches image by image."""
 
 import pickle
 from pathlib import Path
@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from common.clevr.arrays import features
-from common.clevr.arrays.encode import ByImage, Features, open_features
-from common.clevr.arrays.features import Extractor, extract, picture_files, read_picture
+from common.clevr.arrays import extract as extraction
+from common.clevr.arrays.extract import Extractor, extract, image_files, read_resized
+from common.clevr.arrays.features import ByImage, Features
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def small() -> Extractor:
     return Extractor(depth=18, weights=None)
 
 
-def pictures(folder: Path, count: int = 3) -> Path:
+def draw_images(folder: Path, count: int = 3) -> Path:
     rng = np.random.default_rng(0)
     for i in range(count):
         pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -30,11 +30,11 @@ def pictures(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def test_a_picture_is_resized_bicubically_to_224_without_its_alpha(tmp_path: Path) -> None:
+def test_a_image_is_resized_bicubically_to_224_without_its_alpha(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (30, 40, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     expected = Image.fromarray(pixels[..., :3]).resize((224, 224), Image.Resampling.BICUBIC)
-    found = read_picture(tmp_path / "a.png")
+    found = read_resized(tmp_path / "a.png")
     assert torch.equal(found, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
 
 
@@ -66,14 +66,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["maps.npy", "maps.h5"])
-def test_extracted_maps_lie_in_the_row_of_the_picture_number(
+def test_extracted_maps_lie_in_the_row_of_the_image_number(
     tmp_path: Path, small: Extractor, name: str
 ) -> None:
-    shape = extract(pictures(tmp_path), tmp_path / name, small, batch_size=2, progress=False)
+    shape = extract(draw_images(tmp_path), tmp_path / name, small, batch_size=2, progress=False)
     assert shape == (3, 256, 14, 14)
-    found = open_features(tmp_path / name, expect=small.shape)
+    found = Features(tmp_path / name, expect=small.shape)
     with torch.no_grad():
-        alone = small(read_picture(tmp_path / "CLEVR_val_000002.png")[None])
+        alone = small(read_resized(tmp_path / "CLEVR_val_000002.png")[None])
     torch.testing.assert_close(found[[2]], alone, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob(".*"))
 
@@ -81,26 +81,26 @@ def test_extracted_maps_lie_in_the_row_of_the_picture_number(
 def test_half_precision_is_near_and_a_failure_leaves_no_file(
     tmp_path: Path, small: Extractor
 ) -> None:
-    files = picture_files(pictures(tmp_path, 2))
+    files = image_files(draw_images(tmp_path, 2))
     extract(files, tmp_path / "full.npy", small, progress=False)
     extract(files[::-1], tmp_path / "half.npy", small, half=True, progress=False)
-    full, half = open_features(tmp_path / "full.npy"), open_features(tmp_path / "half.npy")
+    full, half = Features(tmp_path / "full.npy"), Features(tmp_path / "half.npy")
     assert half.dtype == np.float16
     torch.testing.assert_close(full[[0]], half[[1]], rtol=1e-3, atol=1e-4)
-    files[1].write_bytes(b"no picture")
+    files[1].write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"CLEVR_val_000001\.png"):
         extract(files, tmp_path / "new.npy", small, progress=False)
     assert not [path for path in tmp_path.iterdir() if "new" in path.name]
 
 
-def test_a_gap_in_the_numbers_of_the_pictures_is_named(tmp_path: Path) -> None:
-    pictures(tmp_path)
+def test_a_gap_in_the_numbers_of_the_images_is_named(tmp_path: Path) -> None:
+    draw_images(tmp_path)
     (tmp_path / "CLEVR_val_000001.png").unlink()
-    with pytest.raises(ValueError, match="2 pictures, but none with the number 1"):
-        picture_files(tmp_path)
+    with pytest.raises(ValueError, match="2 images, but none with the number 1"):
+        image_files(tmp_path)
     (tmp_path / "cat.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"cat\.png has no number .*give a list of files"):
-        picture_files(tmp_path)
+        image_files(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
@@ -113,7 +113,7 @@ def test_maps_are_read_in_the_order_asked_for(tmp_path: Path, dtype: type, suffi
     else:
         with h5py.File(path, "w") as file:
             file["features"] = maps
-    found = pickle.loads(pickle.dumps(open_features(path)))  # as a loader's process gets it
+    found = pickle.loads(pickle.dumps(Features(path)))  # as a loader's process gets it
     assert found.shape == (5, 2, 3, 3)
     scale = 255 if dtype == np.uint8 else 1
     order = np.array([3, 0, 3, 1])
@@ -127,32 +127,32 @@ def test_features_of_a_wrong_shape_or_kind_are_refused_in_a_sentence(tmp_path: P
     np.save(path, np.zeros((2, 8, 3, 3), np.float32))
     message = r"maps\.npy holds maps of 8 x 3 x 3, where the model expects 8 x 4 x 4"
     with pytest.raises(ValueError, match=message):
-        open_features(path, expect=(8, 4, 4))
+        Features(path, expect=(8, 4, 4))
     with pytest.raises(ValueError, match=r"image 2 is asked for, but .* holds images 0\.\.1"):
-        open_features(path)[np.array([0, 2])]
+        Features(path)[np.array([0, 2])]
     for bad in (np.zeros((2, 8)), np.zeros((2, 8, 3, 3))):
         np.save(path, bad)
         with pytest.raises(ValueError, match=r"holds float64 of shape .*expected float16"):
-            open_features(path)
+            Features(path)
     with pytest.raises(ValueError, match=r"none\.h5 does not exist"):
-        open_features(tmp_path / "none.h5")
+        Features(tmp_path / "none.h5")
     with h5py.File(tmp_path / "group.h5", "w") as file:
         file.create_group("features")
     with pytest.raises(ValueError, match=r"group\.h5 has no data set `features`"):
-        open_features(tmp_path / "group.h5")
+        Features(tmp_path / "group.h5")
 
 
-def test_batches_by_picture_take_each_question_once_and_each_picture_together() -> None:
+def test_batches_by_image_take_each_question_once_and_each_image_together() -> None:
     rng = np.random.default_rng(0)
     images = rng.permutation(np.repeat(np.arange(40), rng.integers(1, 12, 40)))
     loader = ByImage(images, 16, seed=3)
     epoch = np.concatenate([loader.batch(step) for step in range(loader.steps_per_epoch)])
     assert len(set(epoch.tolist())) == len(epoch) == len(images) // 16 * 16
     changes = int((np.diff(images[epoch]) != 0).sum())
-    assert changes == len(set(images[epoch].tolist())) - 1  # no picture comes back
+    assert changes == len(set(images[epoch].tolist())) - 1  # no image comes back
 
 
-def test_a_batch_by_picture_depends_on_seed_and_step_alone() -> None:
+def test_a_batch_by_image_depends_on_seed_and_step_alone() -> None:
     images = np.arange(60) // 6
     one, two = ByImage(images, 8, seed=0), ByImage(images, 8, seed=0)
     later = one.batch(20)
@@ -171,13 +171,13 @@ def test_a_set_smaller_than_a_batch_is_repeated() -> None:
     assert np.bincount(batch).tolist() in ([3, 3, 2], [2, 3, 3], [3, 2, 3])
 
 
-def test_real_pictures_pass_the_extractor_of_the_paper(shared_data: Path, tmp_path: Path) -> None:
+def test_real_images_pass_the_extractor_of_the_paper(shared_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     extractor = Extractor(weights=None)
-    files = picture_files(shared_data / "clevr_small" / "images" / "val")[:2]
+    files = image_files(shared_data / "clevr_small" / "images" / "val")[:2]
     extract(files, tmp_path / "maps.npy", extractor, progress=False)
-    maps = open_features(tmp_path / "maps.npy", expect=(1024, 14, 14))[[0, 1]]
+    maps = Features(tmp_path / "maps.npy", expect=(1024, 14, 14))[[0, 1]]
     assert bool(maps.isfinite().all())
     assert not torch.equal(maps[0], maps[1])
     assert F.relu(maps).equal(maps)
-    assert features.SIZE == 224
+    assert extraction.SIZE == 224

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.clevr.accuracy import TYPES
-from common.clevr.arrays import encode
+from common.clevr.arrays import encode, question_files
 from common.clevr.functions import TOKENS
 from common.clevr.programs import Node
 from common.clevr.questions import Question, find_questions, read_questions
@@ -141,19 +141,6 @@ def test_questions_without_answers_or_programs_have_no_such_arrays() -> None:
         encode.encode([QUESTIONS[0], ask("What?", 1, answer=None)], released())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_question": 12}, "question 2 of val: its question has 13 tokens .* than the 12 of"),
-        ({"max_program": 5}, "question 0 of val: its program has 6 tokens .* than the 5 of"),
-        ({"unknown": "error"}, "question 2 of val: the word ',' is not in the vocabulary"),
-    ],
-)
-def test_a_question_that_does_not_fit_is_named(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encode.encode(QUESTIONS, released(), **options)
-
-
 def test_an_unknown_answer_or_program_token_is_named_with_its_question() -> None:
     small = build(QUESTIONS[:1], known_programs=False, known_answers=False)
     with pytest.raises(ValueError, match="question 1 of val: the program token 'count' is not"):
@@ -165,10 +152,10 @@ def test_an_unknown_answer_or_program_token_is_named_with_its_question() -> None
 def test_arrays_come_back_from_a_folder_and_from_h5(tmp_path: Path) -> None:
     tables = build(QUESTIONS)
     found = encode.encode(QUESTIONS, tables)
-    encode.save(tmp_path / "val", found, tables)
-    encode.write_h5(tmp_path / "val.h5", found, tables)
+    question_files.save(tmp_path / "val", found, tables)
+    question_files.write_h5(tmp_path / "val.h5", found, tables)
     for path in (tmp_path / "val", tmp_path / "val.h5"):
-        again = encode.open_questions(path, tables).parts()
+        again = question_files.open_questions(path, tables).parts()
         assert again.keys() == found.parts().keys()
         for name, array in found.parts().items():
             assert again[name].dtype == array.dtype
@@ -176,7 +163,7 @@ def test_arrays_come_back_from_a_folder_and_from_h5(tmp_path: Path) -> None:
 
 
 def test_an_h5_file_has_the_layout_of_the_public_code(tmp_path: Path) -> None:
-    encode.write_h5(tmp_path / "val.h5", encode.encode(QUESTIONS, released()))
+    question_files.write_h5(tmp_path / "val.h5", encode.encode(QUESTIONS, released()))
     names = ("answers", "image_idxs", "orig_idxs", "programs", "question_families", "questions")
     with h5py.File(tmp_path / "val.h5") as file:
         assert tuple(sorted(file)) == names
@@ -188,29 +175,31 @@ def test_an_h5_file_has_the_layout_of_the_public_code(tmp_path: Path) -> None:
 def test_the_vocabulary_of_another_run_is_an_error(tmp_path: Path) -> None:
     mine, other = build(QUESTIONS), build(QUESTIONS[:1])
     found = encode.encode(QUESTIONS, mine)
-    encode.save(tmp_path / "val", found, mine)
+    question_files.save(tmp_path / "val", found, mine)
     with pytest.raises(ValueError, match=r"was encoded with the vocabulary .* use that run's"):
-        encode.open_questions(tmp_path / "val", other)
-    encode.write_h5(tmp_path / "val.h5", found)  # without the digest, as the public code writes
+        question_files.open_questions(tmp_path / "val", other)
+    question_files.write_h5(
+        tmp_path / "val.h5", found
+    )  # without the digest, as the public code writes
     with pytest.raises(
         ValueError, match=r"val\.h5: a word of question 0 has the number 9, but .* are 0 to 8:"
     ):
-        encode.open_questions(tmp_path / "val.h5", other)
+        question_files.open_questions(tmp_path / "val.h5", other)
 
 
 def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     tables = build(QUESTIONS)
-    encode.save(tmp_path, encode.encode(QUESTIONS, tables), tables)
+    question_files.save(tmp_path, encode.encode(QUESTIONS, tables), tables)
     path = tmp_path / "questions.npy"
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"questions\.npy is not a \.npy file, or was cut off"):
-        encode.load(tmp_path)
+        question_files.load(tmp_path)
     (tmp_path / "arrays.json").unlink()
     with pytest.raises(ValueError, match=r"arrays\.json does not exist"):
-        encode.load(tmp_path)
+        question_files.load(tmp_path)
     (tmp_path / "some.h5").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"some\.h5 is not an H5 file"):
-        encode.open_questions(tmp_path / "some.h5", tables)
+        question_files.open_questions(tmp_path / "some.h5", tables)
 
 
 def test_without_h5py_the_command_that_installs_it_is_named(
@@ -219,7 +208,7 @@ def test_without_h5py_the_command_that_installs_it_is_named(
     (tmp_path / "val.h5").touch()
     monkeypatch.setitem(sys.modules, "h5py", None)  # makes the import fail
     with pytest.raises(ValueError, match=r"val\.h5 needs h5py: pip install .fair-vision\[h5\]"):
-        encode.open_questions(tmp_path / "val.h5", released())
+        question_files.open_questions(tmp_path / "val.h5", released())
 
 
 def test_all_40_tokens_have_a_number_of_their_own() -> None:
@@ -233,7 +222,7 @@ def test_the_real_h5_file_and_its_vocabulary_are_what_we_make_of_the_json(
     theirs = Vocabulary.load(root / "questions" / "vocab.v1.json")
     questions = read_questions(find_questions(root, "train"))
     assert build(questions, known_programs=False, known_answers=False) == theirs
-    file = encode.open_questions(root / "questions" / "train_questions.v1.h5", theirs)
+    file = question_files.open_questions(root / "questions" / "train_questions.v1.h5", theirs)
     own = encode.encode(questions, theirs)
     for name, array in own.parts().items():
         assert np.array_equal(file.parts()[name], array), name
