@@ -33,7 +33,7 @@ from common.config import typed
 from common.run import checkpoint
 from focal_loss import data
 from focal_loss.config import Config
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.targets.assign import assign
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)  # Fig. 4
@@ -132,7 +132,7 @@ def load(folder: Path) -> tuple[RetinaNet, Config, Categories]:
     parts = checkpoint.load(checkpoints[-1])["parts"]
     schema = OmegaConf.structured(Config)
     cfg: Config = typed(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
-    model = RetinaNet(num_classes=len(parts["category_ids"]), **asdict(cfg.model))
+    model = RetinaNet(Architecture(num_classes=len(parts["category_ids"]), **asdict(cfg.model)))
     averaged = {  # AveragedModel's names
         name.removeprefix("module."): value
         for name, value in parts.get("average", {}).items()

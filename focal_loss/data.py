@@ -253,13 +253,6 @@ def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> 
 
     Raises ValueError unless each batch can be cut into `accumulate` equal pieces a process.
     """
-    world = dist.world_size()
-    if cfg.batch_size % (world * cfg.accumulate):
-        raise ValueError(
-            f"batch_size={cfg.batch_size} cannot be shared by processes={world} with "
-            f"accumulate={cfg.accumulate} equal pieces each: choose a multiple of "
-            f"{world * cfg.accumulate}."
-        )
     groups = None
     if cfg.data.aspect_groups:
         groups = dataset.source.aspect_groups()[: len(dataset)]
@@ -274,6 +267,7 @@ def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> 
         workers=cfg.data.workers,
         collate=Collate(cfg.data),
         groups=groups,
+        accumulate=cfg.accumulate,
         bad=BadImages(cfg.data.bad_images),
     )
 

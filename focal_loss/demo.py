@@ -13,7 +13,7 @@ import torch
 
 from common import dist, draw
 from common.config import run as run_command
-from common.data import read_image
+from common.images import read_image
 from focal_loss import data
 from focal_loss.analyse import load
 from focal_loss.detect import Detector

@@ -4,6 +4,7 @@ Legend: N images, A anchors of all levels, K classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,84 +16,96 @@ from .net.fpn import FPN
 from .net.heads import NORMS, TOWER_INITS, Head, class_bias
 
 
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Options of `RetinaNet`; the defaults are the paper's."""
+
+    num_classes: int  # K; there is no background class
+    backbone: str = "resnet50"  # or another of `backbone.BACKBONES`
+    width: int = 16  # channels of C2 of the mini backbone
+    levels: Sequence[int] = (3, 7)  # first and last pyramid level
+    channels: int = 256  # of the pyramid and the subnets' towers
+    convs: int = 4  # of each tower
+    scales: int = 3  # these and the four below: see `Anchors` (size, mode, offset there)
+    ratios: Sequence[float] = (0.5, 1.0, 2.0)
+    anchor_size: float = 4.0
+    anchors: str = "exact"
+    anchor_offset: float = 0.0
+    prior: float = 0.01  # probability of an object that every logit starts with, Sec. 3.3; 0: off
+    p6: str = "c5"  # what P6 is computed from, or "p5"
+    backbone_norm: str = "frozen"  # this and the three below: see `ResNet`
+    norm_eps: float = 1e-5
+    freeze_at: int = 2
+    stride_in_1x1: bool = False
+    head_norm: str = "none"  # of the towers, or "gn", or "bn" (separate statistics per level)
+    tower_init: str = "normal"  # N(0, 0.01) of Sec. 4.1, or "he" for towers of few channels
+    softmax: bool = False  # K + 1 outputs, the background first, instead of K sigmoids
+    shared_tower: bool = False  # one tower for both subnets
+    class_specific_box: bool = False  # one box per class and anchor
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        if self.num_classes < 1:
+            raise ValueError(
+                f"num_classes = {self.num_classes}: a detector needs at least one class."
+            )
+        if self.channels < 1 or self.convs < 0:
+            raise ValueError(
+                f"channels = {self.channels} must be positive, convs = {self.convs} not negative."
+            )
+        if len(levels) != 2 or not 2 <= levels[0] <= min(levels[1], 5):
+            raise ValueError(
+                f"levels = {tuple(levels)} must be (first, last): the first from 2 to 5, the last "
+                "from the first to 7."
+            )
+        for name, choices in (("head_norm", NORMS), ("tower_init", TOWER_INITS)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} = {value!r} is not one of {', '.join(choices)}.")
+
+
 class RetinaNet(nn.Module):
-    """Images -> class logits and box offsets of every anchor; the defaults are the paper's.
+    """Images -> class logits and box offsets of every anchor."""
 
-    num_classes: K; there is no background class.
-    backbone: resnet18, 34, 50, 101, 152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, mini.
-    width: channels of C2 of the mini backbone.
-    levels: first and last pyramid level, (3, 7) in the paper.
-    channels, convs: of the pyramid and of each subnet's tower.
-    scales, ratios, anchor_size, anchors, anchor_offset: see `Anchors` (size, mode, offset there).
-    prior: probability pi of an object that every class logit starts with, Sec. 3.3; 0 is off.
-    p6: what P6 is computed from, "c5" or "p5".
-    backbone_norm, norm_eps, freeze_at, stride_in_1x1: see `ResNet`.
-    head_norm: of the towers: "none", "gn" or "bn" (separate statistics per level).
-    tower_init: "normal", N(0, 0.01) of Sec. 4.1, or "he" for towers of few channels.
-    softmax: K + 1 outputs, the background first, instead of K sigmoids.
-    shared_tower: one tower for both subnets.
-    class_specific_box: one box per class and anchor.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        backbone: str = "resnet50",
-        width: int = 16,
-        levels: Sequence[int] = (3, 7),
-        channels: int = 256,
-        convs: int = 4,
-        scales: int = 3,
-        ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        anchor_size: float = 4.0,
-        anchors: str = "exact",
-        anchor_offset: float = 0.0,
-        prior: float = 0.01,
-        p6: str = "c5",
-        backbone_norm: str = "frozen",
-        norm_eps: float = 1e-5,
-        freeze_at: int = 2,
-        stride_in_1x1: bool = False,
-        head_norm: str = "none",
-        tower_init: str = "normal",
-        softmax: bool = False,
-        shared_tower: bool = False,
-        class_specific_box: bool = False,
-    ):
+    def __init__(self, options: Architecture):
         super().__init__()
-        _check(num_classes, channels, convs, levels, head_norm, tower_init)
+        num_classes, levels = options.num_classes, options.levels
         self.num_classes = num_classes
-        self.softmax = softmax
-        self.class_specific_box = class_specific_box
-        self.shared_tower = shared_tower
-        self.head_norm = head_norm
+        self.softmax = options.softmax
+        self.class_specific_box = options.class_specific_box
+        self.shared_tower = options.shared_tower
+        self.head_norm = options.head_norm
         self.anchor_grid = Anchors(
             levels=tuple(levels),
-            scales=scales,
-            ratios=tuple(ratios),
-            size=anchor_size,
-            mode=anchors,
-            offset=anchor_offset,
+            scales=options.scales,
+            ratios=tuple(options.ratios),
+            size=options.anchor_size,
+            mode=options.anchors,
+            offset=options.anchor_offset,
         )
         self.backbone = backbones.build(
-            backbone,
+            options.backbone,
             first=levels[0],
             last=min(levels[1], backbones.STAGES),
-            norm=backbone_norm,
-            eps=norm_eps,
-            freeze_at=freeze_at,
-            stride_in_1x1=stride_in_1x1,
-            width=width,
+            norm=options.backbone_norm,
+            eps=options.norm_eps,
+            freeze_at=options.freeze_at,
+            stride_in_1x1=options.stride_in_1x1,
+            width=options.width,
         )
-        self.fpn = FPN(self.backbone.channels, channels, levels=levels, p6=p6)
-        count = levels[1] - levels[0] + 1
-        head = partial(Head, levels=count, norm=head_norm, init=tower_init)
+        self.fpn = FPN(self.backbone.channels, options.channels, levels=levels, p6=options.p6)
         cell = self.anchor_grid.per_cell
-        bias = class_bias(num_classes, prior, softmax)
-        boxes = 4 * num_classes if class_specific_box else 4
-        self.classification = head(channels, cell, len(bias), bias=bias, convs=convs)
-        self.regression = head(channels, cell, boxes, convs=0 if shared_tower else convs)
+        bias = class_bias(num_classes, options.prior, options.softmax)
+        boxes = 4 * num_classes if options.class_specific_box else 4
+        head = partial(
+            Head,
+            options.channels,
+            cell,
+            levels=levels[1] - levels[0] + 1,
+            norm=options.head_norm,
+            init=options.tower_init,
+        )
+        self.classification = head(len(bias), bias=bias, convs=options.convs)
+        self.regression = head(boxes, convs=0 if options.shared_tower else options.convs)
 
     def level_outputs(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """(N, 3, H, W) -> logits and offsets of each level: (N, A of the level, K) and (..., 4).
@@ -122,26 +135,3 @@ class RetinaNet(nn.Module):
 
 def _join(levels: list[Tensor]) -> Tensor:
     return levels[0] if len(levels) == 1 else torch.cat(levels, dim=1)
-
-
-def _check(
-    num_classes: int,
-    channels: int,
-    convs: int,
-    levels: Sequence[int],
-    head_norm: str,
-    tower_init: str,
-) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes = {num_classes}: a detector needs at least one class.")
-    if channels < 1 or convs < 0:
-        raise ValueError(f"channels = {channels} must be positive, convs = {convs} not negative.")
-    if len(levels) != 2 or not 2 <= levels[0] <= min(levels[1], 5):
-        raise ValueError(
-            f"levels = {tuple(levels)} must be (first, last): the first from 2 to 5, the last from "
-            "the first to 7."
-        )
-    if head_norm not in NORMS:
-        raise ValueError(f"head_norm = {head_norm!r} is not one of {', '.join(NORMS)}.")
-    if tower_init not in TOWER_INITS:
-        raise ValueError(f"tower_init = {tower_init!r} is not one of {', '.join(TOWER_INITS)}.")

@@ -16,7 +16,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from .loss import BACKGROUND, IGNORED
-from .model import RetinaNet
+from .model import Architecture, RetinaNet
 from .weights.export import torchvision_state
 
 CLASSES = 91  # torchvision's classifier
@@ -46,7 +46,9 @@ def networks(size: int, device: str) -> tuple[RetinaNet, nn.Module]:
 
     Both are R-50-FPN with the same random weights, frozen norms and a frozen stem and first stage.
     """
-    ours = RetinaNet(num_classes=CLASSES, anchors="torchvision", p6="p5", tower_init="he")
+    ours = RetinaNet(
+        Architecture(num_classes=CLASSES, anchors="torchvision", p6="p5", tower_init="he")
+    )
     for name, buffer in ours.backbone.named_buffers():
         if name.endswith("bn3.weight"):
             buffer.fill_(0.25)  # without statistics, residual sums would double at every block

@@ -16,8 +16,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 from pathlib import Path
 
-from common.tables.claims import Gap
-from common.tables.command import Row, Table, main
+from common.tables import Gap, Row, Table, main
 from focal_loss import config  # noqa: F401 - tells Hydra the options
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=coco"]}

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import config, dist
@@ -24,8 +25,8 @@ from focal_loss import data
 from focal_loss.config import MAY_CHANGE, Config
 from focal_loss.criterion import DetectionLoss
 from focal_loss.evaluate import COLUMNS, evaluate
-from focal_loss.model import RetinaNet
-from focal_loss.weights import initialise
+from focal_loss.model import Architecture, RetinaNet
+from focal_loss.weights.initialise import initialise
 
 
 def train(cfg: Config) -> dict[str, float]:
@@ -39,32 +40,26 @@ def train(cfg: Config) -> dict[str, float]:
     validation = data.build(cfg.data, "val", training.categories)
     validation.check_images()  # its faults show now, not after training
     data.check_objects(training, validation, cfg)
-    model = RetinaNet(num_classes=len(training.names), **asdict(cfg.model))
+    model = RetinaNet(Architecture(num_classes=len(training.names), **asdict(cfg.model)))
     if cfg.init:
-        data.require_pixels(cfg.data, initialise.initialise(model, cfg.init, training.category_ids))
+        data.require_pixels(cfg.data, initialise(model, cfg.init, training.category_ids))
     model.to(device).to(memory_format=torch.channels_last)
     criterion = DetectionLoss(**asdict(cfg.loss)).to(device)
-    groups = parameter_groups(
-        model,
-        weight_decay=cfg.weight_decay,
-        decay_bias=cfg.bias_decay,
-        lr=cfg.lr,
-        bias_lr=cfg.bias_lr,
-    )
-    optimizer = SGD(groups, cfg.lr, cfg.momentum, fused=True)
-    milestones = sorted({max(1, round(share * cfg.steps)) for share in cfg.milestones})
-    schedule = warmup_multistep(
-        optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
-    )
+    optimizer, schedule = build_optimizer(model, cfg)
     ema = get_ema_multi_avg_fn(cfg.ema)
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if cfg.ema else None
     final = cast(RetinaNet, average.module) if average else model  # what is scored
-    parts: dict[str, Any] = {"model": model, "criterion": criterion}
-    parts |= {"optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {
+        "model": model,
+        "criterion": criterion,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "category_ids": training.category_ids,
+        "categories": training.categories,
+        "batch_size": cfg.batch_size,
+        "options": Options(cfg, MAY_CHANGE, processes=processes_to_keep(cfg)),
+    }
     parts |= {"average": average} if average else {}
-    parts |= {"category_ids": training.category_ids, "batch_size": cfg.batch_size}
-    parts |= {"categories": training.categories}
-    parts |= {"options": Options(cfg, MAY_CHANGE, processes=processes_to_keep(cfg))}
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
     )
@@ -94,12 +89,12 @@ def train(cfg: Config) -> dict[str, float]:
             losses = {name: loss.detach() + losses.get(name, 0) for name, loss in share.items()}
         if cfg.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-        rate = schedule.get_last_lr()[0]
+        lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         if average:
             average.update_parameters(model)
-        log(step, force=step == 1, **losses, lr=rate)
+        log(step, force=step == 1, **losses, lr=lr)
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)
@@ -112,14 +107,25 @@ def train(cfg: Config) -> dict[str, float]:
     metrics = evaluate(final, cfg, validation, save=True)
     log(max(1, stop), force=True, **metrics)
     log.close()
-    result.write(
-        cfg.output_dir,
-        metrics,
-        steps=stop,
-        seconds=time.time() - started,
-        columns=COLUMNS,
-    )
+    seconds = time.time() - started
+    result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=COLUMNS)
     return metrics
+
+
+def build_optimizer(model: nn.Module, cfg: Config) -> tuple[SGD, LambdaLR]:
+    """SGD of Sec. 4.1 and its learning rate at each step."""
+    groups = parameter_groups(
+        model,
+        weight_decay=cfg.weight_decay,
+        decay_bias=cfg.bias_decay,
+        lr=cfg.lr,
+        bias_lr=cfg.bias_lr,
+    )
+    optimizer = SGD(groups, cfg.lr, cfg.momentum, fused=True)
+    milestones = sorted({max(1, round(share * cfg.steps)) for share in cfg.milestones})
+    return optimizer, warmup_multistep(
+        optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
+    )
 
 
 def processes_to_keep(cfg: Config) -> int:

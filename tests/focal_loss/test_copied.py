@@ -35,13 +35,13 @@ for module in sys.argv[2:]:
 import torch
 from mypkg.vision.focal_loss.criterion import DetectionLoss
 from mypkg.vision.focal_loss.detect import Detector
-from mypkg.vision.focal_loss.model import RetinaNet
+from mypkg.vision.focal_loss.model import Architecture, RetinaNet
 
 torch.manual_seed(0)
-model = RetinaNet(
+model = RetinaNet(Architecture(
     num_classes=3, backbone="mini", width=8, levels=(2, 4), channels=8, convs=1, anchor_size=2.0,
     backbone_norm="gn", freeze_at=0, tower_init="he",
-)
+))
 criterion = DetectionLoss()
 optimizer = torch.optim.SGD(model.parameters(), 0.005)
 images = torch.randn(2, 3, 64, 64)

@@ -15,11 +15,11 @@ import focal_loss
 from common import draw
 from common.config import typed
 from common.errors import UserError
-from common.tables.command import compose_rows
+from common.tables.plan import compose_rows
 from focal_loss import analyse, data, train
 from focal_loss.config import Config
 from focal_loss.evaluate import contact_sheet, detect, evaluate
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.tables import TABLES
 
 FOLDER = Path(focal_loss.__file__).parent
@@ -166,7 +166,7 @@ class Oracle(torch.nn.Module):
 def test_a_perfect_model_scores_100(smoke, tmp_path):
     cfg = replace(smoke, output_dir=str(tmp_path))
     dataset = data.build(cfg.data, "val")
-    model = RetinaNet(num_classes=3, **asdict(cfg.model))
+    model = RetinaNet(Architecture(num_classes=3, **asdict(cfg.model)))
     oracle = Oracle(model, [dataset[i][1] for i in range(len(dataset))])
     metrics = evaluate(oracle, cfg, dataset, save=True)
     assert metrics["AP"] == pytest.approx(100)
@@ -178,7 +178,7 @@ def test_a_perfect_model_scores_100(smoke, tmp_path):
 
 def test_no_detection_at_all_scores_0(smoke):
     dataset = data.build(smoke.data, "val")
-    model = RetinaNet(num_classes=3, **asdict(smoke.model))  # starts at p = 0.01 < 0.05
+    model = RetinaNet(Architecture(num_classes=3, **asdict(smoke.model)))  # at p = 0.01 < 0.05
     assert evaluate(model, smoke, dataset)["AP"] == 0
     assert contact_sheet(dataset, [], smoke).dtype == torch.uint8
 
@@ -212,7 +212,7 @@ def test_the_sheet_shows_truth_beside_detections_and_photographs_of_all_shapes_f
 
 def test_detections_are_in_pixels_of_the_file_and_in_its_categories(smoke):
     dataset = data.build(smoke.data, "val")
-    model = RetinaNet(num_classes=3, **asdict(smoke.model)).eval()
+    model = RetinaNet(Architecture(num_classes=3, **asdict(smoke.model))).eval()
     image, target = dataset[0]
     batch = data.Collate(smoke.data)(
         [(image, target | {"size": (192, 192)})]

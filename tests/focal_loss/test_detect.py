@@ -15,7 +15,7 @@ from focal_loss.detect import (
     resize,
     soft_nms,
 )
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.targets.boxes import encode
 
 MINI = {
@@ -38,7 +38,7 @@ def _seed() -> None:
 
 def confident(**options: object) -> RetinaNet:
     """A random network that finds something everywhere."""
-    model = RetinaNet(**{**MINI, "prior": 0.1, **options}).eval()
+    model = RetinaNet(Architecture(**{**MINI, "prior": 0.1, **options})).eval()
     torch.nn.init.normal_(model.classification.predict.weight, std=0.05)
     torch.nn.init.normal_(model.regression.predict.weight, std=0.05)
     return model
@@ -49,7 +49,7 @@ class Fixed(torch.nn.Module):
 
     def __init__(self, rows: list[int], boxes: Tensor, labels: list[int], scores: list[float]):
         super().__init__()
-        net = RetinaNet(**MINI)
+        net = RetinaNet(Architecture(**MINI))
         self.anchors, self.anchor_grid = net.anchors, net.anchor_grid
         self.num_classes, self.softmax, self.class_specific_box = 3, False, False
         self.rows, self.boxes, self.labels, self.scores = rows, boxes, labels, scores
@@ -301,7 +301,7 @@ def test_sizes_of_another_batch_are_refused():
 def test_the_exported_network_gives_the_same_outputs_for_any_number_of_images(tmp_path):
     shapes = {"images": {0: torch.export.Dim("N")}}
     for options in (MINI, {"num_classes": 2, "backbone": "resnet18", "channels": 8, "convs": 1}):
-        model = RetinaNet(**options).eval()
+        model = RetinaNet(Architecture(**options)).eval()
         program = torch.export.export(model, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
         torch.export.save(program, tmp_path / "net.pt2")
         network = torch.export.load(tmp_path / "net.pt2").module()
@@ -315,7 +315,7 @@ def test_the_onnx_network_gives_the_same_outputs(tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="ONNX export needs the extra `export`")
     runtime = pytest.importorskip("onnxruntime", reason="running ONNX needs the extra `export`")
-    model = RetinaNet(**MINI).eval()
+    model = RetinaNet(Architecture(**MINI)).eval()
     images = torch.randn(1, 3, 64, 96)
     torch.onnx.export(model, (images,), tmp_path / "net.onnx", dynamo=True)
     session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from focal_loss.config import Model
 from focal_loss.criterion import DetectionLoss
 from focal_loss.detect import Detector
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.net.backbone import RESNETS, ResNet, conv_norm
 from focal_loss.net.fpn import FPN
 from focal_loss.net.heads import Head, class_bias
@@ -63,10 +63,12 @@ def both(version: int, **sizes: int) -> tuple[RetinaNet, nn.Module]:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     ours = RetinaNet(
-        num_classes=91,
-        anchors="torchvision",
-        p6="p5" if version == 1 else "c5",
-        head_norm="none" if version == 1 else "gn",
+        Architecture(
+            num_classes=91,
+            anchors="torchvision",
+            p6="p5" if version == 1 else "c5",
+            head_norm="none" if version == 1 else "gn",
+        )
     )
     converted = initialise.convert(theirs.state_dict(), "torchvision").tensors
     missing, unexpected = ours.load_state_dict(converted, strict=False)
@@ -146,7 +148,7 @@ def test_training_losses_and_gradients_equal_torchvisions():
 
 
 def test_the_papers_network_has_37_968_692_parameters():
-    model = RetinaNet(num_classes=80)
+    model = RetinaNet(Architecture(num_classes=80))
     assert parameters(model) == 37_968_692
     assert parameters(model.backbone) == 23_508_032
     assert parameters(model.fpn) == 7_997_440
@@ -155,7 +157,7 @@ def test_the_papers_network_has_37_968_692_parameters():
 
 
 def test_torchvisions_first_network_has_34_014_999_parameters():
-    model = RetinaNet(num_classes=91, p6="p5")
+    model = RetinaNet(Architecture(num_classes=91, p6="p5"))
     assert sum(p.numel() for p in model.parameters()) == 34_014_999
     assert parameters(model) == 34_068_119
 
@@ -174,7 +176,7 @@ def test_backbones_have_torchvisions_names_and_shapes(name):
 @pytest.mark.parametrize("levels", [(3, 7), (2, 4), (3, 6), (3, 5), (4, 4)])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (97, 131), (33, 65)])
 def test_any_image_size_gives_one_output_per_anchor(levels, height, width):
-    model = RetinaNet(**{**MINI, "levels": levels}).eval()
+    model = RetinaNet(Architecture(**{**MINI, "levels": levels})).eval()
     logits, offsets = model(torch.randn(2, 3, height, width))
     anchors = model.anchors(height, width)
     assert logits.shape == (2, len(anchors), 3)
@@ -182,7 +184,7 @@ def test_any_image_size_gives_one_output_per_anchor(levels, height, width):
 
 
 def test_an_odd_image_fits_the_anchors_through_a_resnet():
-    model = RetinaNet(num_classes=2, backbone="resnet18", channels=8, convs=1).eval()
+    model = RetinaNet(Architecture(num_classes=2, backbone="resnet18", channels=8, convs=1)).eval()
     logits, _ = model(torch.randn(1, 3, 101, 203))
     assert logits.shape[1] == len(model.anchors(101, 203))
 
@@ -229,7 +231,7 @@ def test_coarse_maps_are_added_to_finer_ones_by_nearest_neighbour():
 
 
 def test_every_class_starts_at_probability_one_percent():
-    model = RetinaNet(num_classes=20, backbone="resnet18").eval()
+    model = RetinaNet(Architecture(num_classes=20, backbone="resnet18")).eval()
     logits, offsets = model(torch.randn(1, 3, 128, 128))
     assert model.classification.predict.bias.unique().item() == pytest.approx(-4.59512, abs=1e-5)
     assert logits.sigmoid().mean().item() == pytest.approx(0.01, abs=5e-4)
@@ -238,14 +240,14 @@ def test_every_class_starts_at_probability_one_percent():
 
 def test_an_image_without_objects_costs_the_cards_first_loss():
     # 201,600 anchors x 80 classes at p = 0.01: FL = 0.75 * 0.01**2 * -log(0.99) each; over 100
-    model = RetinaNet(num_classes=80)
+    model = RetinaNet(Architecture(num_classes=80))
     logits = model.classification.predict.bias[:80].expand(201_600, 80)
     p = logits.double().sigmoid()
     assert (-0.75 * p**2 * (1 - p).log()).sum().item() / 100 == pytest.approx(0.1216, abs=1e-4)
 
 
 def test_softmax_background_starts_at_detectrons_bias():
-    model = RetinaNet(**MINI, softmax=True)
+    model = RetinaNet(Architecture(**MINI, softmax=True))
     assert class_bias(80, 0.01, softmax=True)[0] == pytest.approx(8.97715, abs=1e-5)
     bias = torch.tensor(class_bias(80, 0.01, softmax=True))
     assert bias.softmax(0)[1:].sum().item() == pytest.approx(0.01, abs=1e-6)
@@ -253,7 +255,7 @@ def test_softmax_background_starts_at_detectrons_bias():
 
 
 def test_prior_zero_starts_every_class_at_one_half():
-    model = RetinaNet(**MINI, prior=0.0)
+    model = RetinaNet(Architecture(**MINI, prior=0.0))
     assert not model.classification.predict.bias.any()
 
 
@@ -262,14 +264,14 @@ def test_prior_zero_starts_every_class_at_one_half():
 
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 def test_normalised_heads_train(norm):
-    model = RetinaNet(**MINI, head_norm=norm)
+    model = RetinaNet(Architecture(**MINI, head_norm=norm))
     logits, offsets = model(torch.randn(2, 3, 64, 64))
     (logits.sum() + offsets.square().sum()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
 def test_batch_norm_in_a_head_keeps_statistics_of_each_level():
-    model = RetinaNet(**MINI, head_norm="bn")
+    model = RetinaNet(Architecture(**MINI, head_norm="bn"))
     model(torch.randn(2, 3, 64, 64))
     means = [norm.running_mean for norm in model.classification.tower[0].norm]
     assert len(means) == 3
@@ -277,7 +279,7 @@ def test_batch_norm_in_a_head_keeps_statistics_of_each_level():
 
 
 def test_a_shared_tower_feeds_both_predictions():
-    model = RetinaNet(**MINI, shared_tower=True)
+    model = RetinaNet(Architecture(**MINI, shared_tower=True))
     assert len(model.regression.tower) == 0
     logits, offsets = model(torch.randn(1, 3, 32, 32))
     offsets.sum().backward()
@@ -286,12 +288,12 @@ def test_a_shared_tower_feeds_both_predictions():
 
 
 def test_class_specific_boxes_have_four_numbers_a_class():
-    model = RetinaNet(**MINI, class_specific_box=True)
+    model = RetinaNet(Architecture(**MINI, class_specific_box=True))
     assert model(torch.randn(1, 3, 32, 32))[1].shape[-1] == 12
 
 
 def test_level_outputs_joined_are_the_forward_pass():
-    model = RetinaNet(**MINI).eval()
+    model = RetinaNet(Architecture(**MINI)).eval()
     images = torch.randn(1, 3, 64, 64)
     levels, _ = model.level_outputs(images)
     assert [len(x[0]) for x in levels] == model.anchor_grid.counts(64, 64)
@@ -390,10 +392,10 @@ def test_msra_backbones_stride_in_the_first_1x1():
 )
 def test_wrong_options_are_answered_with_a_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        RetinaNet(**{**MINI, **options})
+        RetinaNet(Architecture(**{**MINI, **options}))
 
 
 def test_every_option_of_the_config_is_an_argument():
     with torch.device("meta"):
-        model = RetinaNet(num_classes=80, **asdict(Model()))
+        model = RetinaNet(Architecture(num_classes=80, **asdict(Model())))
     assert parameters(model) == 37_968_692

@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from focal_loss import data
 from focal_loss.config import Data
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.weights import initialise
 from focal_loss.weights.export import torchvision_state
 from focal_loss.weights.formats import convert
@@ -36,7 +36,7 @@ DETECTRON = [s * 3 + position for s in range(3) for position in (2, 0, 1)]  # it
 def network(**options: object) -> RetinaNet:
     """A network whose weights and statistics are all different."""
     torch.manual_seed(0)
-    model = RetinaNet(**{**SMALL, **options}).eval()
+    model = RetinaNet(Architecture(**{**SMALL, **options})).eval()
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.5, 1)
@@ -51,7 +51,7 @@ def network(**options: object) -> RetinaNet:
 
 def fresh(**options: object) -> RetinaNet:
     torch.manual_seed(9)
-    return RetinaNet(**{**SMALL, **options}).eval()
+    return RetinaNet(Architecture(**{**SMALL, **options})).eval()
 
 
 @torch.no_grad()
@@ -203,7 +203,7 @@ def test_torchvision_weights_give_the_same_outputs(tmp_path, old_names):
         ):
             state = {re.sub(old, new, name): value for name, value in state.items()}
     torch.save(OrderedDict(state), tmp_path / "retinanet.pth")
-    ours = RetinaNet(num_classes=5, p6="p5").eval()
+    ours = RetinaNet(Architecture(num_classes=5, p6="p5")).eval()
     report = initialise.initialise(ours, tmp_path / "retinanet.pth")
     with torch.no_grad():
         outputs = theirs.head(list(theirs.backbone(IMAGES).values()))
@@ -429,7 +429,7 @@ def test_weights_of_another_network_are_refused_with_the_option_to_set(tmp_path,
 
 def test_a_deeper_backbone_is_refused_and_changes_nothing(tmp_path):
     with torch.device("meta"):
-        deep = RetinaNet(num_classes=5, backbone="resnet34")
+        deep = RetinaNet(Architecture(num_classes=5, backbone="resnet34"))
     state = {k: torch.zeros(v.shape) for k, v in deep.backbone.state_dict().items()}
     torch.save(state, tmp_path / "r34.pth")
     model = fresh(backbone="resnet18")

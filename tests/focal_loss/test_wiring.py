@@ -15,7 +15,7 @@ from common.run import checkpoint
 from focal_loss import analyse, data, train
 from focal_loss.config import Config, Data, Loss, Model, Scenes
 from focal_loss.criterion import DetectionLoss
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 from focal_loss.net.anchors import Anchors
 
 State = dict[str, Tensor]
@@ -74,7 +74,7 @@ CFG = Config(
 def states_by_hand() -> tuple[State, list[State]]:
     """Weights after three steps, and the averaged ones after each."""
     seed_everything(3)
-    model = RetinaNet(num_classes=3, **asdict(CFG.model))
+    model = RetinaNet(Architecture(num_classes=3, **asdict(CFG.model)))
     criterion = DetectionLoss(
         alpha=0.4,
         gamma=1.5,
@@ -164,7 +164,7 @@ def test_a_batch_that_gives_no_equal_pieces_stops_before_the_first_step(monkeypa
 def test_the_figures_of_the_first_images_only_have_names_that_say_so(tmp_path):
     cfg = replace(CFG, output_dir=str(tmp_path), evaluate_images=3)
     validation = data.build(cfg.data, "val")
-    model = RetinaNet(num_classes=3, **asdict(cfg.model))
+    model = RetinaNet(Architecture(num_classes=3, **asdict(cfg.model)))
     names = {"AP_first_3", "AP50_first_3", "AP75_first_3"}
     assert train.score(model, cfg, validation).keys() == names
     assert "AP" in train.score(model, replace(cfg, evaluate_images=0), validation)
