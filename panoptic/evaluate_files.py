@@ -1,4 +1,4 @@
-"""PQ of COCO panoptic files, as the official tool computes and prints it.
+"""PQ of COCO panoptic files, as the official tool computes and prints it; AP^NO of detections.
 
     python evaluate_files.py gt=panoptic_val2017.json pred=results.json  # PNGs in folders beside
     python evaluate_files.py gt=GT.json pred=PRED.json gt_folder=DIR pred_folder=DIR --per-class
@@ -15,6 +15,12 @@ trusts it, and each choice can be made:
     rules=official|paper      both of crowds= and void_crowd= at once
 
 A group without a class that occurs is nan with N 0; the official tool divides by zero there.
+
+    python evaluate_files.py disjoint_ap gt=instances_val2017.json pred=segm_results.json
+    python evaluate_files.py disjoint_ap gt=... pred=... confidence=0.5 overlap=0.5 out=ap.json
+
+prints AP and AP^NO of the paper's Table 3, what AP is left once the instances no longer overlap.
+`gt` is then a COCO instances file, `pred` a list of detections with run-length masks.
 """
 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
@@ -23,26 +29,40 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
 from common import dist
+from common.coco import evaluate
+from common.coco.files import read_json
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
-from panoptic.figures.report import class_csv, class_table, content, summary
+from panoptic.figures.report import class_csv, class_table, content, summary, without_nan
 from panoptic.files.categories import kinds, require_equal
 from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
+from panoptic.merge import OVERLAP
+from panoptic.metric.parts import without_overlap
 from panoptic.quality import PAPER, PanopticQuality, Scores
 
 CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
+
+
+CHOICES = {
+    "rules": ("official", "paper"),
+    "crowds": ("", "last", "all"),
+    "void_crowd": ("", "sum", "separate"),
+    "areas": ("counted", "json"),
+    "unlisted": ("raise", "void", "official"),
+}
 
 
 @dataclass
@@ -65,14 +85,27 @@ class Options:
     unlisted: str = "raise"  # raise | void | official
 
     def __post_init__(self) -> None:
-        require_choice("rules", self.rules, ("official", "paper"))
-        require_choice("crowds", self.crowds, ("", "last", "all"))
-        require_choice("void_crowd", self.void_crowd, ("", "sum", "separate"))
-        require_choice("areas", self.areas, ("counted", "json"))
-        require_choice("unlisted", self.unlisted, ("raise", "void", "official"))
+        for name, valid in CHOICES.items():
+            require_choice(name, getattr(self, name), valid)
         require_range("workers", self.workers, -1)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is out of range: give 0 <= threshold < 1")
+
+
+@dataclass
+class DisjointOptions:
+    """Words of the command line after `disjoint_ap`."""
+
+    gt: str = MISSING  # COCO instances file
+    pred: str = MISSING  # detections with masks, in COCO's results format
+    confidence: float = 0.0  # detections of a lower score are dropped
+    overlap: float = OVERLAP  # and those with a larger share hidden by better ones
+    backend: str = "pycocotools"  # or "faster" (faster-coco-eval)
+    out: str = ""  # a JSON file for the figures
+
+    def __post_init__(self) -> None:
+        require_range("confidence", self.confidence, 0, 1)
+        require_range("overlap", self.overlap, 0, 1)
 
 
 def open_pair(
@@ -127,37 +160,23 @@ def measure(
     parts = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
     chunks = [(truth.only(part), prediction.only(part)) for part in parts]
     workers = min(workers if workers >= 0 else dist.cores(), len(chunks))
+    work = partial(_measure_chunk, rules=dict(rules or {}))
+    done = in_order(work, chunks, workers) if workers > 1 else map(work, chunks)
     with tqdm(total=len(numbers), desc="evaluating", unit="image", disable=not progress) as bar:
-        for part in _parts(chunks, workers, dict(rules or {})):
+        for part in map(pickle.loads, done):
             metric.merge(part)
             bar.update(part.count)
     return metric
 
 
-def _parts(
-    chunks: Sequence[tuple[PanopticFiles, PanopticFiles]], workers: int, rules: dict[str, Any]
-) -> Iterator[PanopticQuality]:
-    """The metric of each chunk, in order."""
-    work = partial(_measured, rules=rules)
-    if workers < 2:
-        yield from (pickle.loads(part) for part in map(work, chunks))
-        return
-    yield from map(pickle.loads, in_order(work, chunks, workers))
-
-
-def _measured(chunk: tuple[PanopticFiles, PanopticFiles], *, rules: dict[str, Any]) -> bytes:
+def _measure_chunk(chunk: tuple[PanopticFiles, PanopticFiles], *, rules: dict[str, Any]) -> bytes:
     """The pickled metric of some images: as an object its tensors would go by shared memory."""
     truth, prediction = chunk
     metric = PanopticQuality(kinds(truth.categories), **rules)
     for image in truth.images:
         number = image["id"]
-        metric.update(
-            prediction.ids(number),
-            prediction.segments(number),
-            truth.ids(number),
-            truth.segments(number),
-            image=number,
-        )
+        maps = [(part.ids(number), part.segments(number)) for part in (prediction, truth)]
+        metric.update(*maps[0], *maps[1], image=number)
     return pickle.dumps(metric)
 
 
@@ -180,16 +199,8 @@ def evaluate_files(
     return measure(truth, prediction, workers=workers, rules=rules, progress=progress).compute()
 
 
-def parse(words: Sequence[str]) -> Options:
-    """Options from words `name=value` and switches such as --per-class."""
-    pairs = [_pair(word) for word in words]
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(pairs)
-    options: Options = typed(cfg)
-    return options
-
-
 def _pair(word: str) -> str:
+    """`name=value` of such a word, or of a switch as --per-class."""
     name, equals, value = word.partition("=")
     name = name.removeprefix("--").replace("-", "_")
     if not equals and not word.startswith("--"):
@@ -197,13 +208,15 @@ def _pair(word: str) -> str:
     return f"{name}={value if equals else 'true'}"
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Evaluate, print, and write what json= and csv= name."""
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    options = parse(words)
+def parse(words: Sequence[str], kind: type) -> Any:
+    """The options of this dataclass from words `name=value` and switches."""
+    cfg = OmegaConf.structured(kind)
+    cfg.merge_with_dotlist([_pair(word) for word in words])
+    return typed(cfg)
+
+
+def print_quality(options: Options) -> None:
+    """Evaluate panoptic files, print, and write what json= and csv= name."""
     require_apart(
         {"json": options.json, "csv": options.csv}, {"gt": options.gt, "pred": options.pred}
     )
@@ -226,6 +239,36 @@ def main(words: Sequence[str] | None = None) -> None:
         write_json(options.json, facts | content(scores, truth.categories))
     if options.csv:
         write_bytes(options.csv, class_csv(scores, truth.categories).encode())
+
+
+def print_disjoint_ap(options: DisjointOptions) -> None:
+    """Print AP and AP^NO of detections, and write what `out` names."""
+    require_apart({"out": options.out}, {"gt": options.gt, "pred": options.pred})
+    torch.set_num_threads(1)  # the masks are small
+    truth, detections = read_json(options.gt), read_json(options.pred)
+    if not isinstance(detections, list):
+        raise ValueError(f"{options.pred} is not a list of detections.")
+    score = partial(evaluate.evaluate, truth, kind="segm", backend=options.backend)
+    figures = {"AP": score(detections)}
+    disjoint = without_overlap(detections, confidence=options.confidence, overlap=options.overlap)
+    figures["AP^NO"] = score(disjoint)
+    columns = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+    print(" " * 6 + "".join(f"{column:>10}" for column in columns))
+    for name, values in figures.items():
+        print(f"{name:6}" + "".join(f"{values[column]:10.1f}" for column in columns))
+    if options.out:
+        write_json(options.out, without_nan(figures))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Evaluate what the words name."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+    elif words[0] == "disjoint_ap":
+        print_disjoint_ap(parse(words[1:], DisjointOptions))
+    else:
+        print_quality(parse(words, Options))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ leaves the whole grid in OUT_search.csv and OUT_search.png, and merges with the 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
-import csv
-import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +33,8 @@ from tqdm import tqdm
 from common import dist
 from common.config import require_range, typed
 from common.config import run as run_command
+from panoptic.figures.report import csv_text
+from panoptic.figures.search import heat_maps, rows, table
 from panoptic.files.categories import kinds, read_categories, whole
 from panoptic.files.coco import (
     PanopticFiles,
@@ -51,7 +51,7 @@ from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
 from panoptic.merging.runs import merge_runs
-from panoptic.merging.search import CONFIDENCES, Point, Prediction, best, draw, rows, search, table
+from panoptic.merging.search import CONFIDENCES, Point, Prediction, best, search
 
 Entry = Mapping[str, Any]
 INPUTS = ("instances", "semantic", "images", "categories", "gt")  # options that name a file
@@ -257,15 +257,11 @@ def searched(results: Results, options: Options) -> list[Point]:
 
 def write_search(points: Sequence[Point], out: Path) -> tuple[Path, Path]:
     """The grid as CSV and as heat maps beside `out`."""
-    text = io.StringIO()
+    sheet, figure = (out.with_name(f"{out.stem}_search{end}") for end in (".csv", ".png"))
     lines = rows(points)
-    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    sheet, picture = (out.with_name(f"{out.stem}_search{end}") for end in (".csv", ".png"))
-    write_bytes(sheet, text.getvalue().encode())
-    draw(points, picture)
-    return sheet, picture
+    write_bytes(sheet, csv_text(lines[0], lines).encode())
+    heat_maps(points, figure)
+    return sheet, figure
 
 
 def run(options: Options) -> dict[str, float]:

@@ -32,15 +32,16 @@ from tqdm import tqdm
 
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
-from panoptic.annotators import charts, paper, simulate
+from panoptic.annotators import paper, simulate
 from panoptic.annotators.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
 from panoptic.config import Scenes
 from panoptic.evaluate_files import open_pair
+from panoptic.figures import charts
+from panoptic.figures.report import class_csv, content, without_nan
 from panoptic.files.categories import Category, kinds
 from panoptic.files.coco import write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.inputs.scenes import PanopticScenes
-from panoptic.metric.report import class_csv, content
 from panoptic.quality import PAPER, Matching, PanopticQuality, Scores
 
 THRESHOLDS = (0.25, 0.5, 0.75)
@@ -323,27 +324,18 @@ def _table(title: str, head: Row, rows: Sequence[Row]) -> str:
 def write(study: Study, found: Mapping[str, Any], folder: Path) -> None:
     """study.json, study.md, classes.csv and the pictures."""
     scores: Scores = study.half.compute()
-    write_json(folder / "study.json", _without_nan(found))
+    write_json(folder / "study.json", without_nan(found))
     write_bytes(folder / "study.md", f"{tables(found)}\n".encode())
     write_bytes(folder / "classes.csv", class_csv(scores, study.categories).encode())
     charts.classes(folder / "classes.png", scores, study.categories)
     charts.cdf(folder / "cdf.png", study.metrics[0.0])
     charts.thresholds(folder / "thresholds.png", found["thresholds"])
     charts.weights(folder / "weights.png", found["alphas"])
-    charts.compared(
+    charts.annotations(
         folder / "pairs.png",
         [(f"{pair.image}", pair.a, pair.b, matching) for pair, matching in study.shown],
         study.categories,
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """With null for nan, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def both(
 ) -> tuple[np.ndarray, Segments, np.ndarray, Segments]:
     """A map as the first and as the second annotator draws it: ids, segments, twice.
 
-    place: of the picture among all; with the seed it decides the errors. categories: see
+    place: of the image among all; with the seed it decides the errors. categories: see
     `annotate`.
     """
     first, second = (

@@ -1,6 +1,6 @@
-"""Panoptic maps as pictures: segments in colour within their boundaries, and what is wrong.
+"""Panoptic maps as images: segments in colour within their boundaries, and what is wrong.
 
-H x W pixels, s the scale. Pictures are uint8 (3, H, W), ids (H, W) whole numbers with 0 for void.
+H x W pixels, s the scale. Images are uint8 (3, H, W), ids (H, W) whole numbers with 0 for void.
 """
 
 import colorsys
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..files.categories import Category
-from ..quality import Matching
+from ..metric.matching import Matching
 
 Color = tuple[int, int, int]
 
@@ -69,7 +69,7 @@ def overlay(
     alpha: float = 0.7,
     scale: int = 1,
 ) -> Tensor:
-    """The grey picture under its segments, dark boundaries between them; (3, H * s, W * s).
+    """The grey image under its segments, dark boundaries between them; (3, H * s, W * s).
 
     Void is plain grey. alpha: opacity of the colours.
     """
@@ -79,7 +79,7 @@ def overlay(
         mask = ids == number
         paint[:, mask] = torch.tensor(color, dtype=torch.float32)[:, None]
         opacity[mask] = alpha
-    return _composed(image, ids, paint, opacity, scale)
+    return _compose(image, ids, paint, opacity, scale)
 
 
 def errors(
@@ -91,7 +91,7 @@ def errors(
     alpha: float = 0.75,
     scale: int = 1,
 ) -> Tensor:
-    """The outcome of each pixel over the grey picture, coloured as `ERRORS`; (3, H * s, W * s).
+    """The outcome of each pixel over the grey image, coloured as `ERRORS`; (3, H * s, W * s).
 
     prediction, truth: ids (H, W). matching: what `PanopticQuality.update` says of them. The
     boundaries are those of the prediction.
@@ -108,11 +108,11 @@ def errors(
     for pair in matching.tp:  # last, as the border of one lies within others
         kind[(prediction == pair.prediction) & (truth == pair.truth)] = FOUND
     paint = torch.tensor([*ERRORS.values()], dtype=torch.float32)[kind].permute(2, 0, 1)
-    return _composed(image, prediction, paint, torch.full(truth.shape, alpha), scale)
+    return _compose(image, prediction, paint, torch.full(truth.shape, alpha), scale)
 
 
-def enlarged(image: Tensor, scale: int) -> Tensor:
-    """The picture alone, (3, H * s, W * s)."""
+def enlarge(image: Tensor, scale: int) -> Tensor:
+    """The image alone, (3, H * s, W * s)."""
     size = [scale * side for side in image.shape[1:]]
     large = F.interpolate(image[None].float(), size, mode="bicubic")[0]
     return large.clamp(0, 255).round().byte()
@@ -123,18 +123,18 @@ def _among(ids: Tensor, wanted: list[int]) -> Tensor:
     return torch.isin(ids, torch.tensor(wanted, dtype=ids.dtype))
 
 
-def _composed(image: Tensor, ids: Tensor, paint: Tensor, alpha: Tensor, scale: int) -> Tensor:
-    """`paint` (3, H, W) over the grey picture, opacity `alpha` (H, W), and boundaries of `ids`."""
+def _compose(image: Tensor, ids: Tensor, paint: Tensor, alpha: Tensor, scale: int) -> Tensor:
+    """`paint` (3, H, W) over the grey image, opacity `alpha` (H, W), and boundaries of `ids`."""
     if image.shape[1:] != ids.shape:
         raise ValueError(f"ids {tuple(ids.shape)} do not fit the image {tuple(image.shape)}")
-    under = enlarged(image, scale).float().mean(0, keepdim=True)  # its colours would mix in
+    under = enlarge(image, scale).float().mean(0, keepdim=True)  # its colours would mix in
     paint, opacity, ids = (
         part.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
         for part in (paint, alpha, ids)
     )
-    picture = opacity * paint + (1 - opacity) * under
+    painted = opacity * paint + (1 - opacity) * under
     border = torch.zeros(ids.shape, dtype=torch.bool)
     border[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     border[1:] |= ids[1:] != ids[:-1]
-    picture[:, border] = torch.tensor(BOUNDARY, dtype=torch.float32)[:, None]
-    return picture.round().byte()
+    painted[:, border] = torch.tensor(BOUNDARY, dtype=torch.float32)[:, None]
+    return painted.round().byte()

@@ -5,17 +5,14 @@ as no instance lies between their thresholds; each different map is made and com
 official script's thresholds are always among the points, so the best is never below them.
 """
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..files.pixels import write_bytes
 from ..merge import (
     CONFIDENCE,
     OVERLAP,
@@ -165,75 +162,3 @@ class _Example:
 def best(points: Iterable[Point]) -> Point:
     """The point of the highest PQ; among equals the official script's, else the first."""
     return max(points, key=lambda p: (-math.inf if math.isnan(p.pq) else p.pq, p.default))
-
-
-def table(points: Sequence[Point], *, top: int = 10) -> str:
-    """Markdown: the `top` points by PQ and the official script's thresholds, in percent."""
-    ranked = sorted(points, key=lambda p: (math.isnan(p.pq), -p.pq, not p.default))
-    shown = ranked[:top] + [p for p in ranked[top:] if p.default]
-    lines = [
-        "| confidence | overlap | stuff area | PQ | PQ^Th | PQ^St | SQ | RQ |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for point in shown:
-        metrics = point.scores.percent()
-        figures = [metrics[name] for name in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")]
-        words = " | ".join("–" if math.isnan(value) else f"{value:.1f}" for value in figures)
-        mark = " (official)" if point.default else ""
-        lines.append(
-            f"| {point.confidence:g} | {point.overlap:g} | {point.stuff_area:g}{mark} | {words} |"
-        )
-    return "\n".join(lines)
-
-
-def rows(points: Iterable[Point]) -> list[dict[str, float]]:
-    """One row a point, for a CSV file: thresholds, then PQ, SQ, RQ of all, things and stuff."""
-    return [point.thresholds | point.scores.percent() for point in points]
-
-
-AXES = {"confidence": "score at least", "overlap": "hidden at most", "stuff_area": "stuff area"}
-
-
-def draw(points: Sequence[Point], path: Path | str) -> None:
-    """Write a PNG of three heat maps of PQ through the best point, one for each pair of thresholds.
-
-    A star marks the best point, a ring the official script's where the map passes through it.
-    """
-    from matplotlib.figure import Figure  # half a second: only who draws pays for it
-
-    winner = best(points)
-    values = [100 * p.pq for p in points if not math.isnan(p.pq)] or [0.0]
-    figure = Figure(figsize=(15, 4.6), dpi=120, layout="constrained")
-    plots = figure.subplots(1, 3)
-    for axes, third in zip(plots, ("stuff_area", "overlap", "confidence"), strict=True):
-        fixed = winner.thresholds[third]
-        across, up = (name for name in AXES if name != third)
-        here = {
-            (p.thresholds[across], p.thresholds[up]): p
-            for p in points
-            if p.thresholds[third] == fixed
-        }
-        columns, lines = (sorted({place[side] for place in here}) for side in (0, 1))
-        cells = [[100 * here[x, y].pq for x in columns] for y in lines]
-        picture = axes.imshow(
-            cells, origin="lower", aspect="auto", vmin=min(values), vmax=max(values), cmap="viridis"
-        )
-        middle = (min(values) + max(values)) / 2
-        for (x, y), point in here.items():
-            place = columns.index(x), lines.index(y)
-            ink = "white" if 100 * point.pq < middle else "black"
-            axes.annotate(
-                f"{100 * point.pq:.1f}", place, color=ink, ha="center", va="center", fontsize=7
-            )
-            for marked, sign, size in ((point is winner, "*", 9), (point.default, "o", 26)):
-                if marked:
-                    # The star sits beside its figure, the ring around it.
-                    side = (place[0] + 0.36, place[1] + 0.3) if sign == "*" else place
-                    axes.plot(*side, sign, color="red", markersize=size, markerfacecolor="none")
-        axes.set_xticks(range(len(columns)), [f"{x:g}" for x in columns])
-        axes.set_yticks(range(len(lines)), [f"{y:g}" for y in lines])
-        axes.set(xlabel=AXES[across], ylabel=AXES[up], title=f"{AXES[third]} {fixed:g}")
-    figure.colorbar(picture, ax=plots, label="PQ, %")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())

@@ -17,7 +17,8 @@ from panoptic.annotators.analysis import (
     size_edges,
     weighted,
 )
-from panoptic.merging import disjoint_ap
+from panoptic.evaluate_files import main
+from panoptic.metric.parts import without_overlap
 from panoptic.quality import PanopticQuality
 
 THINGS = {1: True, 2: True, 10: False}
@@ -207,11 +208,11 @@ def test_disjoint_detections_keep_their_scores_and_lose_the_hidden_pixels():
         found(slice(2, 22), 0.8),  # nine tenths hidden: discarded
         found(slice(0, 20), 0.7, image=2),
     ]
-    kept = disjoint_ap.without_overlap(detections)
+    kept = without_overlap(detections)
     areas = [(d["image_id"], d["score"], int(rle.area(d["segmentation"]))) for d in kept]
     assert areas == [(1, 0.9, 400), (1, 0.6, 200), (2, 0.7, 400)]
-    assert len(disjoint_ap.without_overlap(detections, overlap=0.9)) == 4
-    assert [d["score"] for d in disjoint_ap.without_overlap(detections, confidence=0.65)] == [
+    assert len(without_overlap(detections, overlap=0.9)) == 4
+    assert [d["score"] for d in without_overlap(detections, confidence=0.65)] == [
         0.9,
         0.7,
     ]
@@ -221,12 +222,14 @@ def test_ap_without_overlap_is_ap_where_nothing_overlaps_and_lower_where_it_does
     truth = instances()
     exact = [found(slice(x, x + 20), 0.9 - x / 100, i) for i in (1, 2) for x in (0, 20)]
     plain = evaluate.evaluate(truth, exact, kind="segm")
-    assert disjoint_ap.ap_without_overlap(truth, exact) == pytest.approx(plain, nan_ok=True)
+    assert evaluate.evaluate(truth, without_overlap(exact), kind="segm") == pytest.approx(
+        plain, nan_ok=True
+    )
     assert plain["AP"] == pytest.approx(100)
     # A wide first detection takes pixels of the second, whose IoU was perfect before.
     wide = [found(slice(0, 27), 0.9), found(slice(20, 40), 0.8), *exact[2:]]
     assert (
-        disjoint_ap.ap_without_overlap(truth, wide)["AP"]
+        evaluate.evaluate(truth, without_overlap(wide), kind="segm")["AP"]
         < evaluate.evaluate(truth, wide, kind="segm")["AP"]
     )
 
@@ -234,20 +237,21 @@ def test_ap_without_overlap_is_ap_where_nothing_overlaps_and_lower_where_it_does
 def test_ap_without_overlap_is_a_command(tmp_path, capsys):
     (tmp_path / "gt.json").write_text(json.dumps(instances()))
     (tmp_path / "pred.json").write_text(json.dumps([found(slice(0, 20), 0.9)]))
-    words = [f"gt={tmp_path}/gt.json", f"pred={tmp_path}/pred.json", f"out={tmp_path}/ap.json"]
-    disjoint_ap.main(words)
+    files = [f"gt={tmp_path}/gt.json", f"pred={tmp_path}/pred.json", f"out={tmp_path}/ap.json"]
+    words = ["disjoint_ap", *files]
+    main(words)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["AP", "AP", "AP^NO"]
     assert set(json.loads((tmp_path / "ap.json").read_text())) == {"AP", "AP^NO"}
     (tmp_path / "pred.json").write_text("{}")
     with pytest.raises(ValueError, match=r"pred\.json is not a list of detections"):
-        disjoint_ap.main(words)
+        main(words)
 
 
 def test_masks_of_another_kind_or_size_are_named_by_image():
     polygon = {**found(slice(0, 20), 0.9, image=5), "segmentation": [[0, 0, 5, 0, 5, 5]]}
     with pytest.raises(ValueError, match="image 5: a detection has no run-length mask"):
-        disjoint_ap.without_overlap([polygon])
+        without_overlap([polygon])
     other = {**found(slice(0, 20), 0.9, image=5), "segmentation": code(slice(1), slice(1), (4, 4))}
     with pytest.raises(ValueError, match=r"image 5: a detection has run lengths of size \[4, 4\]"):
-        disjoint_ap.without_overlap([found(slice(0, 20), 0.9, image=5), other])
+        without_overlap([found(slice(0, 20), 0.9, image=5), other])

@@ -15,7 +15,6 @@ from panoptic.files.categories import Category, to_entries
 from panoptic.files.coco import PanopticFiles, read_json, write_panoptic
 from panoptic.files.detection import decode, from_detection
 from panoptic.files.pixels import MAX_PIXELS, encode_png, png_size, read_ids
-from panoptic.merging import disjoint_ap
 
 CATEGORIES = {1: Category(1, "cat", True), 9: Category(9, "sky", False)}
 IDS = np.array([[3, 3, 0], [3, 7, 7]])
@@ -234,7 +233,11 @@ def test_an_input_is_not_overwritten(results, name):
     [
         (evaluate.main, "gt=A.json pred=B.json json=B.json", r"json would overwrite pred, B\.json"),
         (evaluate.main, "gt=A.json pred=B.json csv=A.json", r"csv would overwrite gt, A\.json"),
-        (disjoint_ap.main, "gt=A.json pred=B.json out=A.json", r"out would overwrite gt, A\.json"),
+        (
+            evaluate.main,
+            "disjoint_ap gt=A.json pred=B out=A.json",
+            r"out would overwrite gt, A\.json",
+        ),
         (convert.main, "to_detection A.json A.json", r"out would overwrite source, A\.json"),
         (convert.main, "to_semantic A.json A", "out would overwrite folder, A"),
         (convert.main, "from_two_channel A A.json --images I.json", "folder would .* source, A"),

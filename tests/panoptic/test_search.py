@@ -13,11 +13,12 @@ from common.config import run as run_command
 from panoptic import merge_files
 from panoptic.annotators.simulate import CATEGORIES, Annotator, annotate, scene
 from panoptic.evaluate_files import evaluate_files
+from panoptic.figures.search import heat_maps, rows, table
 from panoptic.files.categories import kinds, to_entries
 from panoptic.files.coco import PanopticFiles, write_panoptic
 from panoptic.files.detection import encode
 from panoptic.merge import merge
-from panoptic.merging.search import Prediction, best, draw, rows, search, table
+from panoptic.merging.search import Prediction, best, search
 from panoptic.metric import peers
 from panoptic.quality import PanopticQuality
 
@@ -113,7 +114,7 @@ def test_no_image_is_an_error_and_nothing_to_find_is_not_a_number(tmp_path):
     assert math.isnan(best(found).pq)
     assert best(found).default
     assert "–" in table(found)
-    draw(found, tmp_path / "empty.png")
+    heat_maps(found, tmp_path / "empty.png")
 
 
 def test_the_table_names_the_best_first_and_the_official_thresholds(points):
@@ -126,8 +127,8 @@ def test_the_table_names_the_best_first_and_the_official_thresholds(points):
     assert rows(points)[0]["PQ"] == pytest.approx(100 * points[0].pq)
 
 
-def test_the_heat_maps_are_a_picture_of_several_colours(points, tmp_path):
-    draw(points, tmp_path / "heat.png")
+def test_the_heat_maps_are_an_image_of_several_colours(points, tmp_path):
+    heat_maps(points, tmp_path / "heat.png")
     with Image.open(tmp_path / "heat.png") as image:
         assert image.size == (1800, 552)
         assert len(image.convert("RGB").getcolors(2**20)) > 50

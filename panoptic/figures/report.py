@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..files.categories import Category
@@ -24,6 +24,20 @@ def groups(scores: Scores) -> dict[str, Any]:
     return {"All": scores.all, "Things": scores.things, "Stuff": scores.stuff}
 
 
+def source_table(sources: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: PQ of the maps of each source, as in the paper's Table 5."""
+    rows = ["| Table 5 | PQ | PQ^Th | PQ^St |", "|:--|--:|--:|--:|"]
+    for source, scores in sources.items():
+        cells = [cell(scores[name]) for name in ("PQ", "PQ_th", "PQ_st")]
+        rows.append(f"| {source.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def cell(value: float) -> str:
+    """A figure as a table shows it, a dash where it is nan."""
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
 def class_table(scores: Scores, categories: Mapping[int, Category]) -> str:
     """A line per class, percent; classes that do not occur have dashes."""
     width = max([len(category.name) for category in categories.values()], default=0)
@@ -31,10 +45,7 @@ def class_table(scores: Scores, categories: Mapping[int, Category]) -> str:
     lines = [head, "-" * len(head)]
     for number, score in scores.classes.items():
         category = categories[number]
-        percent = [
-            f"{'–':>5s}" if math.isnan(value) else f"{100 * value:5.1f}"
-            for value in (score.pq, score.sq, score.rq)
-        ]
+        percent = [f"{cell(100 * value):>5s}" for value in (score.pq, score.sq, score.rq)]
         lines.append(
             f"{number:5d}  {category.name:{width}s}  {kind(category):6s}| {'  '.join(percent)} "
             f"{score.tp:6d} {score.fp:6d} {score.fn:6d}"
@@ -66,15 +77,28 @@ def content(scores: Scores, categories: Mapping[int, Category]) -> dict[str, Any
 
 
 def _percent(score: Any) -> dict[str, float | None]:
-    values = {"PQ": score.pq, "SQ": score.sq, "RQ": score.rq}
-    return {key: None if math.isnan(value) else 100 * value for key, value in values.items()}
+    return without_nan({"PQ": 100 * score.pq, "SQ": 100 * score.sq, "RQ": 100 * score.rq})
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for nan, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def class_csv(scores: Scores, categories: Mapping[int, Category]) -> str:
     """What csv= writes: a line per class, percent; the sum of IoU as a fraction."""
     columns = ["id", "name", "kind", "PQ", "SQ", "RQ", "iou", "tp", "fp", "fn"]
+    return csv_text(columns, content(scores, categories)["per_class"])
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A heading and one line a row."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(content(scores, categories)["per_class"])
+    writer.writerows(rows)
     return stream.getvalue()

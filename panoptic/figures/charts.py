@@ -1,4 +1,4 @@
-"""The pictures of the consistency study: Sec. 6's charts, and the annotations side by side."""
+"""The charts of the consistency study: the figures of Sec. 6, and the annotations side by side."""
 
 import io
 import math
@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from common.draw import grid, legend, save_png
-from panoptic.figures.draw import ERRORS, errors, overlay
-from panoptic.files.categories import Category
-from panoptic.files.pixels import write_bytes
-from panoptic.quality import Matching, PanopticQuality, Scores
+
+from ..files.categories import Category
+from ..files.pixels import write_bytes
+from ..metric.matching import Matching
+from ..quality import PanopticQuality, Scores
+from .draw import ERRORS, errors, overlay
 
 THING, STUFF, ALL = "tab:red", "tab:blue", "black"
 Annotated = tuple[np.ndarray, list[dict[str, Any]]]
@@ -39,7 +41,7 @@ def classes(path: Path, scores: Scores, categories: Mapping[int, Category]) -> N
     axes.set_xlim(-0.8, max(len(ranked), 1) - 0.2)
     patches = [Patch(color=THING, label="things"), Patch(color=STUFF, label="stuff")]
     axes.legend(handles=patches, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def cdf(path: Path, metric: PanopticQuality) -> None:
@@ -64,7 +66,7 @@ def cdf(path: Path, metric: PanopticQuality) -> None:
     _style(axes, "IoU of a matched pair", "pairs up to here, %", "optimal matching, any IoU")
     axes.set(xlim=(0, 1), ylim=(0, 100))
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -81,7 +83,7 @@ def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     _style(axes, "a match needs an IoU above", "PQ, %", "PQ by threshold")
     axes.set_ylim(0, 108)
     axes.legend(frameon=False, ncols=3, loc="upper right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -104,10 +106,10 @@ def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     _style(axes, "RQ, % (by the points: weight α of FP and FN)", "SQ, %", "SQ and RQ")
     axes.set(xlim=(None, 102), ylim=(None, 102))
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save(figure, path)
 
 
-def compared(
+def annotations(
     path: Path,
     pairs: Sequence[tuple[str, Annotated, Annotated, Matching]],
     categories: Mapping[int, Category],
@@ -135,7 +137,8 @@ def _style(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_bytes(path, buffer.getvalue())
