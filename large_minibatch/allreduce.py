@@ -29,12 +29,14 @@ The caller's part: on all ranks equal sizes and dtypes, and the same order of ca
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 ALGORITHMS = ("auto", "ring", "halving_doubling")
 FEW_ELEMENTS = 1_000_000  # up to here halving-doubling is "much better" than the ring, Sec. 4.1
@@ -376,3 +378,10 @@ class _Lanes:
         with torch.cuda.stream(stream):
             future.set_result(self.average(gradient, 0))  # complete when the stream comes here
         return future
+
+
+def summing(network: nn.Module, *, last: bool) -> AbstractContextManager:
+    """Where gradients are accumulated, DDP's processes exchange them after the last piece only."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()

@@ -9,7 +9,6 @@ shuffle of the whole set an epoch (Remark 4, Sec. 3) for any number of processes
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from copy import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,15 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
-from common.data import BadImages, SampleStream, eval_loader, train_loader
-from common.scenes import Scenes, World
-from common.scenes.world import SHAPES
+from common.data import BadImages, eval_loader, train_loader
+from common.sampling import SampleStream
 from large_minibatch import recipe
 from large_minibatch.config import Config
 from large_minibatch.config import Data as DataConfig
-from large_minibatch.config import Scenes as ScenesConfig
 from large_minibatch.inputs.augment import Augment
-from large_minibatch.inputs.decode import ImageFiles, Whole, collate
+from large_minibatch.inputs.builtin import first_of_each, scenes, synthetic
+from large_minibatch.inputs.decode import ImageFiles, collate, decode_all
 from large_minibatch.inputs.folders import (
     Files,
     class_folders,
@@ -35,9 +33,7 @@ from large_minibatch.inputs.folders import (
     require_same,
     require_there,
 )
-from large_minibatch.inputs.memory import Batch, InMemory, random_images, squares
-
-IMAGENET = (1_281_167, 50_000, 1000)  # images to train and to evaluate on, classes
+from large_minibatch.inputs.memory import Batch, InMemory
 
 
 def build(cfg: DataConfig, split: str) -> "ImageFiles | InMemory":
@@ -52,9 +48,9 @@ def build(cfg: DataConfig, split: str) -> "ImageFiles | InMemory":
     if cfg.name == "scenes":
         return scenes(cfg.scenes, augment, training=training, limit=cfg.limit)
     if cfg.name == "synthetic":
-        return synthetic(cfg, training=training)
+        return synthetic(cfg.size, training=training, limit=cfg.limit)
     files, labels, classes = find_files(cfg, training=training)
-    chosen = _first(labels, cfg.limit if training else 0)
+    chosen = first_of_each(labels, cfg.limit if training else 0)
     source = ImageFiles(
         files.only(chosen),
         labels[chosen],
@@ -65,7 +61,9 @@ def build(cfg: DataConfig, split: str) -> "ImageFiles | InMemory":
         upright=cfg.name == "folder",
         draft=cfg.draft,
     )
-    return decoded(source, cfg) if cfg.in_memory else source
+    if not cfg.in_memory:
+        return source
+    return decode_all(source, workers=cfg.workers, bad=BadImages(cfg.bad_images))
 
 
 def find_files(cfg: DataConfig, *, training: bool) -> tuple[Files, Tensor, list[str]]:
@@ -109,96 +107,46 @@ def augmentation(cfg: DataConfig) -> Augment:
     )
 
 
-def _first(labels: Tensor, limit: int) -> Tensor:
-    """Indices of the first `limit` images of each class, or of all where it is 0."""
-    if not limit:
-        return torch.arange(len(labels))
-    found = [(labels == label).nonzero()[:limit, 0] for label in labels.unique()]
-    return torch.cat(found).sort().values
-
-
-def decoded(source: ImageFiles, cfg: DataConfig) -> InMemory:
-    """All images of a set, decoded once, by every process for itself.
-
-    Under data.bad_images=skip the next image stands in for one that cannot be read.
-    """
-    augment, training = source.augment, source.training
-    reader: ImageFiles | Whole = source
-    if training and augment.resamples:
-        reader = Whole(source)
-    elif training:  # the centre crop, which is shifted and flipped when it is drawn
-        reader = copy(source)
-        reader.training = False
-    loader = eval_loader(
-        reader,
-        64,
-        workers=cfg.workers,
-        collate=collate,
-        rank=0,
-        world=1,
-        bad=BadImages(cfg.bad_images) if training else None,
-    )
-    parts: list[Batch] = list(
-        tqdm(loader, "decode", unit="batch", leave=False, disable=None if dist.is_main() else True)
-    )
-    return InMemory(
-        torch.cat([part.images for part in parts]).permute(0, 2, 3, 1),
-        torch.cat([part.labels for part in parts]),
-        [file for part in parts for file in part.files],
-        source.classes,
-        augment,
-        training=training,
-    )
-
-
-def scenes(cfg: ScenesConfig, augment: Augment, *, training: bool, limit: int = 0) -> InMemory:
-    """The built-in images: one solid on a plain floor, its shape and colour are the class."""
-    world = World(
-        height=cfg.size,
-        width=cfg.size,
-        objects=(1, 1),
-        shapes=tuple(cfg.shapes),
-        colors=tuple(cfg.colors),
-        sizes=(("large", 0.7),),
-        distractors=(cfg.distractors[0], cfg.distractors[1]),
-        distractor_shapes=tuple(shape for shape in SHAPES if shape not in cfg.shapes),
-        spread=0.8,
-        noise=cfg.noise,
-    )
-    count = cfg.train_images if training else cfg.val_images
-    # The training images lie a million further on, so that either split may grow.
-    start = 1_000_000 if training else 0
-    rendered = Scenes(world, count=count, seed=cfg.seed, start=start, classes_by=("shape", "color"))
-    chosen = _first(rendered.labels(), limit if training else 0)
-    return InMemory(
-        squares(rendered.images()[chosen], augment, training=training),
-        rendered.labels()[chosen],
-        [rendered.files[i] for i in chosen.tolist()],
-        rendered.names,
-        augment,
-        training=training,
-    )
-
-
-def synthetic(cfg: DataConfig, *, training: bool) -> InMemory:
-    """Random images for speed tests, as many as ImageNet has."""
-    train, val, classes = IMAGENET
-    count = (min(train, cfg.limit * classes) if cfg.limit else train) if training else val
-    names = [str(label) for label in range(classes)]
-    return random_images(cfg.size, count=count, classes=names, training=training)
-
-
 def plan_of(cfg: Config, examples: int) -> recipe.Plan:
     """How these processes compute a step; the loop divides by its number of pieces.
 
     Made once a run and handed on. Only ghost norms tie images together in groups.
     """
-    return recipe.plan(
+    ghost = cfg.norm.kind == "ghost"
+    plan = recipe.plan(
         examples=examples,
         batch_size=cfg.batch_size,
         processes=dist.world_size(),
-        group=cfg.norm.group if cfg.norm.kind == "ghost" else 1,
+        group=cfg.norm.group if ghost else 1,
         per_forward=cfg.per_forward,
+    )
+    if not ghost:
+        _require_statistics(cfg, plan)
+        if plan.accumulation > 1 and dist.is_main():
+            print(
+                f"norm.kind={cfg.norm.kind}: batch norm takes its statistics over "
+                f"{plan.per_forward} images of a process at a time, as its {plan.per_process} are "
+                f"more than per_forward={cfg.per_forward}."
+            )
+    return plan
+
+
+def _require_statistics(cfg: Config, plan: recipe.Plan) -> None:
+    """Raise ValueError where norms without groups would take their statistics over one image.
+
+    Normalised by itself alone, an image tells the network nothing of the others; and where a layer
+    has one pixel left, its variance is 0.
+    """
+    together = plan.processes if cfg.norm.kind == "sync" else 1
+    if plan.per_forward * together > 1:
+        return
+    remedy = f"set per_forward={plan.per_process} or another batch_size"
+    if plan.per_process == 1:
+        remedy = f"set batch_size={2 * plan.processes} or more"
+    raise ValueError(
+        f"norm.kind={cfg.norm.kind}: batch_size={cfg.batch_size} over processes={plan.processes} "
+        f"can only be computed one image at a time with per_forward={cfg.per_forward}, which "
+        f"leaves batch norm no statistics: {remedy}."
     )
 
 
@@ -241,7 +189,8 @@ def training_batches(
         seed=cfg.seed,
         workers=cfg.data.workers,
         collate=collate,
-        pieces=plan.accumulation,
+        accumulate=plan.accumulation,
+        cut=True,
         bad=BadImages(cfg.data.bad_images),
     )
     return _steps(loader, stop - start, plan.accumulation)

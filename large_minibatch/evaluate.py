@@ -44,6 +44,11 @@ def evaluate(model: nn.Module, cfg: Config, dataset: Any) -> dict[str, float]:
     return {"val_error": 100 - top1, "val_error5": 100 - top5, "val_loss": loss.compute()}
 
 
+def due(epoch: float, cfg: Config) -> bool:
+    """Whether to evaluate after `epoch`: now and then, and in the last epochs, for the median."""
+    return epoch % cfg.evaluate_every == 0 or epoch > cfg.epochs - cfg.median_of
+
+
 def among(logits: Tensor, columns: Tensor | None) -> Tensor:
     """`logits` (N, K), -inf where `columns`, bool (K,), is false; None: as they are."""
     if columns is None:

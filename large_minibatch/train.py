@@ -3,7 +3,6 @@
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
-import contextlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from common.run.log import Log, require_finite
 from common.run.options import Options
 from large_minibatch import allocator, allreduce, data, recipe, sgd
 from large_minibatch.config import MAY_CHANGE, Config
-from large_minibatch.evaluate import History, contact_sheet, evaluate, settle_buffers
+from large_minibatch.evaluate import History, contact_sheet, due, evaluate, settle_buffers
 from large_minibatch.inputs.augment import mixup
 from large_minibatch.model import resnet
 from large_minibatch.norm import ghost
@@ -43,23 +42,13 @@ def train(cfg: Config) -> dict[str, float]:
     allocator.keep_freed_memory()
     device = dist.device()
     training, validation = data.build(cfg.data, "train"), data.build(cfg.data, "val")
-    plan, schedule = planned(cfg, len(training))
-    model = resnet(
-        **asdict(cfg.model),
-        num_classes=len(training.classes),
-        group=plan.group,
-        norm=cfg.norm.kind,
-        running=cfg.norm.running,
-    )
-    if cfg.init:
-        report = initialise.initialise(model, cfg.init, cfg.data.mean, cfg.data.std)
-        if dist.is_main():
-            print(report)
-    model.to(device).to(memory_format=torch.channels_last)
-    optimizer = solver(cfg, model, schedule.lr(0))
+    plan = data.plan_of(cfg, len(training))
+    schedule = build_schedule(cfg, plan)
+    model = build_model(cfg, plan, len(training.classes)).to(device)
+    optimizer = build_optimizer(cfg, model, schedule.lr(0))
     ema = get_ema_multi_avg_fn(cfg.ema)
     average = AveragedModel(model, multi_avg_fn=ema, use_buffers=True) if cfg.ema else None
-    final = average.module if average else model
+    final = average.module if average else model  # what is scored
     history = History()
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "history": history}
     parts |= {"average": average} if average else {}
@@ -85,7 +74,7 @@ def train(cfg: Config) -> dict[str, float]:
             batch = batch.to(device)
             images = data.normalise(batch.images, cfg.data)  # (N, 3, H, W)
             images, targets = mixup(images, batch.labels, cfg.mixup, len(training.classes))
-            with summing(network, last=number == plan.accumulation):
+            with allreduce.summing(network, last=number == plan.accumulation):
                 with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
                     logits = network(images).float()  # (N, K)
                 loss = F.cross_entropy(logits, targets, label_smoothing=cfg.smoothing)
@@ -120,7 +109,7 @@ def train(cfg: Config) -> dict[str, float]:
         history = History()  # the earlier epochs' errors are not those of these weights
         history.close(start / plan.steps_per_epoch, **evaluate(final, cfg, validation))
     metrics = history.final(cfg.median_of)  # Sec. 5.1
-    log(max(1, start if cfg.only_evaluate else stop), force=True, **metrics)
+    log(max(1, stop), force=True, **metrics)
     log.close()
     contact_sheet(final, cfg, validation)
     seconds = time.time() - started
@@ -128,51 +117,6 @@ def train(cfg: Config) -> dict[str, float]:
     if dist.is_main() and not cfg.only_evaluate:
         keep_backbone(final, cfg)
     return metrics
-
-
-def planned(cfg: Config, examples: int) -> tuple[recipe.Plan, recipe.Schedule]:
-    """How a step is computed, and the rate of each step, from the minibatch alone, Sec. 2."""
-    plan, rate = data.plan_of(cfg, examples), cfg.rate
-    require_statistics(cfg, plan)
-    if cfg.norm.kind != "ghost" and plan.accumulation > 1 and dist.is_main():
-        print(
-            f"norm.kind={cfg.norm.kind}: batch norm takes its statistics over {plan.per_forward} "
-            f"images of a process at a time, as its {plan.per_process} are more than "
-            f"per_forward={cfg.per_forward}."
-        )
-    schedule = recipe.Schedule(
-        peak=recipe.reference_lr(
-            cfg.batch_size, base=rate.base, base_batch=rate.base_batch, rule=rate.rule
-        ),
-        steps_per_epoch=plan.steps_per_epoch,
-        epochs=cfg.epochs,
-        warmup=rate.warmup,
-        warmup_epochs=rate.warmup_epochs,
-        start=rate.start,
-        kind=rate.schedule,
-        milestones=tuple(rate.milestones),
-        factor=rate.factor,
-    )
-    return plan, schedule
-
-
-def require_statistics(cfg: Config, plan: recipe.Plan) -> None:
-    """Raise ValueError where norms without groups would take their statistics over one image.
-
-    Normalised by itself alone, an image tells the network nothing of the others; and where a layer
-    has one pixel left, its variance is 0.
-    """
-    together = plan.processes if cfg.norm.kind == "sync" else 1
-    if cfg.norm.kind == "ghost" or plan.per_forward * together > 1:
-        return
-    remedy = f"set per_forward={plan.per_process} or another batch_size"
-    if plan.per_process == 1:
-        remedy = f"set batch_size={2 * plan.processes} or more"
-    raise ValueError(
-        f"norm.kind={cfg.norm.kind}: batch_size={cfg.batch_size} over processes={plan.processes} "
-        f"can only be computed one image at a time with per_forward={cfg.per_forward}, which "
-        f"leaves batch norm no statistics: {remedy}."
-    )
 
 
 def fixed_processes(cfg: Config) -> int:
@@ -185,8 +129,42 @@ def fixed_processes(cfg: Config) -> int:
     return dist.world_size() if depends and not cfg.only_evaluate else 0
 
 
-def solver(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
-    """Momentum SGD in the asked form, or LARS."""
+def build_schedule(cfg: Config, plan: recipe.Plan) -> recipe.Schedule:
+    """The rate of each step, which follows from the minibatch alone, Sec. 2."""
+    rate = cfg.rate
+    return recipe.Schedule(
+        peak=recipe.reference_lr(
+            cfg.batch_size, base=rate.base, base_batch=rate.base_batch, rule=rate.rule
+        ),
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=cfg.epochs,
+        warmup=rate.warmup,
+        warmup_epochs=rate.warmup_epochs,
+        start=rate.start,
+        kind=rate.schedule,
+        milestones=tuple(rate.milestones),
+        factor=rate.factor,
+    )
+
+
+def build_model(cfg: Config, plan: recipe.Plan, classes: int) -> nn.Module:
+    """The network, from `cfg.init` where that is given."""
+    model = resnet(
+        **asdict(cfg.model),
+        num_classes=classes,
+        group=plan.group,
+        norm=cfg.norm.kind,
+        running=cfg.norm.running,
+    )
+    if cfg.init:
+        report = initialise.initialise(model, cfg.init, cfg.data.mean, cfg.data.std)
+        if dist.is_main():
+            print(report)
+    return model.to(memory_format=torch.channels_last)
+
+
+def build_optimizer(cfg: Config, model: nn.Module, lr: float) -> Optimizer:
+    """Momentum SGD in the chosen form, or LARS."""
     options = cfg.solver
     groups = sgd.decay_split(
         model, options.weight_decay, decay_bn=options.decay_bn, decay_bias=options.decay_bias
@@ -213,19 +191,7 @@ def parallel(model: nn.Module, cfg: Config) -> nn.Module:
     return network
 
 
-def summing(network: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
-    """Where gradients are accumulated, the processes exchange them after the last piece only."""
-    if isinstance(network, DistributedDataParallel) and not last:
-        return network.no_sync()
-    return contextlib.nullcontext()
-
-
-def due(epoch: float, cfg: Config) -> bool:
-    """Whether to evaluate after `epoch`: now and then, and in the last epochs, for the median."""
-    return epoch % cfg.evaluate_every == 0 or epoch > cfg.epochs - cfg.median_of
-
-
-def keep_backbone(model: torch.nn.Module, cfg: Config) -> None:
+def keep_backbone(model: nn.Module, cfg: Config) -> None:
     """Write `backbone.pt` for other code; where torchvision has no such network, say so."""
     path = Path(cfg.output_dir, "backbone.pt")
     try:

@@ -13,8 +13,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import glob
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim import SGD
 from torchvision.models import get_model_weights
 from torchvision.models.detection import MaskRCNN
@@ -33,16 +31,24 @@ from tqdm import tqdm
 from common import config, dist
 from common.coco import evaluate as coco_eval
 from common.config import require_choice, require_range
-from common.data import BadImages, eval_loader, seed_everything, train_loader
+from common.data import eval_loader, seed_everything, seed_of
 from common.optim import parameter_groups, warmup_multistep
 from common.run import checkpoint, result
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from common.weights.formats import few, read
-from large_minibatch.mask_rcnn.instances import Instances, TransferData, collate, to_device
+from large_minibatch.allreduce import summing
+from large_minibatch.mask_rcnn.instances import (
+    Instances,
+    TransferData,
+    collate,
+    to_device,
+    training_batches,
+)
 from large_minibatch.mask_rcnn.network import (
     IMAGES_PER_GPU,
     FineTuning,
+    TransferModel,
     fine_tuning,
     load_backbone,
     mask_rcnn,
@@ -50,20 +56,6 @@ from large_minibatch.mask_rcnn.network import (
 from large_minibatch.weights.formats import Converted, convert
 
 COLUMNS = ("box_AP", "mask_AP")  # percent
-
-
-@dataclass
-class TransferModel:
-    """Mask R-CNN; passed to `mask_rcnn` as it stands."""
-
-    backbone: str = "resnet50"  # torchvision's name of the network in `init`
-    freeze_at: int = 2  # D1: the stem and the first stage stay as pre-trained
-    channels: int = 256  # of the pyramid and the mask head
-    rois: int = 512  # an image, Sec. 5.4
-    short_side: int = 800  # pixels, MRCNN 3.1
-    long_side: int = 1333
-    score: float = 0.05  # least score of a detection
-    detections: int = 100  # an image
 
 
 @dataclass
@@ -151,7 +143,9 @@ def train(cfg: TransferConfig) -> dict[str, float]:
 
     steps = recipe.iterations
     stop = start if cfg.only_evaluate else steps
-    loader = training_batches(training, cfg, recipe, start, stop)
+    loader = training_batches(
+        training, cfg.data, start, stop, batch_size=recipe.batch_size, seed=cfg.seed
+    )
     log = Log(cfg.output_dir, steps, every=cfg.log_every, start=start)
     network = dist.wrap(model)
     for step, (images, targets) in enumerate(loader, start + 1):
@@ -244,36 +238,6 @@ def classification_weights(path: str | Path) -> Converted:
     state = read(path)
     rcnn = "backbone.body.conv1.weight" in state
     return convert(state, str(path)) if rcnn else Converted(state, str(path))
-
-
-def training_batches(
-    dataset: Instances, cfg: TransferConfig, recipe: FineTuning, start: int, stop: int
-) -> Iterable[tuple[list[Tensor], list[dict]]]:
-    """The batches of this process in the steps after `start`, up to `stop`."""
-    return train_loader(
-        dataset,
-        recipe.batch_size,
-        start,
-        stop,
-        seed=cfg.seed,
-        workers=cfg.data.workers,
-        collate=collate,
-        groups=dataset.groups(IMAGES_PER_GPU) if cfg.data.aspect_groups else None,
-        chunk=IMAGES_PER_GPU,
-        bad=BadImages(cfg.data.bad_images),
-    )
-
-
-def seed_of(seed: int, step: int, worker: int) -> int:
-    """Seed of the RoIs that a worker draws in a step, whichever process plays it."""
-    return (seed * 1_000_003 + step * 4099 + worker) % 2**32
-
-
-def summing(network: nn.Module, *, last: bool) -> AbstractContextManager:
-    """The processes exchange their gradients after the last of several passes only."""
-    if isinstance(network, DistributedDataParallel) and not last:
-        return network.no_sync()
-    return nullcontext()
 
 
 def evaluate(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> dict[str, float]:

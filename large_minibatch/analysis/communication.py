@@ -23,10 +23,8 @@ Times are seconds, sizes bytes, rates bytes per second.
 
 import copy
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,11 +237,6 @@ def jitter_for(
     return missing / rise
 
 
-def required_bandwidth(size: float, seconds: float) -> float:
-    """Bits per second that hide an allreduce of `size` bytes in backprop: 12.8 Gbit/s, Sec. 4.3."""
-    return 8 * 2 * size / seconds
-
-
 def by_work(model: nn.Module, size: int) -> list[Gradient]:
     """Gradients of `model` in the order of backprop, timed by their layers' multiplications.
 
@@ -272,7 +265,7 @@ def by_work(model: nn.Module, size: int) -> list[Gradient]:
     if len(ready) < len(owners) or not done:
         raise ValueError(
             f"{len(owners) - len(ready) or len(owners)} layers of {type(model).__name__} cannot be "
-            "timed by their calls: time its backprop with `measured`."
+            "timed by their calls: build the list of `Gradient` from a measured backprop."
         )
     return [
         Gradient(parameter.nbytes, share / done)
@@ -280,79 +273,3 @@ def by_work(model: nn.Module, size: int) -> list[Gradient]:
         for parameter in reversed(list(module.parameters(recurse=False)))
         if parameter.requires_grad
     ]
-
-
-def measured(
-    model: nn.Module, loss: Callable[[], Tensor], *, images: int, repeats: int = 5
-) -> tuple[Work, list[Gradient]]:
-    """Work of one worker on this machine and its gradients in the order they really come.
-
-    `loss()` computes the loss of `images` images by `model`, without DDP. Medians over `repeats`
-    after one warm-up; the optimizer's step is not included. Gradients are cleared.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    clock = _Clock(parameters[0].device)
-    at: dict[int, list[float]] = {number: [] for number in range(len(parameters))}
-    marks: dict[int, Any] = {}
-    handles = [
-        parameter.register_post_accumulate_grad_hook(
-            lambda _, number=number: marks.update({number: clock.now()})
-        )
-        for number, parameter in enumerate(parameters)
-    ]
-    forward, backward = [], []
-    for repeat in range(repeats + 1):
-        model.zero_grad()
-        marks.clear()
-        start = clock.now()
-        value = loss()
-        middle = clock.now()
-        value.backward()
-        end = clock.now()
-        if repeat:
-            forward.append(clock.seconds(start, middle))
-            backward.append(clock.seconds(middle, end))
-            for number, mark in marks.items():
-                at[number].append(clock.seconds(middle, mark) / backward[-1])
-    model.zero_grad()
-    for handle in handles:
-        handle.remove()
-    gradients = [
-        Gradient(parameter.nbytes, min(1.0, statistics.median(at[number])))
-        for number, parameter in enumerate(parameters)
-        if at[number]
-    ]
-    gradients.sort(key=lambda gradient: gradient.ready)
-    backprop, rest = statistics.median(backward), statistics.median(forward)
-    return Work(backprop=backprop, rest=rest, images=images, workers=1), gradients
-
-
-class _Clock:
-    """Points in time of a device: a GPU's are events on it, as it runs behind Python."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, start: Any, end: Any) -> float:
-        if not self.cuda:
-            return end - start
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-
-
-def in_buckets(gradients: Sequence[Gradient], size: int) -> list[Gradient]:
-    """Gradients put together until a bucket holds `size` bytes, as DDP does (25 MiB)."""
-    buckets, held = [], 0
-    for number, gradient in enumerate(gradients, start=1):
-        held += gradient.size
-        if held >= size or number == len(gradients):
-            buckets.append(Gradient(held, gradient.ready))
-            held = 0
-    return buckets

@@ -6,18 +6,22 @@ pixels that differ by 1 of 255 at most: only the crop leaves Pillow's memory, Py
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from common import dist
+from common.data import BadImages, eval_loader
 from common.images import UnreadableImage, image_size, open_image, read_image
 
 from .augment import DRAWS, Augment, View, pad, shift
 from .folders import Files
-from .memory import Batch
+from .memory import Batch, InMemory
 
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -80,7 +84,7 @@ class ImageFiles(Dataset):
                 if image.mode != "RGB" or turned:
                     return None
                 view = self._view(file, image.height, image.width, u)
-                if self.draft and _shrunk(image, view):
+                if self.draft and _shrinks(image, view):
                     view = self._view(file, image.height, image.width, u)
                 top, left, height, width = view.box
                 pixels = np.array(image.crop((left, top, left + width, top + height)))
@@ -95,7 +99,7 @@ class ImageFiles(Dataset):
             raise ValueError(f"{file}: {error}") from error
 
 
-def _shrunk(image: Image.Image, view: View) -> bool:
+def _shrinks(image: Image.Image, view: View) -> bool:
     """Whether the decoder now gives fewer pixels, but still as many as the view is resized to."""
     full = image.size
     sizes = zip(full, reversed(view.scaled), reversed(view.box[2:]), strict=True)
@@ -140,3 +144,34 @@ class Whole(Dataset):
                 f"{self.files[0]} {self.size[1]} x {self.size[0]}: set data.in_memory=false"
             )
         return pixels.contiguous(), int(self.source.labels[index]), file
+
+
+def decode_all(source: ImageFiles, *, workers: int, bad: BadImages) -> InMemory:
+    """All images of a set, decoded once, by every process for itself."""
+    augment, training = source.augment, source.training
+    reader: ImageFiles | Whole = source
+    if training and augment.resamples:
+        reader = Whole(source)
+    elif training:  # the centre crop, which is shifted and flipped when it is drawn
+        reader = copy(source)
+        reader.training = False
+    loader = eval_loader(
+        reader,
+        64,
+        workers=workers,
+        collate=collate,
+        rank=0,
+        world=1,
+        bad=bad if training else None,
+    )
+    parts: list[Batch] = list(
+        tqdm(loader, "decode", unit="batch", leave=False, disable=None if dist.is_main() else True)
+    )
+    return InMemory(
+        torch.cat([part.images for part in parts]).permute(0, 2, 3, 1),
+        torch.cat([part.labels for part in parts]),
+        [file for part in parts for file in part.files],
+        source.classes,
+        augment,
+        training=training,
+    )

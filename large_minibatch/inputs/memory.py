@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from .augment import CROP, DRAWS, Augment, pad, shift, uniforms
-from .folders import Files
-
-_POOL = 256  # different random images
 
 
 @dataclass
@@ -103,13 +100,3 @@ def squares(images: Tensor, augment: Augment, *, training: bool) -> Tensor:
     if view.scaled == tuple(pixels.shape[1:3]) == (view.size, view.size):
         return pixels
     return torch.stack([view.cut(image, augment.interpolation) for image in pixels])
-
-
-def random_images(size: int, *, count: int, classes: list[str], training: bool) -> InMemory:
-    """`count` random images out of a pool of 256, for speed tests; used as they are."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (_POOL, size, size, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % len(classes)
-    augment = Augment(size=size, crop="none", resize=0, flip=0.0)
-    files = Files("synthetic", range(count))
-    return InMemory(pixels, labels, files, classes, augment, training=training)

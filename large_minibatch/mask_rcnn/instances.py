@@ -3,6 +3,7 @@
 M instances of an image; boxes are float xyxy in pixels of the image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch.utils.data import Dataset
 from common import dist
 from common.coco.dataset import Categories, CocoDataset, find_split
 from common.config import require_choice, require_range
+from common.data import BadImages, train_loader
 from common.scenes import Scenes, World
 from common.transforms import HorizontalFlip
+
+from .network import IMAGES_PER_GPU
 
 WORLD = World(height=96, width=96, objects=(1, 2), spread=1.5)  # of data.name=scenes
 SCENES = 16  # images to train on, and as many to evaluate on
@@ -99,6 +103,24 @@ class Instances(Dataset):
 def collate(examples: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
     """Images of any sizes, and their targets."""
     return [image for image, _ in examples], [target for _, target in examples]
+
+
+def training_batches(
+    dataset: Instances, cfg: TransferData, start: int, stop: int, *, batch_size: int, seed: int
+) -> Iterable[tuple[list[Tensor], list[dict]]]:
+    """The batches of this process in the steps after `start`, up to `stop`."""
+    return train_loader(
+        dataset,
+        batch_size,
+        start,
+        stop,
+        seed=seed,
+        workers=cfg.workers,
+        collate=collate,
+        groups=dataset.groups(IMAGES_PER_GPU) if cfg.aspect_groups else None,
+        chunk=IMAGES_PER_GPU,
+        bad=BadImages(cfg.bad_images),
+    )
 
 
 def to_device(

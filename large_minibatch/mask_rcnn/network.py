@@ -76,6 +76,20 @@ def fine_tuning(
     )
 
 
+@dataclass
+class TransferModel:
+    """Mask R-CNN; passed to `mask_rcnn` as it stands."""
+
+    backbone: str = "resnet50"  # torchvision's name of the network in `init`
+    freeze_at: int = 2  # D1: the stem and the first stage stay as pre-trained
+    channels: int = 256  # of the pyramid and the mask head
+    rois: int = 512  # an image, Sec. 5.4
+    short_side: int = 800  # pixels, MRCNN 3.1
+    long_side: int = 1333
+    score: float = 0.05  # least score of a detection
+    detections: int = 100  # an image
+
+
 def mask_rcnn(
     num_classes: int,
     *,

@@ -14,13 +14,10 @@ from large_minibatch.analysis.communication import (
     between_servers,
     by_work,
     expected_maximum,
-    in_buckets,
     inside_server,
     jitter_for,
     latency_for,
-    measured,
     predict,
-    required_bandwidth,
 )
 
 COUNTS = [8, 16, 32, 64, 128, 256, 352]  # Figs. 7 and 8
@@ -30,10 +27,6 @@ COUNTS = [8, 16, 32, 64, 128, 256, 352]  # Figs. 7 and 8
 def layers() -> list[Gradient]:
     with torch.device("meta"):
         return by_work(torchvision.models.resnet50(), 224)
-
-
-def test_resnet50_needs_the_bandwidth_of_section_4_3():
-    assert required_bandwidth(100e6, 0.125) == 12.8e9
 
 
 def test_resnet50_has_its_161_gradients_of_100_megabytes_last_layer_first(layers):
@@ -152,21 +145,13 @@ def test_wrong_words_and_impossible_wishes_are_told():
         jitter_for([Gradient(10**9, 1.0)], increase=0.01)
 
 
-def test_buckets_hold_everything_and_are_ready_with_their_last_gradient(layers):
-    buckets = in_buckets(layers, 25 * 2**20)
-    assert len(buckets) == 4
-    assert sum(bucket.size for bucket in buckets) == sum(gradient.size for gradient in layers)
-    assert buckets[-1].ready == 1
-    assert in_buckets(layers, 1) == layers
-
-
 def test_a_layer_used_twice_has_one_gradient_complete_with_its_first_use():
     shared = nn.Conv2d(3, 3, 1)
     net = nn.Sequential(shared, nn.Conv2d(3, 3, 1, bias=False), shared)
     assert by_work(net, 4) == [Gradient(36, 2 / 3), Gradient(12, 1.0), Gradient(36, 1.0)]
 
 
-def test_a_model_whose_layers_are_not_called_is_sent_to_the_clock():
+def test_a_model_whose_layers_are_not_called_stops():
     class Hidden(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -175,19 +160,5 @@ def test_a_model_whose_layers_are_not_called_is_sent_to_the_clock():
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return nn.functional.conv2d(images, self.layer.weight)
 
-    with pytest.raises(ValueError, match=r"1 layers of Hidden .* `measured`"):
+    with pytest.raises(ValueError, match=r"1 layers of Hidden .* measured backprop"):
         by_work(Hidden(), 4)
-
-
-def test_a_measured_backprop_gives_the_gradients_last_layer_first():
-    torch.manual_seed(0)
-    sizes = [(48, 40), (40, 32), (32, 10)]
-    net = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in sizes))
-    images = torch.randn(2000, 48)
-    work, gradients = measured(net, lambda: net(images).pow(2).mean(), images=2000)
-    assert [g.size for g in gradients] == [4 * 32 * 10, 4 * 40 * 32, 4 * 48 * 40]
-    assert all(0 < g.ready <= 1 for g in gradients)
-    assert work.backprop > 0 < work.rest
-    assert (work.images, work.workers) == (2000, 1)
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert predict(8, gradients, work=work).images == 16_000

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import BadExample, SampleStream
+from common.data import BadExample
+from common.sampling import SampleStream
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Norm, Scenes
 from large_minibatch.inputs.augment import Augment
@@ -460,7 +461,7 @@ def test_a_truncated_image_stops_with_its_name(tree, left):
     refused(options(tree, in_memory=True), "train", f"{path.name} cannot be read as an image")
 
 
-@pytest.mark.filterwarnings("ignore:picture 1 skipped")
+@pytest.mark.filterwarnings("ignore:image 1 skipped")
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_an_unreadable_image_may_be_replaced_by_the_next(tree, in_memory):
     path = tree / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"

@@ -154,7 +154,7 @@ def test_a_resumed_run_checks_the_images_that_it_will_evaluate(tree, tmp_path):
     assert '"step": 4' not in steps
 
 
-@pytest.mark.filterwarnings("ignore:picture 1 skipped", "ignore:image 1 skipped")
+@pytest.mark.filterwarnings("ignore:image 1 skipped")
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("fault", UNREADABLE)
 def test_an_image_that_cannot_be_read_is_replaced_under_skip(fault, in_memory, tree):

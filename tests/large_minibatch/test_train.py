@@ -19,10 +19,10 @@ from common.tables.plan import compose_rows
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Model, Norm, Rate
 from large_minibatch.config import Scenes as ScenesConfig
-from large_minibatch.evaluate import History, contact_sheet, evaluate
+from large_minibatch.evaluate import History, contact_sheet, due, evaluate
 from large_minibatch.inputs.augment import mixup
 from large_minibatch.tables import TABLES
-from large_minibatch.train import due, planned, train
+from large_minibatch.train import build_schedule, train
 
 SMALL = Config(
     epochs=2,
@@ -227,7 +227,8 @@ def test_the_error_of_a_run_is_the_median_of_its_last_epochs():
 )
 def test_the_paper_follows_from_the_minibatch_alone(batch_size, steps_per_epoch, peak):
     cfg = Config(batch_size=batch_size, data=replace(SMALL.data, name="imagenet"))
-    plan, schedule = planned(cfg, 1_281_167)
+    plan = data.plan_of(cfg, 1_281_167)
+    schedule = build_schedule(cfg, plan)
     assert plan.steps_per_epoch == steps_per_epoch
     assert schedule.peak == pytest.approx(peak)
     assert plan.accumulation * plan.per_forward == batch_size

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common import dist
-from common.data import SampleStream
 from common.run import checkpoint
+from common.sampling import SampleStream
 from large_minibatch import data
 from large_minibatch.config import Config, Data, Model, Norm, Rate, Scenes, Solver
 from large_minibatch.inputs.augment import Augment
 from large_minibatch.inputs.memory import InMemory
 from large_minibatch.model import resnet
-from large_minibatch.train import fixed_processes, planned, train
+from large_minibatch.train import fixed_processes, train
 
 GRID = [
     (kind, batch_size, group, per_forward)
@@ -92,10 +92,10 @@ def test_the_planned_pieces_add_up_to_the_whole_batch(files, processes, monkeypa
 
 def test_a_run_says_over_how_many_images_plain_batch_norm_works(capsys):
     norm = Norm(kind="worker")
-    plan, _ = planned(Config(batch_size=480, norm=norm, data=Data(root="")), 1000)
+    plan = data.plan_of(Config(batch_size=480, norm=norm, data=Data(root="")), 1000)
     assert (plan.accumulation, plan.per_forward) == (2, 240)
     assert "norm.kind=worker: batch norm takes its statistics over 240" in capsys.readouterr().out
-    planned(Config(batch_size=480, data=Data(root="")), 1000)  # groups of 32
+    data.plan_of(Config(batch_size=480, data=Data(root="")), 1000)  # groups of 32
     assert not capsys.readouterr().out
 
 
@@ -116,11 +116,11 @@ def test_plain_batch_norm_over_one_image_stops(kind, batch_size, processes, reme
         batch_size=batch_size, per_forward=7, norm=Norm(kind=kind, group=1), data=Data(root="")
     )
     if not remedy:
-        planned(cfg, 1000)
+        data.plan_of(cfg, 1000)
         return
     named = f"batch_size={batch_size} over processes={processes} .* per_forward=7"
     with pytest.raises(ValueError, match=f"norm.kind={kind}: {named}.*: {remedy}"):
-        planned(cfg, 1000)
+        data.plan_of(cfg, 1000)
 
 
 @pytest.mark.parametrize(
