@@ -136,13 +136,6 @@ def training_batches(dataset: Panoptic, cfg: Config, start: int, stop: int) -> I
 
     Raises ValueError unless each batch can be cut into `accumulate` equal pieces a process.
     """
-    world = dist.world_size()
-    if cfg.batch_size % (world * cfg.accumulate):
-        raise ValueError(
-            f"batch_size={cfg.batch_size} cannot be shared by processes={world} with "
-            f"accumulate={cfg.accumulate} equal pieces each: choose a multiple of "
-            f"{world * cfg.accumulate}."
-        )
     return train_loader(
         dataset,
         cfg.batch_size,
@@ -152,6 +145,7 @@ def training_batches(dataset: Panoptic, cfg: Config, start: int, stop: int) -> I
         workers=cfg.data.workers,
         collate=collate,
         groups=dataset.groups(cfg.batch_size) if cfg.data.aspect_groups else None,
+        accumulate=cfg.accumulate,
         bad=BadImages(cfg.data.bad_images),
     )
 

@@ -1,5 +1,6 @@
 """Sample streams, loaders, pictures, transforms and counts of `common`."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -18,19 +19,10 @@ from torchvision.transforms import v2
 
 from common import transforms
 from common.coco.check_data import main as check_data
-from common.data import (
-    BadExample,
-    BadImages,
-    ImageFolder,
-    SampleStream,
-    UnreadableImage,
-    eval_loader,
-    read_image,
-    seed_everything,
-    train_loader,
-)
-from common.images import image_size
+from common.data import BadExample, BadImages, eval_loader, seed_everything, train_loader
+from common.images import ImageFolder, UnreadableImage, image_size, read_image
 from common.metrics import Accuracy, Average
+from common.sampling import SampleStream
 
 
 class Numbers(Dataset):
@@ -167,7 +159,11 @@ def test_drawing_examples_leaves_the_global_random_states_alone():
 def test_spawned_workers_give_the_same_batches(pictures):
     dataset = ImageFolder(pictures, v2.RandomCrop(4))
     expected = list(train_loader(dataset, 4, 0, 4, seed=1))
-    spawned = list(train_loader(dataset, 4, 0, 4, seed=1, workers=1, context="spawn"))
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        spawned = list(train_loader(dataset, 4, 0, 4, seed=1, workers=1))
+    finally:
+        multiprocessing.set_start_method(None, force=True)
     for (images, labels), (others, same) in zip(expected, spawned, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(labels, same)
@@ -224,7 +220,7 @@ def test_an_empty_file_stops_training_or_is_replaced_by_policy(pictures):
         assert str(caught.value).count("03.jpg") == 1
         assert (skip in str(caught.value)) == advised
     policy = BadImages("skip")
-    with pytest.warns(UserWarning, match="picture 1 skipped: .*03.jpg"):
+    with pytest.warns(UserWarning, match="image 1 skipped: .*03.jpg"):
         batches = list(train_loader(dataset, 12, 0, 3, seed=0, bad=policy))
     assert list(policy.skipped) == [bad]  # counted once, though met in three epochs
     keys = indices(SampleStream(12, 12, seed=0).batch(0))
@@ -253,7 +249,7 @@ def test_too_many_unreadable_pictures_stop_even_under_skip(pictures):
         (pictures / name).write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="skipped"),
-        pytest.raises(BadExample, match=r"2 of 12 pictures .* more than the 1 that limit=0.001"),
+        pytest.raises(BadExample, match=r"2 of 12 images .* more than the 1 that limit=0.001"),
     ):
         list(train_loader(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
 
@@ -355,7 +351,7 @@ def test_images_of_too_many_pixels_are_skipped_or_named(pictures, size):
     for read in (read_image, image_size):
         with pytest.raises(UnreadableImage, match=r"03.jpg cannot be read .*(MAX_PIXELS|bomb)"):
             read(path)
-    with pytest.warns(UserWarning, match=r"picture 1 skipped: .*03.jpg"):
+    with pytest.warns(UserWarning, match=r"image 1 skipped: .*03.jpg"):
         list(train_loader(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
 
 
