@@ -20,7 +20,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from common import config, dist
-from common.data import seed_everything
+from common.data import seed_everything, seed_of
 from common.optim import follow, parameter_groups, warmup_multistep
 from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
@@ -174,11 +174,6 @@ def weigh(
 def poly(done: int, *, steps: int) -> float:
     """Factor on the rate after `done` steps: PSPNet's "poly" policy with power 0.9."""
     return (1 - min(done, steps) / steps) ** 0.9
-
-
-def seed_of(seed: int, step: int, piece: int) -> int:
-    """Seed of what is drawn at random for a piece of a step, whichever process computes it."""
-    return (seed * 1_000_003 + step * 4099 + piece) % 2**32
 
 
 def run(cfg: Config) -> dict[str, float]:

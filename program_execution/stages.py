@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common import dist
 from common.clevr.dataset import Batch, Questions, in_order
 from common.clevr.grammar import Grammar
+from common.data import seed_of
 from common.run.sealed import write
 from program_execution import data, evaluate
 from program_execution.config import BASELINES, Config
@@ -178,7 +179,7 @@ class Objective:
         """Sampled programs: their answers' loss, and the policy's."""
         options, losses = self.cfg.reinforce, {}
         assert self.network.generator is not None
-        seed = (self.cfg.seed * 1_000_003 + step * 4099 + dist.rank()) % 2**32
+        seed = seed_of(self.cfg.seed, step, dist.rank())
         with torch.set_grad_enabled(self.update != "ee"):
             sampled = sample(
                 self.network.generator,
