@@ -30,17 +30,17 @@ NEEDS: dict[str, set[str]] = {  # prediction source -> parts of the network that
 
 @dataclass
 class Scenes:
-    """The built-in pictures: crowded solids before a wall, of sizes for the miniature."""
+    """The built-in images: crowded solids before a wall, of sizes for the miniature."""
 
     train_images: int = 800
     val_images: int = 200
     height: int = 64  # pixels
     width: int = 96  # pixels
-    objects: list[int] = field(default_factory=lambda: [4, 8])  # things, a picture
+    objects: list[int] = field(default_factory=lambda: [4, 8])  # things, an image
     shapes: list[str] = field(
         default_factory=lambda: ["cube", "sphere", "cylinder", "cone", "torus", "pyramid"]
     )  # the classes of things
-    together: int = 2  # shapes in one picture: the fewer, the oftener two of a class touch
+    together: int = 2  # shapes in one image: the fewer, the oftener two of a class touch
     clutter: list[int] = field(default_factory=lambda: [0, 4])  # pebbles, which are void
     radius: list[float] = field(default_factory=lambda: [0.35, 0.8])  # world units, log-uniform
     min_gap: float = -0.15  # between two solids; negative: they may reach into one another
@@ -66,13 +66,13 @@ class Scenes:
 
 @dataclass
 class Data:
-    """What is read, and how pictures are changed before a network learns from them."""
+    """What is read, and how images are changed before a network learns from them."""
 
     name: str = "coco"  # scenes | coco | cityscapes | ade20k | vistas
     root: str = MISSING  # folder of the data set; empty for the built-in scenes
     train: str = "train"  # split to train on; for coco: train is train2017
     val: str = "val"  # split to evaluate on
-    resize: bool = True  # False: pictures keep their own size, short_side and the like do nothing
+    resize: bool = True  # False: images keep their own size, short_side and the like do nothing
     short_side: list[int] = field(default_factory=lambda: [640, 672, 704, 736, 768, 800])  # D2
     long_side: int = 1333  # pixels, upper bound, D2
     test_short_side: int = 800  # pixels, D2
@@ -82,10 +82,10 @@ class Data:
     blur: float = 0.0  # PSP: probability of a Gaussian blur; it does not say which, 0.5 in ours
     crop: int = 0  # PSP: side of a random square in pixels, 713 on Cityscapes; 0: none
     flip: float = 0.5  # probability of a mirror image
-    aspect_groups: bool = True  # D2: wide and tall pictures go into separate batches
-    bad_images: str = "raise"  # raise | skip: what an unreadable picture does
+    aspect_groups: bool = True  # D2: wide and tall images go into separate batches
+    bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many pictures; 0: all
+    limit: int = 0  # train on the first so many images; 0: all
     val_limit: int = 0  # evaluate on the first so many; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
@@ -106,7 +106,7 @@ class Data:
         if self.resize and (not self.short_side or min(self.short_side) < 1):
             raise ValueError(
                 f"data.short_side={self.short_side} names no size: give pixels such as [800], or "
-                "data.resize=false to keep the pictures' own."
+                "data.resize=false to keep the images' own."
             )
 
 
@@ -142,10 +142,10 @@ class Predict:
     flip: bool = False  # the semantic part also sees the mirror image
     ap: bool = False  # also AP and AP_no, without overlaps, of the instances, Table 3
     miou: bool = False  # also the semantic part's mean IoU, Table 4
-    batch_size: int = 8  # pictures a process has in hand
+    batch_size: int = 8  # images a process has in hand
     per_class: bool = False  # also PQ of every class, as PQ/NAME
     save: bool = False  # write the predictions as COCO panoptic files
-    pictures: int = 12  # pictures of predictions and their errors
+    pictures: int = 12  # images of predictions and their errors
 
     def __post_init__(self) -> None:
         require_choice("predict.source", self.source, NEEDS)
@@ -181,7 +181,7 @@ class Config:
 
     seed: int = 0
     steps: int = 90_000  # optimizer steps, D2 1x; 270,000 is 3x
-    batch_size: int = 16  # pictures a step over all processes
+    batch_size: int = 16  # images a step over all processes
     lr: float = 0.02
     semantic_lr: float = 0.0  # of the semantic network of model.name=separate; 0: lr
     momentum: float = 0.9
@@ -249,10 +249,22 @@ class Config:
 
 # What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
 MAY_CHANGE = (
-    *("steps", "processes", "threads", "log_every", "save_every", "evaluate_every"),
-    *("only_evaluate", "merge", "predict"),
-    *("data.root", "data.val", "data.val_limit", "data.test_short_side", "data.test_long_side"),
-    *("data.workers", "data.bad_images"),  # the run stops at a bad image, or goes on without it
+    "steps",
+    "processes",
+    "threads",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "only_evaluate",
+    "merge",
+    "predict",
+    "data.root",
+    "data.val",
+    "data.val_limit",
+    "data.test_short_side",
+    "data.test_long_side",
+    "data.workers",
+    "data.bad_images",  # the run stops at a bad image, or goes on without it
 )
 
 ConfigStore.instance().store("schema", Config)

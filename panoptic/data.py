@@ -1,7 +1,7 @@
-"""The data as this paper sees it: pictures with panoptic maps, and what the networks learn from.
+"""The data as this paper sees it: images with panoptic maps, and what the networks learn from.
 
 H x W pixels; a map is `ids` (H, W) int32, 0 void, with `segments`, dicts of COCO's keys. A source
-(`PanopticScenes`, `Photos`) gives picture, ids and segments as they are; `Panoptic` is one split of
+(`PanopticScenes`, `Photos`) gives image, ids and segments as they are; `Panoptic` is one split of
 it as a recipe wants it.
 """
 
@@ -18,7 +18,7 @@ from common.data import BadImages, eval_loader, train_loader
 from panoptic.config import Config
 from panoptic.config import Data as DataConfig
 from panoptic.files.categories import Category, require_equal
-from panoptic.inputs.augment import Augment, fitting, resize
+from panoptic.inputs.augment import Augment, fit, resize
 from panoptic.inputs.photos import Photos, open_photos
 from panoptic.inputs.scenes import PanopticScenes
 from panoptic.inputs.targets import Labels, training_target
@@ -31,7 +31,7 @@ def build(
     semantic: str = "stuff",
     categories: Mapping[int, Category] | None = None,
 ) -> "Panoptic":
-    """The pictures of `split`, "train" or "val", with what that split does to them.
+    """The images of `split`, "train" or "val", with what that split does to them.
 
     semantic: "stuff" or "all", see `Labels`. categories: those of the training set, which this one
     has to share. Raises ValueError, naming file and remedy, for data that are not as they should.
@@ -50,12 +50,12 @@ def build(
 
 
 class Panoptic(Dataset):
-    """Pictures and panoptic maps of one split: (image uint8 (3, H, W), target).
+    """Images and panoptic maps of one split: (image uint8 (3, H, W), target).
 
     target: image_id, file, size (height, width) of the file, `segments` and `ids` (H, W) int32.
-    In training `ids` are those of the picture returned, and there are boxes (M, 4), labels (M,),
+    In training `ids` are those of the image returned, and there are boxes (M, 4), labels (M,),
     masks (M, H, W) and semantic (H, W) of `training_target`. In evaluation `ids` have the size of
-    the file, where PQ is computed, whatever the size of the picture returned.
+    the file, where PQ is computed, whatever the size of the image returned.
     """
 
     def __init__(
@@ -91,30 +91,30 @@ class Panoptic(Dataset):
             image, ids = self.augment(image, ids)
             target |= training_target(ids, segments, self.labels)
         elif self.cfg.resize:
-            size = fitting(ids.shape, self.cfg.test_short_side, self.cfg.test_long_side)
+            size = fit(ids.shape, self.cfg.test_short_side, self.cfg.test_long_side)
             image, _ = resize(image, ids, size)
         return image, target | {"ids": ids}
 
     def groups(self, minimum: int) -> list[int] | None:
-        """1 for a tall picture, 0 for a wide one; None where either has fewer than `minimum`."""
+        """1 for a tall image, 0 for a wide one; None where either has fewer than `minimum`."""
         tall = [int(height > width) for height, width in self.source.sizes[: self.count]]
         return tall if min(tall.count(0), tall.count(1)) >= minimum else None
 
 
 @dataclass
 class Batch:
-    """Pictures uint8 (3, H, W) of any sizes, and their targets."""
+    """Images uint8 (3, H, W) of any sizes, and their targets."""
 
     images: list[Tensor]
     targets: list[dict[str, Any]]
 
     @property
     def files(self) -> list[str]:
-        """The pictures' files, for messages."""
+        """The images' files, for messages."""
         return [target["file"] for target in self.targets]
 
     def pin_memory(self) -> "Batch":
-        """The pictures in page-locked memory; the loader calls it where there is a GPU."""
+        """The images in page-locked memory; the loader calls it where there is a GPU."""
         return replace(self, images=[image.pin_memory() for image in self.images])
 
     def split(self, parts: int) -> list["Batch"]:
@@ -127,7 +127,7 @@ class Batch:
 
 
 def collate(examples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
-    """Pictures are padded within the network only, where they are on the device."""
+    """Images are padded within the network only, where they are on the device."""
     return Batch([image for image, _ in examples], [target for _, target in examples])
 
 
@@ -181,5 +181,5 @@ def check_validation(dataset: Panoptic, workers: int) -> None:
 
 
 def validation_batches(dataset: Panoptic, cfg: Config) -> Iterable[Batch]:
-    """The share of this process in the pictures to evaluate on, each exactly once."""
+    """The share of this process in the images to evaluate on, each exactly once."""
     return eval_loader(dataset, cfg.predict.batch_size, workers=cfg.data.workers, collate=collate)

@@ -102,7 +102,7 @@ def require_equal(
     """
     first, second = files
     for number in [*ours, *theirs]:
-        texts = [_described(categories.get(number)) for categories in (ours, theirs)]
+        texts = [_describe(categories.get(number)) for categories in (ours, theirs)]
         if texts[0] != texts[1]:
             raise ValueError(
                 f"{first} and {second} differ in their categories: {number} is {texts[0]} in the "
@@ -110,7 +110,7 @@ def require_equal(
             )
 
 
-def _described(category: Category | None) -> str:
+def _describe(category: Category | None) -> str:
     if category is None:
         return "absent"
     return f"{category.name!r} ({'thing' if category.isthing else 'stuff'})"

@@ -12,25 +12,9 @@ import numpy as np
 from .categories import Category
 
 LIMIT = 1 << 24  # ids are below: three bytes
-_NEAR = (
-    30  # how far from its class's colour an id's red, green and blue are as long as there is room
-)
+_NEAR = 30  # how far an id's red, green and blue are from its class's while there is room
 _SIDE = 2 * _NEAR + 1
 _STRIDE = 100_003  # a prime, so that its multiples visit each colour of the cube once
-
-
-def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
-    """Ids (...) int32 of colours (..., 3), 0..255. Raises ValueError for other shapes or values."""
-    rgb = np.asarray(rgb)
-    if rgb.shape[-1:] != (3,):
-        raise ValueError(f"colours have the shape {rgb.shape}: expected (..., 3)")
-    if rgb.dtype != np.uint8:
-        if rgb.size and not (rgb.min() >= 0 and rgb.max() <= 255):
-            raise ValueError(f"colours reach from {rgb.min()} to {rgb.max()}: expected 0 to 255")
-        rgb = rgb.astype(np.uint8)
-    padded = np.zeros((*rgb.shape[:-1], 4), np.uint8)
-    padded[..., :3] = rgb
-    return padded.view("<i4")[..., 0].astype(np.int32, copy=False)
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:

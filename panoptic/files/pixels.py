@@ -21,10 +21,8 @@ MAX_PIXELS = 2**26  # a PNG of more is refused: decoded, it would take a gigabyt
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 33  # bytes of the signature and the first chunk
 _KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGBA"}
-_DAMAGE = (  # what Pillow raises for damaged files of one kind or another
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError)
+_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)  # what Pillow raises for it
 
 
 def read_ids(path: str | Path) -> np.ndarray:
@@ -40,7 +38,7 @@ def read_ids(path: str | Path) -> np.ndarray:
             f"{path} holds {_KINDS.get(kind, 'unknown')} pixels of {depth} bits: a panoptic PNG is "
             "8-bit RGB, id = red + 256 green + 65536 blue"
         )
-    with _opened(data, path) as image:
+    with _open(data, path) as image:
         width, height = image.size
         pixels = image.tobytes("raw", "RGBX")  # 4 bytes each, so that no arithmetic is needed
     ids = np.frombuffer(pixels, "<u4") & (LIMIT - 1)
@@ -63,7 +61,7 @@ def read_labels(path: str | Path, *, channels: int = 1) -> np.ndarray:
         )
         found = f"{_KINDS.get(kind, 'unknown')} pixels of {depth} bits"
         raise ValueError(f"{path} holds {found}: expected {expected}")
-    with _opened(data, path) as image:
+    with _open(data, path) as image:
         labels = np.asarray(image)
     return labels.astype(np.int32)[..., :channels] if several else labels.astype(np.int32)
 
@@ -103,8 +101,8 @@ def _verify(data: bytes, path: str | Path) -> None:
 
 
 @contextmanager
-def _opened(data: bytes, path: str | Path) -> Iterator[Image.Image]:
-    """The decoded picture; ValueError where it cannot be decoded."""
+def _open(data: bytes, path: str | Path) -> Iterator[Image.Image]:
+    """The decoded image; ValueError where it cannot be decoded."""
     _verify(data, path)
     try:
         with Image.open(io.BytesIO(data)) as image:

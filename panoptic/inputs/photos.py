@@ -37,7 +37,7 @@ class Photos:
     """One split: (image uint8 (3, H, W), ids int32 (H, W), segments).
 
     files: of the photographs. sizes: height and width of each. read: ids and segments of an image
-    id. Raises ValueError where there is no picture, or one that does not exist.
+    id. Raises ValueError where there is no image, or one that does not exist.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Photos:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
         ids, segments = self.annotation(index)
         image = read_image(self.files[index])
-        if image.shape[1:] != ids.shape:  # the map may be of the picture as stored
+        if image.shape[1:] != ids.shape:  # the map may be of the image as stored
             image = read_image(self.files[index], exif=False)
         if image.shape[1:] != ids.shape:
             (h, w), (height, width) = image.shape[1:], ids.shape
@@ -76,7 +76,7 @@ class Photos:
         return image, ids, segments
 
     def annotation(self, index: int) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Ids and segments of one picture."""
+        """Ids and segments of one image."""
         ids, segments = self.read(self.image_ids[index])
         return torch.from_numpy(ids), segments
 
@@ -87,36 +87,36 @@ def open_photos(name: str, folder: str, split: str) -> Photos:
     if not root.is_dir():
         layout = LAYOUTS[name].replace("{split}", split)
         raise ValueError(f"{root} is not a folder: data={name} expects {layout}")
-    return _coco(root, split) if name == "coco" else _distributed(name, root, split)
+    return _open_coco(root, split) if name == "coco" else _open_distributed(name, root, split)
 
 
-def _coco(root: Path, split: str) -> Photos:
+def _open_coco(root: Path, split: str) -> Photos:
     """COCO itself, or a set of one's own in its format."""
     for name in (f"{split}2017", split):
         file = root / "annotations" / f"panoptic_{name}.json"
         if file.is_file():
             panoptic = PanopticFiles(file)
             names = [str(image.get("file_name")) for image in panoptic.images]
-            return _from_files(panoptic, [root / name / one for one in names])
+            return _open_files(panoptic, [root / name / one for one in names])
     layout = LAYOUTS["coco"].replace("{split}", split)
     raise ValueError(f"{root} has no panoptic annotations of {split!r}: data=coco expects {layout}")
 
 
-def _distributed(name: str, root: Path, split: str) -> Photos:
+def _open_distributed(name: str, root: Path, split: str) -> Photos:
     """A data set as it was downloaded, or its panoptic files where they have been written."""
     layout = DISTRIBUTED[name]
     converted = layout.converted(root, split)
     if converted.is_file():
         panoptic = PanopticFiles(converted)
         photos = [layout.photo(root, split, image["id"]) for image in panoptic.images]
-        return _from_files(panoptic, photos)
+        return _open_files(panoptic, photos)
     raw = layout.open_split(root, split)
     photos = [layout.photo(root, split, number) for number in raw.files]
     sizes = [image_size(file) for file in raw.files.values()]
     return Photos(photos, list(raw.files), sizes, raw.categories, raw.read, where=str(root))
 
 
-def _from_files(panoptic: PanopticFiles, photos: Sequence[Path]) -> Photos:
+def _open_files(panoptic: PanopticFiles, photos: Sequence[Path]) -> Photos:
     """Photographs in the order of a panoptic file's images."""
     numbers = [image["id"] for image in panoptic.images]
     panoptic.require_pngs()

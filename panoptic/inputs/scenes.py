@@ -1,12 +1,14 @@
-"""The built-in pictures with panoptic maps: solids are things; floor, wall, sky, water are stuff.
+"""The built-in images with panoptic maps: solids are things; floor, wall, sky, water are stuff.
 
-Each picture shows solids of a few of the shapes only, close together and overlapping, so that two
+Each image shows solids of a few of the shapes only, close together and overlapping, so that two
 of one class often touch: there, connected pixels of a class are more than one thing. Pebbles on the
 floor belong to no class: they are void.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,18 +49,11 @@ class PanopticScenes:
         self.files = [f"scenes/{cfg.seed}/{i}" for i in self.image_ids]
         self.sizes = [(cfg.height, cfg.width)] * self.count
         names = [*cfg.shapes, *world(cfg, groups[0]).stuff]
-        self.categories = {
-            number: Category(
-                id=number,
-                name=name,
-                isthing=number <= len(cfg.shapes),
-                color=color,
-                supercategory="solid" if number <= len(cfg.shapes) else "ground",
-            )
-            for number, (name, color) in enumerate(
-                zip(names, palette(len(names)), strict=True), start=1
-            )
-        }
+        self.categories: dict[int, Category] = {}
+        for number, (name, color) in enumerate(zip(names, palette(len(names)), strict=True), 1):
+            isthing = number <= len(cfg.shapes)
+            kind = "solid" if isthing else "ground"
+            self.categories[number] = Category(number, name, isthing, color, kind)
         self._category_of = {category.name: number for number, category in self.categories.items()}
 
     def __len__(self) -> int:
@@ -71,7 +66,7 @@ class PanopticScenes:
         return image, ids, segments
 
     def annotation(self, index: int) -> tuple[Tensor, list[dict]]:
-        """Ids and segments of one picture."""
+        """Ids and segments of one image."""
         return self[index][1:]
 
     def _panoptic(self, scenes: Scenes, i: int, labels: list[int]) -> tuple[Tensor, list[dict]]:
@@ -90,23 +85,8 @@ class PanopticScenes:
 
 
 def world(cfg: ScenesConfig, shapes: Sequence[str]) -> World:
-    """The family of scenes that shows `shapes`."""
-    return World(
-        height=cfg.height,
-        width=cfg.width,
-        objects=(cfg.objects[0], cfg.objects[1]),
-        shapes=tuple(shapes),
-        radius=(cfg.radius[0], cfg.radius[1]),
-        clutter=(cfg.clutter[0], cfg.clutter[1]),
-        floor=cfg.floor,
-        wall=cfg.wall,
-        patches=tuple(cfg.patches),
-        tint=cfg.tint,
-        color_jitter=cfg.color_jitter,
-        noise=cfg.noise,
-        spread=cfg.spread,
-        margin=cfg.margin,
-        min_gap=cfg.min_gap,
-        min_visible=cfg.min_visible,
-        elevation=cfg.elevation,
-    )
+    """The family of scenes that shows `shapes`; options of one name are the same thing."""
+    options: dict[str, Any] = asdict(cfg) | {"shapes": tuple(shapes)}
+    for own in ("train_images", "val_images", "together", "seed"):
+        del options[own]
+    return World(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})

@@ -1,6 +1,6 @@
 """Bodies of the networks: torchvision's ResNets, a small one for two CPU cores, and the pyramid.
 
-Legend: N pictures; Cl is the body's map of stride 2**l, Pl the pyramid's. Names of parameters are
+Legend: N images; Cl is the body's map of stride 2**l, Pl the pyramid's. Names of parameters are
 torchvision's, so that its checkpoints fit.
 """
 
@@ -34,7 +34,7 @@ def norm_layer(norm: str) -> NormLayer:
 
 
 class ResNet(nn.Module):
-    """ResNet or ResNeXt without its classifier: pictures -> [C2, C3, C4, C5].
+    """ResNet or ResNeXt without its classifier: images -> [C2, C3, C4, C5].
 
     freeze_at: the stem (1) and stages up to C_freeze_at are not trained and keep their
         statistics; 0 trains everything, detectron2 freezes up to 2.
@@ -114,8 +114,8 @@ class MiniStage(nn.Module):
 class Mini(nn.Module):
     """A net of some hundred thousand parameters, to be trained from scratch: [C2, C3, C4].
 
-    norm: "gn", which treats each picture alone, or "bn". dilated: all maps keep stride 2, as the
-    things of small pictures are small, and are narrower for it.
+    norm: "gn", which treats each image alone, or "bn". dilated: all maps keep stride 2, as the
+    things of small images are small, and are narrower for it.
     """
 
     def __init__(self, *, norm: str = "gn", dilated: bool = False):
@@ -165,7 +165,7 @@ def body(
 
 
 class Pyramid(nn.Module):
-    """A body below a feature pyramid: pictures -> {"0": P2, "1": P3, ...}, all of `channels`.
+    """A body below a feature pyramid: images -> {"0": P2, "1": P3, ...}, all of `channels`.
 
     A ResNet's ends with "pool": every second value of P5, where the largest anchors are.
     """

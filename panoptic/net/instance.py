@@ -4,7 +4,7 @@
     losses = network(images, targets)                        # training
     predictions = network.eval()(images, sizes=[(480, 640)]) # masks at the size asked for
 
-Legend: N pictures, M instances in one, T thing classes, labels 0..T-1. Names of parameters are
+Legend: N images, M instances in one, T thing classes, labels 0..T-1. Names of parameters are
 those of torchvision's `maskrcnn_resnet50_fpn`. MRCNN is arXiv 1703.06870, FPN 1612.03144.
 """
 
@@ -40,17 +40,17 @@ class Sizes:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     anchor_iou: float = 0.7  # from which an anchor is to find an instance
     candidates: tuple[int, int] = (2000, 1000)  # a level, before suppression: training, evaluation
-    proposals: tuple[int, int] = (1000, 1000)  # a picture, after it
-    anchor_samples: int = 256  # anchors a picture in the proposal losses
-    regions: int = 512  # a picture in the box losses, MRCNN Sec. 3.1
+    proposals: tuple[int, int] = (1000, 1000)  # an image, after it
+    anchor_samples: int = 256  # anchors an image in the proposal losses
+    regions: int = 512  # an image in the box losses, MRCNN Sec. 3.1
     positive: float = 0.25  # at most this share of them on instances
     score: float = 0.05  # least score of a detection
-    detections: int = 100  # a picture
+    detections: int = 100  # an image
     products: bool = False  # pool regions by matrix products: for small maps, see `RoIAlign`
 
 
 FULL = Sizes()
-# For pictures of about 64 x 96 pixels on one CPU core
+# For images of about 64 x 96 pixels on one CPU core
 MINI = Sizes(
     channels=32,
     hidden=64,
@@ -71,7 +71,7 @@ MINI = Sizes(
 
 
 class MaskRCNN(nn.Module):
-    """Pictures -> losses in training; boxes, labels, scores and masks in evaluation.
+    """Images -> losses in training; boxes, labels, scores and masks in evaluation.
 
     backbone: one of `backbone.BACKBONES`; norm, freeze_at, stride_in_1x1: see `backbone.ResNet`.
     aligned: detectron2's geometry; False: torchvision's, for its checkpoints (see `regions.py`).
@@ -119,7 +119,7 @@ class MaskRCNN(nn.Module):
 
         images: N of (3, H, W), red, green, blue, uint8 or float in 0..1, of any sizes.
         targets: `boxes` (M, 4) in pixels, `labels` (M,) in 0..T-1, `masks` (M, H, W).
-        sizes: of the predictions, (height, width) each; the pictures' own if None.
+        sizes: of the predictions, (height, width) each; the images' own if None.
         Tensors elsewhere are moved to the network's device. ValueError for what does not fit.
 
         Losses: `objectness` and `proposal` of the proposals, `label`, `box` and `mask` of the
@@ -161,7 +161,7 @@ class MaskRCNN(nn.Module):
     def detect(
         self, batch: ImageList, features: dict[str, Tensor], sizes: Sequence[Size]
     ) -> list[Prediction]:
-        """Detections of each picture, at the sizes asked for; labels from 0."""
+        """Detections of each image, at the sizes asked for; labels from 0."""
         proposals, _ = self.rpn(batch, features)
         found, _ = self.roi_heads(features, proposals, batch.image_sizes)
         out = []

@@ -1,6 +1,6 @@
-"""Pictures and targets of any size on their way into a network, and its logits on their way out.
+"""Images and targets of any size on their way into a network, and its logits on their way out.
 
-Legend: N pictures of H x W pixels, M instances in one of them, T thing classes, C semantic ones.
+Legend: N images of H x W pixels, M instances in one of them, T thing classes, C semantic ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ Prediction = dict[str, Tensor]
 
 
 def pad(images: Sequence[Tensor], divisible: int, device: torch.device) -> ImageList:
-    """Normalised pictures in one tensor (N, 3, H', W'), zeros right and below; their own sizes.
+    """Normalised images in one tensor (N, 3, H', W'), zeros right and below; their own sizes.
 
     images: (3, H, W) red, green, blue, uint8 or float in 0..1. H' and W' are multiples of
-    `divisible`. Raises ValueError for anything else, naming the picture's place in the batch.
+    `divisible`. Raises ValueError for anything else, naming the image's place in the batch.
     """
     if not images:
         raise ValueError("the batch is empty: give at least one image")
@@ -55,7 +55,7 @@ def check_targets(
 
     things: T, to ask for instances; classes: C, to ask for a semantic map. The labels that come
     out are shifted by one, as torchvision's heads count: 0 is their background.
-    Raises ValueError naming the picture where something is missing or does not fit it.
+    Raises ValueError naming the image where something is missing or does not fit it.
     """
     if targets is None or len(targets) != len(images):
         given = "none" if targets is None else f"{len(targets)}"
@@ -118,7 +118,7 @@ def _check_values(
 
 
 def _name(number: int, target: Target) -> str:
-    """What a user knows the picture by."""
+    """What a user knows the image by."""
     for key in ("file", "image_id"):
         if key in target:
             return f"{target[key]}"
@@ -151,7 +151,7 @@ def predict_by_size(
 
 
 def crop_and_resize(logits: Tensor, image: Size, size: Size) -> Tensor:
-    """(C, H', W') logits of a padded picture -> (C, *size): its own part, bilinearly resized."""
+    """(C, H', W') logits of a padded image -> (C, *size): its own part, bilinearly resized."""
     logits = logits[:, : image[0], : image[1]]
     if image == size:
         return logits

@@ -1,6 +1,6 @@
 """The semantic network of the paper's Cityscapes baseline: PSPNet, arXiv 1612.01105 (Sec. 7).
 
-Legend: N pictures of H x W pixels, C classes, things and stuff alike; C4 and C5 the body's maps at
+Legend: N images of H x W pixels, C classes, things and stuff alike; C4 and C5 the body's maps at
 output stride 8.
 """
 
@@ -49,7 +49,7 @@ class PyramidPooling(nn.Module):
 
 
 class PSPNet(nn.Module):
-    """Pictures -> losses in training, logits of all classes in evaluation.
+    """Images -> losses in training, logits of all classes in evaluation.
 
     classes: C. backbone: one of `backbone.BACKBONES` with bottlenecks, or "mini" (stride 2).
     norm: of the whole network, "bn" as in PSPNet, "gn" for small batches, or "frozen".

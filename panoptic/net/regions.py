@@ -1,6 +1,6 @@
 """Regions of Mask R-CNN on torchvision's parts: anchors, RoIAlign, box and mask heads, pasting.
 
-Legend: N pictures, R regions, C channels, T thing classes (label 0 is the background here), S the
+Legend: N images, R regions, C channels, T thing classes (label 0 is the background here), S the
 side of a pooled region. Two conventions exist for where a pixel is: detectron2's (`aligned`), in
 which pixel i covers i..i+1, anchors are not rounded and lie exactly one stride apart; and
 torchvision's, half a pixel off. Weights want the one they were trained with.
@@ -23,7 +23,7 @@ CHUNK = 2**26  # pixels of pasted masks held in float at a time
 
 
 class Anchors(AnchorGenerator):
-    """Anchors of one size and some ratios (height / width) a level, as (A, 4) for each picture."""
+    """Anchors of one size and some ratios (height / width) a level, as (A, 4) for each image."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Anchors(AnchorGenerator):
         return torch.stack([-half_width, -half_height, half_width, half_height], 1)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Anchors of each picture, finest level first; in float32 also under autocast."""
+        """Anchors of each image, finest level first; in float32 also under autocast."""
         grids = [list(features.shape[-2:]) for features in feature_maps]
         strides = [[stride, stride] for stride in self.strides]
         if not self.aligned:  # torchvision divides, so P6 of odd maps has other strides
@@ -133,7 +133,7 @@ class RoIAlign(nn.Module):
 
 
 def pool_by_products(maps: Tensor, rois: Tensor, side: int, stride: int, samples: int) -> Tensor:
-    """Aligned RoIAlign of (R, 5) regions, sorted by picture, as matrix products: (R, C, S, S).
+    """Aligned RoIAlign of (R, 5) regions, sorted by image, as matrix products: (R, C, S, S).
 
     Sampling bilinearly and averaging over a bin are linear, and so are their two axes apart: with
     a matrix for the rows and one for the columns a region is rows @ map @ columns^T. The cost
@@ -177,7 +177,7 @@ class RegionHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections of each picture in evaluation, losses `label`, `box`, `mask` in training.
+        """Detections of each image in evaluation, losses `label`, `box`, `mask` in training.
 
         Detections have `boxes` (R, 4), `labels` (R,) from 1, `scores` (R,) and `masks`
         (R, 1, 28, 28), probabilities within the box.

@@ -1,6 +1,6 @@
 """The semantic branch of Panoptic FPN: one map of classes from all levels of the pyramid.
 
-Legend: N pictures of H x W pixels, C classes; P2 to P5 have strides 4 to 32. The paper merges the
+Legend: N images of H x W pixels, C classes; P2 to P5 have strides 4 to 32. The paper merges the
 outputs of two networks (Sec. 7); this branch lets one network give both. Names of parameters are
 detectron2's (`p2.0.weight`, `p4.2.norm.bias`, `predictor.weight`).
 """
@@ -27,7 +27,7 @@ class ConvNorm(nn.Conv2d):
 
 
 class SemanticFPN(nn.Module):
-    """Pyramid maps [P2, P3, ...] -> logits (N, C, H, W) at the picture's resolution.
+    """Pyramid maps [P2, P3, ...] -> logits (N, C, H, W) at the image's resolution.
 
     Each level is convolved and doubled until its stride is 4 (one convolution for stride 4 or 8,
     two for 16, three for 32); the sum goes through a 1x1 convolution and is enlarged four times.

@@ -92,28 +92,6 @@ def detectron2_names(model: MaskRCNN | PanopticFPN) -> dict[str, str]:
     return names
 
 
-def detectron2_state(model: PanopticFPN) -> State:
-    """The network's tensors as detectron2 keeps them, for its pixels in BGR, 0..255, std 1.
-
-    `{"model": {name: array}}` with these as NumPy arrays is a file that detectron2 loads, given
-    MODEL.RESNETS.STRIDE_IN_1X1 as the network's `stride_in_1x1`.
-    """
-    own = {bare(name): value for name, value in model.state_dict().items()}
-    state = {}
-    for name, theirs in detectron2_names(model).items():
-        value = own[name].detach().clone()
-        if name == STEM:
-            value = (value / _pixel_scale([1.0] * 3)).flip(1)
-        elif name.startswith(f"{BOX}cls_score."):
-            value = value.roll(-1, 0)
-        elif name.startswith(f"{BOX}bbox_pred."):
-            value = value[4:]
-        elif name.startswith(MASK):
-            value = value[1:]
-        state[theirs] = value
-    return state
-
-
 def _pixel_scale(std: Sequence[float]) -> Tensor:
     """(1, 3, 1, 1): their pixel over ours, red, green, blue. Both subtract the same mean."""
     return torch.tensor([255 * s / t for s, t in zip(STD, std, strict=True)]).view(1, 3, 1, 1)

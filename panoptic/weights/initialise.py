@@ -53,13 +53,13 @@ def initialise(
         elif any(name.startswith("backbone.bottom_up.") for name in state):
             detector = _detector(model, report)
             network = model if isinstance(model, PanopticFPN) else detector
-            tensors = _placed(from_detectron2(network, state, report))
+            tensors = _place(from_detectron2(network, state, report))
         elif any(name.startswith(("sem_seg_head.", "semantic.", "instance.")) for name in state):
             tensors = dict(state)  # a checkpoint of this folder: names and shapes decide
             report.unused = [name for name in state if name not in own]
         elif any(name.startswith("backbone.body.") for name in state):
             detector = _detector(model, report)
-            tensors = _placed(from_torchvision(detector, state, report, category_ids))
+            tensors = _place(from_torchvision(detector, state, report, category_ids))
         else:
             raise ValueError(
                 f"{report.source} is in no known format (it holds {few(state, 3)}): known "
@@ -135,7 +135,7 @@ def _detector(model: PanopticFPN | Separate, report: Report) -> MaskRCNN:
     return model.instance
 
 
-def _placed(tensors: State) -> State:
+def _place(tensors: State) -> State:
     """With our models' names: all but the semantic branch belongs to the part `instance`."""
     return {
         name if name.startswith("sem_seg_head.") else f"instance.{name}": value

@@ -19,7 +19,7 @@ from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
 from panoptic.files.entries import complete
 from panoptic.files.ids import id_to_rgb
-from panoptic.inputs.augment import Augment, cropped, fitting, resize, rotated
+from panoptic.inputs.augment import Augment, crop, fit, resize, rotate
 from panoptic.inputs.photos import open_photos
 from panoptic.inputs.targets import VOID, Labels, training_target
 
@@ -197,17 +197,17 @@ def test_resizing_copies_ids_and_keeps_the_largest_exact():
     large = resize(image, ids, (4, 6))[1]
     assert torch.equal(large, ids.repeat_interleave(2, 0).repeat_interleave(3, 1))
     assert torch.equal(resize(large.expand(3, -1, -1).byte(), large, (2, 2))[1], ids)
-    assert torch.equal(rotated(image, ids, 0.0)[1], ids)
-    assert torch.equal(rotated(image, ids, 90.0)[1], torch.rot90(ids))
+    assert torch.equal(rotate(image, ids, 0.0)[1], ids)
+    assert torch.equal(rotate(image, ids, 90.0)[1], torch.rot90(ids))
 
 
 def test_sizes_follow_the_shorter_side_up_to_the_longest():
-    assert fitting((480, 640), 800, 1333) == (800, 1067)
-    assert fitting((400, 1000), 800, 1333) == (533, 1333)
+    assert fit((480, 640), 800, 1333) == (800, 1067)
+    assert fit((400, 1000), 800, 1333) == (533, 1333)
 
 
 def test_a_crop_of_a_smaller_picture_is_filled_up_with_void():
-    image, ids = cropped(
+    image, ids = crop(
         torch.full((3, 4, 9), 7, dtype=torch.uint8), torch.ones(4, 9, dtype=torch.int32), 6
     )
     assert image.shape == (3, 6, 6)

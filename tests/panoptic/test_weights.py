@@ -19,7 +19,7 @@ from panoptic.model import Options, PanopticFPN, Separate
 from panoptic.net.instance import Sizes
 from panoptic.net.regions import paste
 from panoptic.weights import initialise
-from panoptic.weights.formats import COCO_IDS, detectron2_names, detectron2_state
+from panoptic.weights.formats import BOX, COCO_IDS, MASK, STEM, bare, detectron2_names
 
 SIZES = Sizes(
     channels=16, hidden=32, mask_channels=16, semantic_channels=32, proposals=(40, 40), score=0.01
@@ -37,6 +37,25 @@ def network(seed: int = 0, **options: object) -> PanopticFPN:
     model = PanopticFPN(Options(**{"stride_in_1x1": True, **options}), **settings).eval()
     stir(model.instance)
     return model
+
+
+def detectron2_state(model: PanopticFPN) -> dict[str, Tensor]:
+    """The network's tensors as detectron2 keeps them, for its pixels in BGR, 0..255, std 1."""
+    own = {bare(name): value for name, value in model.state_dict().items()}
+    state = {}
+    for name, theirs in detectron2_names(model).items():
+        value = own[name].detach().clone()
+        if name == STEM:
+            scale = torch.tensor([255 * s for s in (0.229, 0.224, 0.225)]).view(1, 3, 1, 1)
+            value = (value / scale).flip(1)
+        elif name.startswith(f"{BOX}cls_score."):
+            value = value.roll(-1, 0)
+        elif name.startswith(f"{BOX}bbox_pred."):
+            value = value[4:]
+        elif name.startswith(MASK):
+            value = value[1:]
+        state[theirs] = value
+    return state
 
 
 def stir(model: nn.Module) -> None:
