@@ -12,7 +12,8 @@ probability of the right answer (Eq. 2), and alpha_t is alpha if y = 1 and 1 - a
 Shapes: N images, A anchors, K classes, ... any dimensions. The equations take `logits` (...) and
 `targets` (...), 1 for yes and 0 for no, and return the loss of every question. The functions over
 anchors take logits (..., K) and `labels` (...) integer, one per anchor: a class 0..K-1,
-`BACKGROUND`, or `IGNORED`, which costs nothing. No one-hot target is ever built.
+`BACKGROUND`, or `IGNORED`, which costs nothing. No one-hot target is ever built. Below the
+equations stands `focal_loss`, all of it in one pass, here so that this file is copied alone.
 
 `alpha = -1` or None means no weights; alpha = 0.5 is *not* that, it halves the loss. Half-precision
 logits are computed in float32 whatever autocast says: at |x| = 6 an easy loss is already 0 in

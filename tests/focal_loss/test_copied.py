@@ -86,22 +86,27 @@ def test_the_project_and_common_copied_elsewhere_train_with_their_own_code(tmp_p
 
 
 def rows_of_files() -> list[list[str]]:
-    """The files of each row of the README's table of what works alone."""
+    """The files and wings of each row of the README's table of what works alone."""
     text = (REPOSITORY / "focal_loss" / "README.md").read_text()
-    table = text.split("| for | files |")[1].split("\n\n")[0]
-    rows = [re.findall(r"`(\w+)\.py`", line) for line in table.splitlines()]
+    table = text.split("| for | copy |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`([\w/]+(?:\.py|/))`", line) for line in table.splitlines()]
     return [row for row in rows if row]
 
 
-@pytest.mark.parametrize("files", rows_of_files(), ids=lambda files: files[-1])
-def test_the_files_that_the_readme_names_work_without_the_others(files, tmp_path, monkeypatch):
-    away = tmp_path / f"only_{files[-1]}"
-    away.mkdir()
-    for name in files:
-        shutil.copy(REPOSITORY / "focal_loss" / f"{name}.py", away)
+@pytest.mark.parametrize("names", rows_of_files(), ids=lambda names: names[-1].strip("/"))
+def test_what_the_readme_names_works_without_the_rest(names, tmp_path, monkeypatch):
+    away = tmp_path / f"only_{re.sub(r'[^a-z]', '_', '_'.join(names))}"
+    for name in names:
+        source = REPOSITORY / "focal_loss" / name
+        (away / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, away / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, away / name)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in files:
-        module = importlib.import_module(f"{away.name}.{name}")
+    for path in away.rglob("*.py"):
+        name = ".".join(path.relative_to(tmp_path).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
         for imported in vars(module).values():
             assert not getattr(imported, "__module__", "").startswith(("focal_loss", "common"))
 
@@ -111,11 +116,16 @@ def test_the_library_files_train_inside_another_package_with_nothing_but_torch(t
     away.mkdir(parents=True)
     for folder in (away.parent, away.parent.parent):
         (folder / "__init__.py").touch()
-    for path in (REPOSITORY / "focal_loss").glob("*.py"):
+    modules = []
+    for path in (REPOSITORY / "focal_loss").rglob("*.py"):
         if not SCRIPT.search(path.read_text()):
-            shutil.copy(path, away)
-    modules = [path.stem for path in away.glob("*.py") if path.stem != "__init__"]
-    assert {"model", "criterion", "detect", "loss", "formats"} <= set(modules)
+            place = path.relative_to(REPOSITORY / "focal_loss")
+            (away / place).parent.mkdir(exist_ok=True)
+            shutil.copy(path, away / place)
+            if path.stem != "__init__":
+                modules.append(".".join(place.with_suffix("").parts))
+    assert {"model", "criterion", "detect", "loss", "net.fpn", "targets.assign"} <= set(modules)
+    assert "weights.formats" in modules
     script = tmp_path / "nested.py"
     script.write_text(NESTED)
     printed = python("-I", str(script), str(tmp_path), *modules, cwd=tmp_path).splitlines()
