@@ -300,7 +300,7 @@ def allreduce(
 
 
 def _require_summable(tensor: Tensor) -> None:
-    """Refuse what has no sum over bytes in place."""
+    """Raise ValueError for what has no sum in place."""
     if tensor.dtype == torch.bool or tensor.layout != torch.strided or tensor.is_quantized:
         raise ValueError(
             f"allreduce sums dense numbers, not a {tensor.layout} tensor of {tensor.dtype}: "

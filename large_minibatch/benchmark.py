@@ -72,7 +72,7 @@ class Options:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
-    def complete(self) -> "Options":
+    def with_defaults(self) -> "Options":
         """With what depends on the device where it was not given."""
         cuda = self.device == "cuda"
         size, batch = self.size or (224 if cuda else 128), self.batch or (256 if cuda else 32)
@@ -293,7 +293,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = typed(cfg).complete()
+    options: Options = typed(cfg).with_defaults()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     if options.keep:

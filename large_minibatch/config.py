@@ -53,7 +53,7 @@ class Data:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many images of each class; 0: all
+    limit: int = 0  # train on the first images of each class, this many; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class Config:
     allreduce: str = "ddp"  # ddp | ring | halving_doubling: who sums the gradients, Sec. 4
     overlap: bool = True  # gradients are summed while others are still computed, Sec. 4
     per_server: int = 1  # GPUs whose sum is formed first, the paper's three phases; not with ddp
-    median_of: int = 5  # the error of a run is the median over so many last epochs, Sec. 5.1
+    median_of: int = 5  # last epochs, whose median error is the run's, Sec. 5.1
     init: str = ""  # weights to start from
     processes: int = 0  # 0: one per GPU, or one on a CPU
     threads: int = 0  # CPU threads of each process; 0: all cores shared out
@@ -208,13 +208,29 @@ class Config:
             )
 
 
-# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+# What may differ when a run is resumed: its length, where and how fast it runs, what it says.
 MAY_CHANGE = (
-    *("epochs", "processes", "threads", "compile", "log_every", "save_every", "evaluate_every"),
-    *("only_evaluate", "median_of", "norm.evaluate", "norm.precise_batches"),
-    *("allreduce", "overlap", "per_server"),  # the same sums
-    *("data.root", "data.val", "data.evaluated", "data.resize", "data.workers", "data.in_memory"),
-    "data.bad_images",  # the run stops at a bad image, or goes on without it
+    "epochs",
+    "processes",
+    "threads",
+    "compile",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "only_evaluate",
+    "median_of",
+    "norm.evaluate",
+    "norm.precise_batches",
+    "allreduce",
+    "overlap",
+    "per_server",
+    "data.root",
+    "data.val",
+    "data.evaluated",
+    "data.resize",
+    "data.workers",
+    "data.in_memory",
+    "data.bad_images",
 )
 
 ConfigStore.instance().store("schema", Config)

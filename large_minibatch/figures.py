@@ -17,7 +17,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torchvision
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common import files
 from common.config import run as run_command
 from common.draw import palette
 from large_minibatch import recipe
@@ -237,18 +237,17 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the image whole or not at all."""
+    """Write the figure as a PNG; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(part, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write(path, lambda file: figure.savefig(file, format="png"))
 
 
 MEASURED: dict[str, Callable[[Sequence[Group], int | None], Figure]] = {
-    **{"fig1": fig1, "fig2": fig2, "fig3": fig3, "fig4": fig4, "fig5": fig5},
+    "fig1": fig1,
+    "fig2": fig2,
+    "fig3": fig3,
+    "fig4": fig4,
+    "fig5": fig5,
 }
 PREDICTED: dict[str, Callable[[], Figure]] = {"fig7": fig7, "fig8": fig8}
 USAGE = "usage: python figures.py fig1 [fig2 ...] [runs=FOLDER ...] [kn=256] [out=FOLDER]"

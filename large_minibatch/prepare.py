@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from common import spawn
+from common import files, spawn
 from common.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
@@ -65,16 +64,16 @@ def check(
     )
     print(f"expected: {root}/{{{train},{val}}}/<class>/<image>")
     for split in ("train", "val"):
-        files, labels, names = data.find_files(cfg, training=split == "train")
+        paths, labels, names = data.find_files(cfg, training=split == "train")
         counts = labels.bincount(minlength=len(names))
         counts = counts[counts > 0]
         print(
-            f"{getattr(cfg, split)}: {len(files)} images of {len(counts)} classes, "
+            f"{getattr(cfg, split)}: {len(paths)} images of {len(counts)} classes, "
             f"{int(counts.min())} to {int(counts.max())} a class"
         )
         look = partial(read_image, exif=False) if decode else image_size
         doing = "decoding" if decode else "opening"
-        for file in tqdm(files, doing, unit="file", leave=False, disable=None):
+        for file in tqdm(paths, doing, unit="file", leave=False, disable=None):
             look(file)
     print("no fault found" + ("" if decode else "; damaged pixels show with --decode only"))
 
@@ -217,19 +216,17 @@ def _resize_one(name: str, *, source: Path, target: Path, size: int, quality: in
         image = _shrink(source / name, size)
     except UnreadableImage as error:
         return str(error)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if image is None:
-            shutil.copyfile(source / name, part)
+            content = (source / name).read_bytes()
+            files.write(out, lambda file: file.write(content))
         else:
             exif = image.info.get("exif", b"")  # it may say how the image is turned
-            image.save(part, "JPEG", quality=quality, exif=exif)
-        os.replace(part, out)
+            save = partial(image.save, format="JPEG", quality=quality, exif=exif)
+            files.write(out, save)
     except OSError as error:
         raise OSError(f"cannot write {out} ({error}): make room and start again") from error
-    finally:
-        part.unlink(missing_ok=True)
     return ""
 
 
@@ -278,33 +275,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c.add_argument("--processes", type=int, help="0: this one alone; by default one a core")
     options = vars(parser.parse_args(arguments))
     try:
-        return _COMMANDS[options.pop("command")](options)
+        match options.pop("command"):
+            case "check":
+                check(**options)
+            case "sort_val":
+                print(f"{sort_val(**options)} images moved")
+            case "resize":
+                if bad := resize(**options):
+                    print(*bad[:SHOWN], sep="\n", file=sys.stderr)
+                    raise ValueError(f"{len(bad)} images cannot be read and were left out")
     except (ValueError, OSError) as error:
         print(f"bad data: {error}", file=sys.stderr)
         return 2
-
-
-def _check(options: dict) -> int:
-    check(options.pop("root"), **options)
     return 0
-
-
-def _sort_val(options: dict) -> int:
-    moved = sort_val(options.pop("folder"), options.pop("mapping"), **options)
-    print(f"{moved} images moved")
-    return 0
-
-
-def _resize(options: dict) -> int:
-    bad = resize(options.pop("source"), options.pop("target"), **options)
-    for message in bad[:SHOWN]:
-        print(message, file=sys.stderr)
-    if bad:
-        print(f"bad data: {len(bad)} images cannot be read and were left out", file=sys.stderr)
-    return 2 if bad else 0
-
-
-_COMMANDS = {"check": _check, "sort_val": _sort_val, "resize": _resize}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def train(cfg: Config) -> dict[str, float]:
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "history": history}
     parts |= {"average": average} if average else {}
     parts |= {"classes": training.classes, "batch_size": cfg.batch_size}
-    parts |= {"options": Options(cfg, MAY_CHANGE, processes=fixed_processes(cfg))}
+    parts |= {"options": Options(cfg, MAY_CHANGE, processes=processes_to_keep(cfg))}
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else schedule.steps, **parts
     )
@@ -119,7 +119,7 @@ def train(cfg: Config) -> dict[str, float]:
     return metrics
 
 
-def fixed_processes(cfg: Config) -> int:
+def processes_to_keep(cfg: Config) -> int:
     """The number of processes where a norm's statistics depend on it, Sec. 2.3; 0: it may change.
 
     A worker's are over its share of the minibatch, synchronised ones over a forward of all.

@@ -93,11 +93,21 @@ class TransferConfig:
             require_range(name, getattr(self, name), 1)
 
 
-# What a run may be resumed with otherwise: its length, where it runs, what it says.
+# What may differ when a run is resumed: its length, where it runs, what it says.
 MAY_CHANGE = (
-    *("steps", "processes", "threads", "log_every", "save_every", "evaluate_every"),
-    *("only_evaluate", "evaluator", "model.score", "model.detections"),
-    *("data.root", "data.val", "data.workers"),
+    "steps",
+    "processes",
+    "threads",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "only_evaluate",
+    "evaluator",
+    "model.score",
+    "model.detections",
+    "data.root",
+    "data.val",
+    "data.workers",
 )
 
 ConfigStore.instance().store("transfer_schema", TransferConfig)

@@ -95,7 +95,7 @@ class Prediction:
         return self.images_per_second / self.workers / (base.images_per_second / base.workers)
 
     def epoch(self, examples: int = 1_281_167) -> float:
-        """Seconds of a pass over so many images; by default the training set of ImageNet."""
+        """Seconds of a pass over `examples`, by default the training set of ImageNet."""
         return examples / self.images_per_second
 
 
@@ -121,7 +121,7 @@ def predict(
         )
     end = _aggregate(workers, gradients, work, cluster, algorithm=algorithm, overlap=overlap)
     exposed = max(0.0, end - work.backprop)
-    slowest = expected_maximum(workers) - expected_maximum(work.workers)
+    slowest = mean_of_slowest(workers) - mean_of_slowest(work.workers)
     waiting = work.jitter * slowest
     start = (min((g.ready for g in gradients), default=1.0) if overlap else 1.0) * work.backprop
     return Prediction(
@@ -180,8 +180,8 @@ def between_servers(
     return delay, wire
 
 
-def expected_maximum(workers: int) -> float:
-    """Mean of the largest of so many independent standard normal numbers: 0, 0.564, 0.846, ..."""
+def mean_of_slowest(workers: int) -> float:
+    """Mean of the largest of `workers` standard normal numbers: 0, 0.564, 0.846, ..."""
     x = torch.linspace(-9, 9, 3601, dtype=torch.float64)
     below = torch.special.ndtr(x) ** workers  # probability that all of them are below x
     return 9 - torch.trapezoid(below, x).item()
@@ -228,7 +228,7 @@ def jitter_for(
     first = predict(cluster.per_server, gradients, work=work, cluster=cluster)
     last = predict(workers, gradients, work=work, cluster=cluster)
     missing = (1 + increase) * first.seconds - last.seconds
-    rise = expected_maximum(workers) - expected_maximum(cluster.per_server)
+    rise = mean_of_slowest(workers) - mean_of_slowest(cluster.per_server)
     if missing < 0 or rise <= 0:
         raise ValueError(
             f"{workers} workers take {last.seconds / first.seconds - 1:.1%} longer without any "

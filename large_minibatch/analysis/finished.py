@@ -21,9 +21,22 @@ from .. import recipe
 
 Curve = dict[float, float]  # epochs done -> percent
 KEEPING = {  # settings that change how a run is computed, not what it is
-    *("seed", "output_dir", "processes", "threads", "log_every", "save_every", "per_forward"),
-    *("allreduce", "overlap", "compile", "only_evaluate", "versus"),
-    *("data.root", "data.workers", "data.in_memory", "data.bad_images"),
+    "seed",
+    "output_dir",
+    "processes",
+    "threads",
+    "log_every",
+    "save_every",
+    "per_forward",
+    "allreduce",
+    "overlap",
+    "compile",
+    "only_evaluate",
+    "versus",
+    "data.root",
+    "data.workers",
+    "data.in_memory",
+    "data.bad_images",
 }
 
 

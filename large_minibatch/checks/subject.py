@@ -50,7 +50,7 @@ class Subject:
 
     # What the doctor feeds it
     loss: Callable[[nn.Module, Batch], Tensor] = cross_entropy  # mean over the batch, unscaled
-    batch: Callable[[int], Batch] | None = None  # a batch of so many images, the images first
+    batch: Callable[[int], Batch] | None = None  # a batch of that many images, the images first
     shape: tuple[int, ...] = (3, 32, 32)  # of one image, where `batch` is left out
     classes: int = 10  # where `batch` is left out
     group: int = 32  # n: images that are meant to share BN statistics

@@ -70,7 +70,7 @@ def class_folders(folder: str | Path, *, wnids: bool = False) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: expected {tree}")
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    _refuse_loose(folder, sorted(e.name for e in entries if not e.is_dir()), tree)
+    _require_sorted(folder, sorted(e.name for e in entries if not e.is_dir()), tree)
     names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         raise ValueError(f"{folder} has no class folders: expected {tree}")
@@ -83,7 +83,7 @@ def class_folders(folder: str | Path, *, wnids: bool = False) -> list[str]:
     return names
 
 
-def _refuse_loose(folder: Path, names: list[str], tree: str) -> None:
+def _require_sorted(folder: Path, names: list[str], tree: str) -> None:
     """Raise ValueError for images and archives that lie beside the class folders."""
     loose = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
     if loose:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common import dist
-from common.coco.dataset import Categories, CocoDataset, find_split
+from common.coco.dataset import Categories, CocoDataset
+from common.coco.files import find_split
 from common.config import require_choice, require_range
 from common.data import BadImages, train_loader
 from common.scenes import Scenes, World
@@ -37,7 +38,7 @@ class TransferData:
     aspect_groups: bool = True  # D1: the images of a GPU are all wide or all tall
     bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many images; 0: all
+    limit: int = 0  # train on the first images, this many; 0: all
 
     def __post_init__(self) -> None:
         require_choice("data.name", self.name, ("coco", "scenes"))

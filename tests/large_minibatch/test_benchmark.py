@@ -40,7 +40,7 @@ def test_contestants_are_timed_and_printed(what, tmp_path, capsys):
 
 
 def test_our_network_trains_as_torchvisions():
-    options = Options(size=64, batch=4, threads=1).complete()
+    options = Options(size=64, batch=4, threads=1).with_defaults()
     losses = [call() for call in benchmark.step(options).values()]
     assert len(losses) == 3
     for loss in losses[1:]:
@@ -48,7 +48,7 @@ def test_our_network_trains_as_torchvisions():
 
 
 def test_the_work_of_a_step_is_that_of_the_card():
-    options = Options(size=224, batch=1).complete()
+    options = Options(size=224, batch=1).with_defaults()
     assert benchmark.work(options) == pytest.approx(24.5e9, rel=0.01)  # 3 x 2 x 4.089 GMAC
 
 

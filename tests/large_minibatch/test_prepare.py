@@ -95,7 +95,7 @@ def test_an_interrupted_resizing_goes_on_and_leaves_no_parts(tree, tmp_path):
     resize(tree, out, size=16, processes=0)
     assert done.stat().st_mtime == 1
     assert gone.exists()
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".*.tmp"))
 
 
 def test_resizing_refuses_a_folder_made_otherwise(tree, tmp_path):

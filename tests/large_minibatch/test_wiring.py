@@ -17,7 +17,7 @@ from large_minibatch.config import Config, Data, Model, Norm, Rate, Scenes, Solv
 from large_minibatch.inputs.augment import Augment
 from large_minibatch.inputs.memory import InMemory
 from large_minibatch.model import resnet
-from large_minibatch.train import fixed_processes, train
+from large_minibatch.train import processes_to_keep, train
 
 GRID = [
     (kind, batch_size, group, per_forward)
@@ -130,8 +130,8 @@ def test_plain_batch_norm_over_one_image_stops(kind, batch_size, processes, reme
 def test_statistics_of_a_process_fix_the_number_of_processes(kind, per_forward, fixed, monkeypatch):
     monkeypatch.setattr(dist, "world_size", lambda: 2)
     cfg = Config(per_forward=per_forward, norm=Norm(kind=kind), data=Data(root=""))
-    assert fixed_processes(cfg) == fixed
-    assert fixed_processes(replace(cfg, only_evaluate=True)) == 0
+    assert processes_to_keep(cfg) == fixed
+    assert processes_to_keep(replace(cfg, only_evaluate=True)) == 0
 
 
 def test_a_plan_of_other_processes_is_refused(monkeypatch):
