@@ -1,8 +1,8 @@
 """The data as this paper sees it, the built-in questions and CLEVR's files alike.
 
 A split's name says what is read. `train` and `val`; with an A or B behind, CoGenT's (`trainA`,
-`valB`); with `humans_` before, people's questions about the same pictures. A colon cuts it: to the
-families of short or of long programs, `val:long`, Sec. 4.4; to the first pictures or the others,
+`valB`); with `humans_` before, people's questions about the same images. A colon cuts it: to the
+families of short or of long programs, `val:long`, Sec. 4.4; to the first images or the others,
 `valB:first3000` and `valB:after3000`, Sec. 4.3.
 
 Files are `<split>_questions` (.h5 of the public code, or a folder of prepare.py) and
@@ -36,7 +36,7 @@ def build(cfg: DataConfig, split: str, words: Vocabulary, *, training: bool = Fa
         _builtin(cfg, name, words) if cfg.name == "builtin" else _files(cfg, name, words)
     )
     if cut:
-        rows = rows.select(np.flatnonzero(_inside(cfg, rows, cut, words)))
+        rows = rows.select(np.flatnonzero(_select_cut(cfg, rows, cut, words)))
     limit = cfg.questions if training else cfg.val_questions
     if limit and limit < len(rows):
         rows = rows.select(np.arange(limit))
@@ -64,9 +64,9 @@ def vocabulary_of(cfg: DataConfig, *splits: str) -> Vocabulary:
                 )
             raise ValueError(f"{file} does not exist (data.root): prepare.py {command} makes it.")
         return Vocabulary.load(file)
-    words = vocabulary.build(_made(cfg, names[0].removeprefix(HUMANS)).questions)
+    words = vocabulary.build(_build_builtin(cfg, names[0].removeprefix(HUMANS)).questions)
     for name in people:
-        words = vocabulary.expand(words, _made(cfg, name).questions)
+        words = vocabulary.expand(words, _build_builtin(cfg, name).questions)
     return words
 
 
@@ -80,7 +80,7 @@ def build_ahead(cfg: DataConfig) -> None:
     """Make the built-in questions that a run will read, so that others find them in the cache."""
     if cfg.name == "builtin":
         for split in (cfg.train, cfg.val, *cfg.also):
-            _made(cfg, split.partition(":")[0])
+            _build_builtin(cfg, split.partition(":")[0])
 
 
 def require_ready(
@@ -111,21 +111,21 @@ def require_ready(
     size = features.shape[1:]
     if like is not None and like.features is not None and size != like.features.shape[1:]:
         raise ValueError(
-            f"{features.path} holds maps of {_times(size)}, but those of the split "
-            f"{like.split!r} are {_times(like.features.shape[1:])}: extract both in one way."
+            f"{features.path} holds maps of {_size_text(size)}, but those of the split "
+            f"{like.split!r} are {_size_text(like.features.shape[1:])}: extract both in one way."
         )
     if min(size[1:]) < 2:
         raise ValueError(
-            f"{features.path} holds maps of {_times(size)}, of which 2 x 2 pooling leaves nothing: "
+            f"{features.path} holds maps of {_size_text(size)}, of which 2 x 2 pooling leaves nothing: "
             "extract larger ones."
         )
 
 
-def _times(size: Sequence[int]) -> str:
+def _size_text(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def known(dataset: Questions, count: int, subset: str, seed: int) -> Questions:
+def select_known(dataset: Questions, count: int, subset: str, seed: int) -> Questions:
     """The training questions whose programs are known: `count` of them, 0 for all.
 
     subset: the first ones, as the public code takes them; random ones, another choice for each
@@ -175,7 +175,7 @@ def short_families(cfg: DataConfig, words: Vocabulary) -> dict[int, float]:
     return {family: mean for family, mean in means.items() if mean < cfg.short}
 
 
-def _inside(
+def _select_cut(
     cfg: DataConfig, rows: encode.QuestionArrays, cut: str, words: Vocabulary
 ) -> np.ndarray:
     """Which questions a cut leaves: bool (N,)."""
@@ -216,7 +216,7 @@ def _files(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
         scenes = scene_graph.read_scenes(cfg.scenes.replace("{split}", base))
         scenes.sort(key=lambda graph: graph.image_index)
         if [graph.image_index for graph in scenes] != list(range(len(scenes))):
-            raise ValueError(f"data.scenes={cfg.scenes}: its pictures are not numbered 0, 1, 2 ...")
+            raise ValueError(f"data.scenes={cfg.scenes}: its images are not numbered 0, 1, 2 ...")
     return rows, Features(found[0]), scenes
 
 
@@ -244,14 +244,14 @@ def _root(cfg: DataConfig) -> Path:
 
 def _builtin(cfg: DataConfig, name: str, words: Vocabulary) -> Source:
     """A split of the built-in scenes."""
-    made = _made(cfg, name)
+    made = _build_builtin(cfg, name)
     rows = encode.encode(made.questions, words)
     marked = cfg.builtin.features == "grid" and cfg.builtin.marks != 1
     features = made.features * np.float32(cfg.builtin.marks) if marked else made.features
     return rows, Features(features), made.scenes
 
 
-def _made(cfg: DataConfig, name: str) -> builtin.BuiltIn:
+def _build_builtin(cfg: DataConfig, name: str) -> builtin.BuiltIn:
     """The built-in questions of a split, whose name says which."""
     base = name.removeprefix(HUMANS)
     kind = next((kind for kind in ("train", "val") if base.startswith(kind)), "")
@@ -262,30 +262,31 @@ def _made(cfg: DataConfig, name: str) -> builtin.BuiltIn:
             "for CoGenT's colours, with humans_ before for other words."
         )
     world = cfg.builtin
-    return _kept(
+    return _build_once(
         split=kind,
         images=world.train_images if kind == "train" else world.val_images,
         per_image=world.per_image,
         seed=world.seed,
         profile=world.profile,
-        features=world.features,
-        objects=(world.objects[0], world.objects[1]),
-        colors=tuple(world.colors),
-        shapes=tuple(world.shapes),
-        materials=tuple(world.materials),
-        sizes=tuple(world.sizes),
-        combos=combos,
-        attributes=tuple(world.attributes) or None,
-        families=tuple(world.families) or None,
-        filters=world.filters,
-        grid=world.grid,
-        height=world.height,
-        width=world.width,
         paraphrase=base != name,
+        options=builtin.Options(
+            objects=(world.objects[0], world.objects[1]),
+            colors=tuple(world.colors),
+            shapes=tuple(world.shapes),
+            materials=tuple(world.materials),
+            sizes=tuple(world.sizes),
+            combos=combos,
+            attributes=tuple(world.attributes) or None,
+            families=tuple(world.families) or None,
+            filters=world.filters,
+        ),
+        features=builtin.FeatureOptions(
+            kind=world.features, grid=world.grid, height=world.height, width=world.width
+        ),
     )
 
 
 @cache
-def _kept(**settings: Any) -> builtin.BuiltIn:
+def _build_once(**settings: Any) -> builtin.BuiltIn:
     """The built-in questions with these settings, made once in a process."""
     return builtin.build(**settings)

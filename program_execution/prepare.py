@@ -84,7 +84,7 @@ def encode(
 
 
 def extract(
-    pictures: str | Path,
+    images: str | Path,
     out: str | Path,
     *,
     weights: str = "IMAGENET1K_V1",
@@ -94,7 +94,7 @@ def extract(
     workers: int = 4,
     again: bool = False,
 ) -> None:
-    """Write the features of a folder of pictures, float16 unless `half` is false, on a GPU if any.
+    """Write the features of a folder of images, float16 unless `half` is false, on a GPU if any.
 
     weights: a name of torchvision's ResNet-101 weights, which are downloaded, or a file; "none"
     leaves them random, for tests.
@@ -105,7 +105,7 @@ def extract(
     extractor = extraction.Extractor(weights=None if weights == "none" else weights, std=std)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = extraction.extract(
-        *(pictures, out, extractor),
+        *(images, out, extractor),
         batch_size=batch_size,
         half=half,
         device=device,
@@ -131,7 +131,7 @@ def clevr(
     splits: by default train, and val where it is there.
     """
     root, out = Path(root), Path(out)
-    splits = _chosen(root, splits)
+    splits = _choose_splits(root, splits)
     files = {split: questions.find_questions(root, split) for split in splits}
     for split in splits:
         if not (root / "images" / split).is_dir():
@@ -154,7 +154,7 @@ def clevr(
         )
 
 
-def _chosen(root: Path, asked: Sequence[str] | None) -> Sequence[str]:
+def _choose_splits(root: Path, asked: Sequence[str] | None) -> Sequence[str]:
     """The splits that are asked for, by default those of `SPLITS` that `root` has."""
     if asked is not None:
         return asked
@@ -179,7 +179,7 @@ def humans(
 ) -> None:
     """CLEVR-Humans' questions beside CLEVR's; the first split's words extend the vocabulary."""
     out = Path(out)
-    splits = _chosen(Path(root), splits)
+    splits = _choose_splits(Path(root), splits)
     further = out / "humans_vocab.json"
     for number, split in enumerate(splits):
         file = questions.find_questions(root, split)
@@ -204,9 +204,9 @@ def generate(
     size: tuple[int, int] = (480, 320),
     seed: int = 0,
 ) -> None:
-    """Built-in pictures, scene graphs and questions, in the layout of a download of CLEVR.
+    """Built-in images, scene graphs and questions, in the layout of a download of CLEVR.
 
-    size: width and height of the pictures in pixels.
+    size: width and height of the images in pixels.
     """
     out = Path(out)
     made = builtin.build(
@@ -215,17 +215,15 @@ def generate(
         per_image=per_image,
         seed=seed,
         profile=profile,
-        features="pixels",
-        objects=objects,
-        width=size[0],
-        height=size[1],
+        options=builtin.Options(objects=objects),
+        features=builtin.FeatureOptions(kind="pixels", width=size[0], height=size[1]),
     )
     folder = out / "images" / split
-    for scene, picture in zip(made.scenes, made.features, strict=True):
-        draw.save_png(torch.from_numpy(picture), folder / scene.image_filename)
+    for scene, image in zip(made.scenes, made.features, strict=True):
+        draw.save_png(torch.from_numpy(image), folder / scene.image_filename)
     scene_graph.write_scenes(out / "scenes" / f"CLEVR_{split}_scenes.json", made.scenes)
     questions.write_questions(out / "questions" / f"CLEVR_{split}_questions.json", made.questions)
-    print(f"{out}: {images} pictures, {len(made.questions)} questions of {split}")
+    print(f"{out}: {images} images, {len(made.questions)} questions of {split}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -252,8 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c.add_argument("--released", action="store_true", help="the published models' vocabulary")
     c.add_argument("--expand", action="store_true", help="write humans_vocab.json with more words")
     c.add_argument("--min-count", type=int, default=1, help="times that a word must occur")
-    c = commands.add_parser("features", help="features of one folder of pictures")
-    c.add_argument("pictures", type=Path)
+    c = commands.add_parser("features", help="features of one folder of images")
+    c.add_argument("images", type=Path)
     c.add_argument("out", type=Path, help="a file .npy or .h5")
     c.add_argument("--std", choices=tuple(extraction.STD), default="iep")
     c.add_argument("--batch-size", type=int, default=64)
@@ -261,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c = commands.add_parser("generate", help="built-in data in CLEVR's layout")
     c.add_argument("out", type=Path)
     c.add_argument("--images", type=int, default=100)
-    c.add_argument("--per-image", type=int, default=10, help="questions of a picture")
+    c.add_argument("--per-image", type=int, default=10, help="questions of an image")
     c.add_argument("--profile", choices=("full", "tiny"), default="full")
     c.add_argument("--split", choices=builtin.SPLITS, default="train")
     c.add_argument("--objects", type=int, nargs=2, default=(3, 10))

@@ -1,27 +1,20 @@
 """The built-in CLEVR: scenes of this repository's world, questions about them, and features.
 
-I pictures, C channels, G cells along either side of the map, H x W pixels. Two kinds of features:
+I images, C channels, G cells along either side of the map, H x W pixels. Two kinds of features:
 
-`grid`: what a perfect detector would say, float32 (I, C, G, G): the ground as the camera sees it,
-rows from front to behind, columns from left to right. Channels, see `channels`: whether an object
-is in the cell, its attributes as one-hot vectors, and how far from the cell's middle it really
-stands, to the right and to behind, in cells. No two objects share a row or a column: where they
-would, they move to the nearest cells that keep their order, so that every relation can be read off
-the map.
-
-`pixels`: the rendered pictures, uint8 (I, 3, H, W).
+- `grid`: what a perfect detector would say, float32 (I, C, G, G), see arrays/grid.py.
+- `pixels`: the rendered images, uint8 (I, 3, H, W).
 """
 
 import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,6 +23,7 @@ from ..scenes.annotate import clevr_scene
 from ..scenes.cache import cache_folder
 from ..scenes.place import place_all
 from ..scenes.world import CLEVR_COLORS, CLEVR_SHAPES, COGENT_A, COGENT_B, MATERIALS, Combos
+from .arrays.grid import grid_map
 from .functions import ATTRIBUTES, COLORS, MOST_OBJECTS, SHAPES, SIZES
 from .generation.generate import generate
 from .generation.options import KINDS, Kind
@@ -40,13 +34,13 @@ from .scene_graph import SceneGraph, read_scenes, scenes_of, write_scenes
 
 SPLITS: Final = ("train", "val", "test")
 COMBOS: Final[dict[str, Combos]] = {"": (), "A": COGENT_A, "B": COGENT_B}
-_VERSION = 2  # of what `build` makes, raised with every change of it; part of the cache's key
+_VERSION = 2  # of what `build` makes, raised with every change of it; part of the key of the cache
 _RADII = dict(World().sizes)
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A split. Row i of `features` and `scenes[i]` are what questions with image_index i ask of."""
+    """A split. Questions with image_index i are about row i of `features` and `scenes[i]`."""
 
     questions: list[Question]
     scenes: list[SceneGraph]
@@ -57,7 +51,7 @@ class BuiltIn:
 class Options:
     """What may be in the scenes, and what is asked about them.
 
-    Attributes that are not spoken of are still in the features.
+    Attributes that no question mentions are still in the features.
     """
 
     objects: tuple[int, int] = (3, 6)  # of a scene, both ends included
@@ -66,9 +60,9 @@ class Options:
     materials: tuple[str, ...] = MATERIALS
     sizes: tuple[str, ...] = SIZES
     combos: str = ""  # CoGenT's A or B: colours that cubes and cylinders may have; empty: all
-    attributes: tuple[str, ...] | None = None  # spoken of; None: those of more than one value
+    attributes: tuple[str, ...] | None = None  # asked about; None: those of more than one value
     families: tuple[str | int, ...] | None = None  # see catalogue.select; None: the profile's
-    filters: int = 4  # most attributes of a noun phrase; profile tiny
+    filters: int = 4  # most attributes of a noun phrase, in the profile tiny
 
     def __post_init__(self) -> None:
         if self.combos not in COMBOS:
@@ -118,13 +112,23 @@ class Options:
             and color in allowed.get(shape, COLORS)
         )
 
-    def spoken(self) -> tuple[str, ...]:
-        """The attributes that questions speak of."""
+    def topics(self) -> tuple[str, ...]:
+        """The attributes that questions mention."""
         if self.attributes is not None:
             return self.attributes
         values = (self.sizes, self.colors, self.materials, self.shapes)
-        named = zip(ATTRIBUTES, values, strict=True)
-        return tuple(attribute for attribute, known in named if len(known) > 1)
+        pairs = zip(ATTRIBUTES, values, strict=True)
+        return tuple(attribute for attribute, choices in pairs if len(choices) > 1)
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """What the features are, and the size of the images."""
+
+    kind: str = "grid"  # grid | pixels
+    grid: int = 8  # cells along either side of the map
+    height: int = 64  # pixels
+    width: int = 64
 
 
 def build(
@@ -134,33 +138,22 @@ def build(
     per_image: int = 10,
     seed: int = 0,
     profile: str = "tiny",
-    features: str = "grid",
-    objects: tuple[int, int] = (3, 6),
-    colors: tuple[str, ...] = CLEVR_COLORS,
-    shapes: tuple[str, ...] = CLEVR_SHAPES,
-    materials: tuple[str, ...] = MATERIALS,
-    sizes: tuple[str, ...] = SIZES,
-    combos: str = "",
-    attributes: tuple[str, ...] | None = None,
-    families: tuple[str | int, ...] | None = None,
-    filters: int = 4,
-    grid: int = 8,
-    height: int = 64,
-    width: int = 64,
     paraphrase: bool = False,
+    options: Options | None = None,
+    features: FeatureOptions | None = None,
     cache: Path | None = None,
 ) -> BuiltIn:
     """Make, or read from the cache, the `split` (train | val | test) of a built-in CLEVR.
 
-    Splits of one seed share no scene. profile: "tiny", short questions of a few families made
-    fast, or "full", the 90 templates by the public generator's rules. objects .. filters: see
-    `Options`. grid: cells along a side of the map; height, width: pixels of a picture.
-    paraphrase: ask in words that no other split has, as people may do (realise.paraphrase).
-    cache: folder for scenes and questions; None: the one of the rendered pictures.
+    Splits of one seed share no scene. per_image: questions about each image. profile: "tiny", short
+    questions of a few families made fast, or "full", the 90 templates by the rules of the public
+    generator. paraphrase: ask in words that no other split has, as people may do. cache: folder for
+    scenes and questions; None: that of the rendered images.
 
-    A small world that a network learns sooner: objects=(3, 5), colors=("red", "green", "blue",
-    "yellow"), attributes=("color", "shape"), filters=2, grid=6.
+    A small world that a network learns sooner: Options(objects=(3, 5), colors=("red", "green",
+    "blue", "yellow"), attributes=("color", "shape"), filters=2) and FeatureOptions(grid=6).
     """
+    options, features = options or Options(), features or FeatureOptions()
     if split not in SPLITS:
         raise ValueError(f"the built-in split {split!r} is not one of {', '.join(SPLITS)}")
     if images < 1 or per_image < 1 or seed < 0:
@@ -169,22 +162,20 @@ def build(
         )
     for name, value, known in (
         ("profile", profile, ("tiny", "full")),
-        ("features", features, ("grid", "pixels")),
+        ("features", features.kind, ("grid", "pixels")),
     ):
         if value not in known:
             raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
-    options = Options(
-        *(objects, colors, shapes, materials, sizes, combos, attributes, families, filters)
-    )
-    if features == "grid" and grid < options.objects[1]:
+    pixels, grid = features.kind == "pixels", features.grid
+    if not pixels and grid < options.objects[1]:
         raise ValueError(
             f"a map of {grid} x {grid} cells cannot keep {options.objects[1]} objects in rows and "
             f"columns of their own: give grid={options.objects[1]} or fewer objects"
         )
-    world = options.world(height, width, rendered=features == "pixels")
+    world = options.world(features.height, features.width, rendered=pixels)
     stream = len(SPLITS) * seed + SPLITS.index(split)
-    made = (_VERSION, world, options, split, images, per_image, stream, profile, paraphrase)
-    key = hashlib.sha256(repr(made).encode()).hexdigest()[:16]
+    content = (_VERSION, world, options, split, images, per_image, stream, profile, paraphrase)
+    key = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
     folder = (cache or cache_folder()) / "clevr" / key
     cached = _read(folder)
     if cached is None:
@@ -196,9 +187,9 @@ def build(
         _keep(folder, scenes, questions)
     else:
         scenes, questions = cached
-    if features == "pixels":
-        pictures = Scenes(world, count=images, seed=stream, cache=cache).images().numpy()
-        return BuiltIn(questions, scenes, pictures)
+    if pixels:
+        rendered = Scenes(world, count=images, seed=stream, cache=cache).images().numpy()
+        return BuiltIn(questions, scenes, rendered)
     return BuiltIn(questions, scenes, grid_map(scenes, world, grid))
 
 
@@ -210,27 +201,17 @@ def _scenes(world: World, stream: int, split: str, images: int) -> list[SceneGra
 def _questions(
     scenes: list[SceneGraph], options: Options, profile: str, per_image: int, seed: int
 ) -> list[Question]:
-    attributes, kinds = options.spoken(), options.kinds()
+    settings: dict[str, Any] = {
+        "per_image": per_image,
+        "seed": seed,
+        "families": options.families,
+        "attributes": options.topics(),
+        "kinds": options.kinds(),
+        "progress": True,
+    }
     if profile == "tiny":
-        return generate_tiny(
-            scenes,
-            per_image=per_image,
-            seed=seed,
-            families=options.families,
-            attributes=attributes,
-            filters=options.filters,
-            kinds=kinds,
-            progress=True,
-        )
-    return generate(
-        scenes,
-        per_image=per_image,
-        seed=seed,
-        families=options.families,
-        attributes=attributes,
-        kinds=kinds,
-        progress=True,
-    )
+        return generate_tiny(scenes, filters=options.filters, **settings)
+    return generate(scenes, **settings)
 
 
 def _read(folder: Path) -> tuple[list[SceneGraph], list[Question]] | None:
@@ -256,48 +237,3 @@ def _keep(folder: Path, scenes: list[SceneGraph], questions: list[Question]) -> 
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def channels(world: World) -> tuple[str, ...]:
-    """Names of the channels of a map of this world."""
-    values = [f"{name}={value}" for name in ATTRIBUTES for value in world.values(name)]
-    return ("object", *values, "right", "behind")
-
-
-def grid_map(scenes: Sequence[SceneGraph], world: World, grid: int) -> np.ndarray:
-    """Maps (I, C, G, G) float32 of the ground, see the top of this file.
-
-    The map's middle is the world's; its side is the diagonal of the square of centres, so that
-    nothing falls out whichever way the camera looks.
-    """
-    names = channels(world)
-    place = {name: i for i, name in enumerate(names)}
-    maps = np.zeros((len(scenes), len(names), grid, grid), np.float32)
-    side = 2 * np.sqrt(2) * world.spread / grid  # of a cell, in world units
-    for i, scene in enumerate(scenes):
-        points = np.array([thing.position for thing in scene.things]).reshape(-1, 3)
-        spots = [points @ np.array(scene.directions[name]) for name in ("right", "behind")]
-        columns, rows = (_apart(spot / side + grid / 2, grid) for spot in spots)
-        for j, thing in enumerate(scene.things):
-            cell = maps[i, :, rows[j], columns[j]]
-            cell[0] = 1
-            for attribute in ATTRIBUTES:
-                cell[place[f"{attribute}={getattr(thing, attribute)}"]] = 1
-            cell[-2] = spots[0][j] / side + grid / 2 - columns[j] - 0.5
-            cell[-1] = spots[1][j] / side + grid / 2 - rows[j] - 0.5
-    return maps
-
-
-def _apart(positions: np.ndarray, cells: int) -> np.ndarray:
-    """A cell of its own for each of n <= `cells` positions, in their order and close to them.
-
-    The middle between moving those in the way up and moving them down.
-    """
-    order = np.argsort(positions, kind="stable")
-    n = np.arange(len(order))
-    wanted = np.floor(positions[order]).astype(int)
-    up = np.maximum.accumulate(wanted - n) + n
-    down = np.minimum.accumulate((wanted - n)[::-1])[::-1] + n
-    out = np.empty(len(order), int)
-    out[order] = np.clip((up + down) // 2, n, cells - len(order) + n)
-    return out

@@ -16,6 +16,7 @@ from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Tun
 from program_execution.execution.symbolic import SymbolicEngine
 
 SMALL = BuiltIn(train_images=24, val_images=8, per_image=5, objects=[3, 5], materials=["rubber"])
+FEW = builtin.Options(objects=(3, 5))
 MADE = Data(name="builtin", root="", workers=0, builtin=SMALL)
 
 
@@ -27,8 +28,14 @@ def split(name: str, cfg: Data = MADE, **options: bool) -> Questions:
 def prepared(tmp_path_factory):
     """A folder as prepare.py makes it, from built-in questions, and those questions."""
     root = tmp_path_factory.mktemp("prepared")
-    made = builtin.build(split="train", images=12, per_image=5, objects=(3, 5))
-    people = builtin.build(split="train", images=12, per_image=5, objects=(3, 5), paraphrase=True)
+    made = builtin.build(split="train", images=12, per_image=5, options=FEW)
+    people = builtin.build(
+        split="train",
+        images=12,
+        per_image=5,
+        options=FEW,
+        paraphrase=True,
+    )
     questions.write_questions(root / "CLEVR_train_questions.json", made.questions)
     source = root / "CLEVR_train_questions.json"
     prepare.encode(source, root / "train_questions", build=True)
@@ -64,7 +71,7 @@ def test_a_split_that_is_not_built_in_is_one_sentence(name):
         split(name)
 
 
-def test_a_batch_holds_every_picture_once_and_knows_whose_it_is():
+def test_a_batch_holds_every_image_once_and_knows_whose_it_is():
     dataset = split("train")
     places = np.array([3, 40, 4, 3])
     batch = dataset[places]
@@ -86,8 +93,8 @@ def test_the_batches_are_a_function_of_seed_and_step(by_image):
     assert all(np.array_equal(a, b) for a, b in zip(whole[5:], later, strict=True))
     other = training_batches(dataset, **options, seed=4, start=0, stop=1)
     assert not np.array_equal(whole[0], next(iter(other)).rows)
-    pictures = [len(np.unique(dataset.rows.image_idxs[rows])) for rows in whole]
-    assert (max(pictures) <= 4) == by_image
+    images = [len(np.unique(dataset.rows.image_idxs[rows])) for rows in whole]
+    assert (max(images) <= 4) == by_image
 
 
 def test_every_question_is_evaluated_once():
@@ -98,15 +105,15 @@ def test_every_question_is_evaluated_once():
 
 def test_known_programs_are_counted_exactly_and_drawn_again_from_the_same_seed():
     dataset = split("train")
-    assert len(data.known(dataset, 0, "first", 0)) == len(dataset)
-    first = data.known(dataset, 30, "first", 0)
+    assert len(data.select_known(dataset, 0, "first", 0)) == len(dataset)
+    first = data.select_known(dataset, 30, "first", 0)
     assert np.array_equal(first.rows.orig_idxs, dataset.rows.orig_idxs[:30])
     assert np.array_equal(first.programs, dataset.programs[:30])
-    a, b, c = (data.known(dataset, 30, "random", seed).rows.orig_idxs for seed in (0, 0, 1))
+    a, b, c = (data.select_known(dataset, 30, "random", seed).rows.orig_idxs for seed in (0, 0, 1))
     assert len(set(a.tolist())) == 30
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
-    each = data.known(dataset, 2, "per_family", 0)
+    each = data.select_known(dataset, 2, "per_family", 0)
     families, counts = np.unique(each.rows.families, return_counts=True)
     assert set(families) == set(dataset.rows.families)
     there = [int((dataset.rows.families == family).sum()) for family in families]
@@ -125,7 +132,7 @@ def test_short_and_long_families_share_out_the_questions():
     assert set(split("val:short", named).rows.families) == set(named.short_families)
 
 
-def test_a_split_is_cut_by_its_pictures():
+def test_a_split_is_cut_by_its_images():
     first, after = split("val:first3"), split("val:after3")
     assert first.rows.image_idxs.max() == 2
     assert after.rows.image_idxs.min() == 3
@@ -280,7 +287,7 @@ def test_questions_without_programs_cannot_teach_the_generator():
     bare = dataset.subset(np.arange(5))
     bare.rows = replace(bare.rows, programs=None)
     with pytest.raises(ValueError, match="has no programs, but stage=pg"):
-        data.known(bare, 0, "first", 0)
+        data.select_known(bare, 0, "first", 0)
 
 
 def test_true_programs_on_true_scenes_give_all_answers():
@@ -321,7 +328,7 @@ def test_generated_files_have_clevr_s_layout_and_are_right(tmp_path, capsys):
 def test_programs_that_do_not_give_their_answers_end_with_1_and_other_scenes_with_a_sentence(
     tmp_path, capsys
 ):
-    made = builtin.build(split="train", images=2, per_image=2, objects=(3, 5))
+    made = builtin.build(split="train", images=2, per_image=2, options=FEW)
     file, scenes = tmp_path / "questions.json", tmp_path / "scenes.json"
     words = [f"questions={file}", f"scenes={scenes}"]
     scene_graph.write_scenes(scenes, made.scenes)

@@ -266,8 +266,8 @@ def select(
 ) -> tuple[Template, ...]:
     """The templates named by file ("one_hop"), by name ("one_hop/0") or by family number.
 
-    families: None takes all. attributes: those that are spoken of; templates that need another
-    one are left out. Raises ValueError for an unknown name, or where nothing is left.
+    families: None takes all. attributes: those that are asked about; templates that need
+    another one are left out. Raises ValueError for an unknown name, or where nothing is left.
     """
     unknown = [attribute for attribute in attributes if attribute not in ATTRIBUTES]
     if unknown:

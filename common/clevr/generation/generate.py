@@ -1,13 +1,13 @@
 """CLEVR's question generator: all 90 templates, balanced answers, and a bounded search.
 
 The algorithm is the public one (Johnson et al., CVPR 2017, Sec. 3.3-3.5, and its
-`generate_questions.py`): for each picture the least used templates first; for each template a
+`generate_questions.py`): for each image the least used templates first; for each template a
 depth-first search over the values of its steps; a question is thrown away where its answer, its
 wording or the relations in it would make it dull.
 
-# Differs: a search ends after `cap` partial questions. The public one has no bound, and where the
-# balance of answers forbids all that a picture offers it may go through millions.
-# Differs: attributes asked for in vain are drawn so that nothing in the picture has them, with the
+# Differs: a search ends after `CAP` partial questions. The public one has no bound, and where the
+# balance of answers forbids all that a image offers it may go through millions.
+# Differs: attributes asked for in vain are drawn so that nothing in the image has them, with the
 # same attributes mentioned as in a phrase that fits. The public code draws them unseen.
 """
 
@@ -27,12 +27,12 @@ from ..functions import ATTRIBUTES
 from ..questions import Question
 from ..scene_graph import SceneGraph
 from .catalogue import select
-from .options import KINDS, Kind, Option, Output, View, finish, masked
+from .options import KINDS, Kind, Option, Output, View, describe, finish
 from .realise import realise
 from .template import NOTHING, Step, Template, Values, program
 
 CAP: Final = 3000  # partial questions looked at in one search
-RESET: Final = 250  # pictures after which all counts start again
+RESET: Final = 250  # images after which all counts start again
 TRIVIAL: Final = 0.1  # largest share of relations that exclude nothing
 _OVER = 1.1  # how much more often than the second most frequent an answer may have been given
 _MEDIAN = 5  # and how much more often than the median, which counts as 5 at least
@@ -47,7 +47,7 @@ class Statistics:
     searches: int = 0
     capped: int = 0  # searches that ended at the cap
     failed: int = 0  # searches without a question, the capped ones among them
-    short: int = 0  # pictures with fewer questions than asked for
+    short: int = 0  # images with fewer questions than asked for
     states: int = 0  # partial questions looked at
     families: Counter[int] = field(default_factory=Counter)  # questions of each
 
@@ -63,7 +63,6 @@ def generate(
     per_image: int = 10,
     seed: int = 0,
     profile: str = "fixed",
-    cap: int = CAP,
     families: Sequence[str | int] | None = None,
     attributes: Sequence[str] = tuple(ATTRIBUTES),
     kinds: Sequence[Kind] = KINDS,
@@ -75,12 +74,12 @@ def generate(
 
     profile, families, attributes: see `catalogue.select`. kinds: objects that can occur at all;
     nothing else is asked for in vain. workers: processes; the questions do not depend on them,
-    for the counts start again with every 250 pictures and each worker takes such a block.
+    for the counts start again with every 250 images and each worker takes such a block.
     """
-    if per_image < 1 or cap < 1:
-        raise ValueError(f"per_image={per_image} and cap={cap} must be at least 1")
+    if per_image < 1:
+        raise ValueError(f"per_image={per_image} must be at least 1")
     chosen = select(families, attributes=attributes, profile=profile)
-    settings = _Settings(chosen, per_image, seed, cap, tuple(attributes), tuple(kinds))
+    settings = _Settings(chosen, per_image, seed, tuple(attributes), tuple(kinds))
     blocks = [
         (first, list(scenes[first : first + RESET])) for first in range(0, len(scenes), RESET)
     ]
@@ -88,13 +87,11 @@ def generate(
     total = statistics if statistics is not None else Statistics()
     hidden = None if progress else True  # None: hidden unless there is a terminal
     with tqdm(total=len(scenes), desc="questions", unit="image", disable=hidden) as bar:
-        for (_, block), (found, counts) in zip(
-            blocks, _run(settings, blocks, workers), strict=True
-        ):
+        for found, counts in _run(settings, blocks, workers):
             start = len(questions)
             questions += [replace(q, index=start + i) for i, q in enumerate(found)]
             total.add(counts)
-            bar.update(len(block))
+            bar.update(counts.images)
     return questions
 
 
@@ -103,7 +100,6 @@ class _Settings:
     templates: tuple[Template, ...]
     per_image: int
     seed: int
-    cap: int
     attributes: tuple[str, ...]
     kinds: tuple[Kind, ...]
 
@@ -165,7 +161,7 @@ class _Search:
         """Values of the template that the scene answers acceptably, and the answer."""
         self.statistics.searches += 1
         stack: list[tuple[tuple[Output, ...], Values]] = [((), Values())]
-        for _ in range(self.settings.cap):
+        for _ in range(CAP):
             if not stack:
                 break
             self.statistics.states += 1
@@ -208,7 +204,7 @@ class _Search:
         """One partial question for each choice of the next step, in random order."""
         step = template.steps[len(outputs)]
         value = outputs[step.inputs[0]]
-        options = self._thinned(view.options(template, step, value))
+        options = self._thin(view.options(template, step, value))
         if step.function in ("filter", "filter_count", "filter_exist"):
             options += self._in_vain(step, int(value), options, view)
         self.random.shuffle(options)
@@ -222,7 +218,7 @@ class _Search:
             out.append(((*outputs, option.output), Values(nouns, relations)))
         return out
 
-    def _thinned(self, options: list[Option]) -> list[Option]:
+    def _thin(self, options: list[Option]) -> list[Option]:
         """The options with at most a tenth of them trivial, in a new list."""
         kept = [option for option in options if not option.trivial]
         trivial = [option for option in options if option.trivial]
@@ -245,7 +241,7 @@ class _Search:
             if len(found) == wanted:
                 break
             kind = self.random.choice(self.settings.kinds)
-            combo = masked(kind, self.random.choice(real))
+            combo = describe(kind, self.random.choice(real))
             if not view.combos.get(combo, 0) & among:
                 found[combo] = Option(output, combo)
         return list(found.values())

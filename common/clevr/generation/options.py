@@ -1,4 +1,4 @@
-"""What a scene offers a question: its objects as bit sets, and the values a step may take.
+"""What a scene offers to a question: its objects as bit sets, and the values a step may take.
 
 Bit i of a set stands for object i. The two question generators read the same tables.
 """
@@ -39,7 +39,7 @@ class Option:
 class View:
     """A scene's sets: of each relation, of equal attributes, and of each combo that occurs.
 
-    attributes: those that noun phrases may mention; filters: at most so many in one phrase;
+    attributes: those that noun phrases may mention. filters: the most of them in one phrase.
     kinds: the objects that other scenes may have.
     """
 
@@ -87,29 +87,29 @@ class View:
         """
         key = _key(template, step, value)
         if key not in self._options:
-            _, _, banned, bare = key
-            made = self._made(step, int(value), banned)
-            self._options[key] = [option for option in made if bare or option.combo != NOTHING]
+            _, _, excluded, bare = key
+            options = self._make(step, int(value), excluded)
+            self._options[key] = [option for option in options if bare or option.combo != NOTHING]
         return self._options[key]
 
     def by_length(
         self, template: Template, step: Step, value: Output, *, trivial: bool
     ) -> list[list[Option]]:
-        """Those of `options` that are, or are not, trivial, by how many attributes they mention."""
+        """The trivial ones of `options`, or the others, by the number of their attributes."""
         key = (_key(template, step, value), trivial)
         if key not in self._lengths:
             groups: dict[int, list[Option]] = {}
             for option in self.options(template, step, value):
                 if option.trivial == trivial:
-                    groups.setdefault(said(option.combo or NOTHING), []).append(option)
+                    groups.setdefault(count_words(option.combo or NOTHING), []).append(option)
             self._lengths[key] = [groups[length] for length in sorted(groups)]
         return self._lengths[key]
 
-    def _made(self, step: Step, value: int, banned: frozenset[str]) -> list[Option]:
+    def _make(self, step: Step, value: int, excluded: frozenset[str]) -> list[Option]:
         """The options of one step, without a rule about phrases that say nothing."""
         if not step.noun:
             return [Option(self.relations[name][value], None, name) for name in RELATIONS]
-        combos = [(c, s) for c, s in self.combos.items() if not _mentions(c, banned)]
+        combos = [(c, s) for c, s in self.combos.items() if not _mentions(c, excluded)]
         attribute = step.function.removeprefix("filter_")
         if attribute in ATTRIBUTES:  # one value, whether or not something has it
             return [
@@ -184,16 +184,16 @@ def combos_of(kind: Kind, attributes: Sequence[str], filters: int) -> list[Combo
     """All descriptions of an object by at most `filters` of `attributes`, NOTHING among them."""
     choices = [(None, v) if a in attributes else (None,) for a, v in zip(_NAMES, kind, strict=True)]
     combos = [(z, c, m, s) for z, c, m, s in product(*choices)]
-    return [combo for combo in combos if said(combo) <= filters]
+    return [combo for combo in combos if count_words(combo) <= filters]
 
 
-def said(combo: Combo) -> int:
+def count_words(combo: Combo) -> int:
     """How many attributes a combo mentions."""
     return len(combo) - combo.count(None)
 
 
-def masked(kind: Kind, combo: Combo) -> Combo:
-    """The attributes that `combo` mentions, with the values of `kind`."""
+def describe(kind: Kind, combo: Combo) -> Combo:
+    """The values of `kind` for the attributes that `combo` mentions."""
     z, c, m, s = (a if b is not None else None for a, b in zip(kind, combo, strict=True))
     return z, c, m, s
 
@@ -204,8 +204,8 @@ def _single(attribute: str, value: str) -> Combo:
     return z, c, m, s
 
 
-def _mentions(combo: Combo, banned: frozenset[str]) -> bool:
-    return any(combo[_NAMES.index(attribute)] is not None for attribute in banned)
+def _mentions(combo: Combo, excluded: frozenset[str]) -> bool:
+    return any(combo[_NAMES.index(attribute)] is not None for attribute in excluded)
 
 
 def _bits(members: Iterable[int]) -> int:

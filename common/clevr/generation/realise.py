@@ -1,4 +1,4 @@
-"""The sentence of a template with its values, and the same sentence in words of one's own.
+"""The sentence of a template with its values, and the same sentence in other words.
 
 The rules are the public question generator's: a random sentence of the template, a random synonym
 of each value, what stands in brackets said half of the time.
@@ -53,7 +53,7 @@ def paraphrase(text: str, generator: random.Random, *, share: float = 0.6) -> st
         out.append(text[end : match.start()])
         out.append(match[0] if keep else _other(match[0], generator))
         end = match.end()
-    return re.sub(r"\b([Aa])n? (?=(\w))", _articled, "".join(out) + text[end:])
+    return re.sub(r"\b([Aa])n? (?=(\w))", _article, "".join(out) + text[end:])
 
 
 def _say(value: str, generator: random.Random) -> str:
@@ -68,7 +68,7 @@ def _apart(values: Values) -> bool:
     return any(a is not None and b is not None and a != b for a, b in pairs)
 
 
-def _articled(match: re.Match) -> str:
+def _article(match: re.Match) -> str:
     return f"{match[1]}n " if match[2] in "aeiou" else f"{match[1]} "
 
 

@@ -4,7 +4,7 @@ One choice is drawn at every step of a template; a try that meets a dead end, a 
 generator or an answer that is too frequent already is thrown away. Differs: the answers are
 balanced not for each template alone, but also for each set of attributes that its noun phrases
 mention. Without that, "is there a large red metal cube" is mostly answered by no, and a model that
-never sees the picture learns it.
+never sees the image learns it.
 """
 
 import random
@@ -21,7 +21,7 @@ from ..questions import Question
 from ..scene_graph import SceneGraph
 from .catalogue import select
 from .generate import degenerate, make_question
-from .options import KINDS, Kind, Option, Output, View, finish, masked
+from .options import KINDS, Kind, Option, Output, View, describe, finish
 from .template import NOTHING, Step, Template, Values
 
 FAMILIES: Final = (
@@ -32,7 +32,7 @@ FAMILIES: Final = (
     *(f"compare_integer/{i}" for i in range(3, 6)),
     "single_and/0",
 )
-TRIES: Final = 30  # of a template for one picture
+TRIES: Final = 30  # of a template for one image
 _TRIVIAL = 0.1  # share of relations that exclude nothing, as in the generator
 _OVER = 1.1  # how much more often than another an answer may have been given, likewise
 
@@ -50,7 +50,7 @@ def generate_tiny(
 ) -> list[Question]:
     """At most `per_image` questions about each scene, balanced over all of them.
 
-    families: see `catalogue.select`; None takes FAMILIES. attributes: those that are spoken of.
+    families: see `catalogue.select`; None takes FAMILIES. attributes: those that are asked about.
     filters: the most attributes that a noun phrase mentions. kinds: objects that can occur at
     all; nothing else is asked for in vain. progress: a bar, where there is a terminal.
     """
@@ -105,7 +105,7 @@ class Sampler:
             if path is None:
                 continue
             values, answer = path
-            if _contained(template, values) or degenerate(template, view, values, answer):
+            if _contains(template, values) or degenerate(template, view, values, answer):
                 continue
             if self._welcome(template, values, answer):
                 return values, answer
@@ -142,12 +142,12 @@ class Sampler:
             return None
         option = self.random.choice(self.random.choice(groups))
         if step.function.endswith(("_count", "_exist")) and self.random.random() < 0.5:
-            return self._redrawn(step, value, option, view)
+            return self._redraw(step, value, option, view)
         return option
 
-    def _redrawn(self, step: Step, value: int, option: Option, view: View) -> Option:
-        """The option with the values of another object, which need not be in the picture."""
-        combo = masked(self.random.choice(self.kinds), option.combo or NOTHING)
+    def _redraw(self, step: Step, value: int, option: Option, view: View) -> Option:
+        """The option with the values of another object, which need not be in the image."""
+        combo = describe(self.random.choice(self.kinds), option.combo or NOTHING)
         among = view.relations[option.relation][value] if option.relation else value
         output = finish(step.function, view.combos.get(combo, 0) & among)
         assert output is not None, step.function
@@ -184,8 +184,8 @@ class Sampler:
         return [answer for answer in template.answers if answer in seen]
 
 
-def _contained(template: Template, values: Values) -> bool:
-    """Whether one of two counted phrases describes all that the other does, so words decide."""
+def _contains(template: Template, values: Values) -> bool:
+    """Whether one of two counted phrases describes all that the other does: its words decide."""
     if template.file != "compare_integer":
         return False
     last = [step.noun for step in template.steps if step.function.endswith("_count")]

@@ -12,8 +12,9 @@ from scipy.stats import chisquare
 from common.clevr import builtin
 from common.clevr.execute import check_program, execute
 from common.clevr.functions import ANSWERS, ATTRIBUTES, LONGEST_PROGRAM, RELATIONS
+from common.clevr.generation import generate as generation
 from common.clevr.generation.catalogue import select, templates
-from common.clevr.generation.generate import CAP, RESET, Statistics, degenerate, generate
+from common.clevr.generation.generate import RESET, Statistics, degenerate, generate
 from common.clevr.generation.options import View
 from common.clevr.generation.realise import realise
 from common.clevr.generation.template import Values, program
@@ -122,8 +123,9 @@ def test_the_released_slips_are_kept_in_their_profile_alone():
         templates("v2")
 
 
-def test_the_first_compare_integer_is_never_true_in_the_released_profile(scenes):
-    arguments = {"families": ["compare_integer/0"], "per_image": 1, "cap": 300}
+def test_the_first_compare_integer_is_never_true_in_the_released_profile(scenes, monkeypatch):
+    monkeypatch.setattr(generation, "CAP", 300)
+    arguments = {"families": ["compare_integer/0"], "per_image": 1}
     questions = generate(scenes[:10], profile="v1_0", **arguments)
     assert {question.answer for question in questions} == {"no"}
     assert len(questions) == 1  # then no is ahead of yes, until the counts are reset
@@ -264,12 +266,12 @@ def test_at_most_a_tenth_of_the_relations_excludes_nothing(made, scenes):
     assert trivial / total < 0.15  # a tenth of the options; what is kept may be asked more often
 
 
-def test_a_capped_search_ends_and_is_counted(scenes):
+def test_a_capped_search_ends_and_is_counted(scenes, monkeypatch):
     statistics = Statistics()
-    generate(scenes[:5], cap=2, statistics=statistics)
+    monkeypatch.setattr(generation, "CAP", 2)
+    generate(scenes[:5], statistics=statistics)
     assert statistics.capped > 0
     assert statistics.states <= 2 * statistics.searches
-    assert CAP == 3000
 
 
 def test_the_questions_do_not_depend_on_the_number_of_workers(scenes):
@@ -305,7 +307,6 @@ def test_sentences_are_clean(made):
 def test_wrong_arguments_are_refused_in_a_sentence(scenes):
     for arguments, message in (
         ({"per_image": 0}, "per_image=0"),
-        ({"cap": 0}, "cap=0"),
         ({"families": ["five_hop"]}, "five_hop"),
         ({"families": [90]}, "90"),
         ({"attributes": ("weight",)}, "weight"),

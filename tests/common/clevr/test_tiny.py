@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from common.clevr import builtin
-from common.clevr.builtin import Options, build, channels, grid_map
+from common.clevr.arrays.grid import channels, grid_map
+from common.clevr.builtin import FeatureOptions, Options, build
 from common.clevr.execute import execute
 from common.clevr.generation.catalogue import select
 from common.clevr.generation.phrases import OTHER_WORDS
@@ -17,12 +18,12 @@ from common.clevr.programs import to_prefix, to_tree
 from common.clevr.questions import Question
 from common.scenes.world import COGENT_A, COGENT_B, World
 
-SMALL = {
-    "objects": (3, 5),
-    "colors": ("red", "green", "blue", "yellow"),
-    "attributes": ("color", "shape"),
-    "filters": 2,
-}
+SMALL = Options(
+    objects=(3, 5),
+    colors=("red", "green", "blue", "yellow"),
+    attributes=("color", "shape"),
+    filters=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_all_tiny_families_are_used_alike(made):
     assert min(counts.values()) > 0.6 * max(counts.values())
 
 
-def test_questions_of_a_picture_are_of_different_families(made):
+def test_questions_of_a_image_are_of_different_families(made):
     families = defaultdict(list)
     for question in made.questions:
         families[question.image_index].append(question.family)
@@ -113,7 +114,13 @@ def test_the_same_seed_makes_the_same_questions_and_another_one_others(made):
 
 
 def test_a_small_world_speaks_only_of_its_attributes_and_values(tmp_path):
-    made = build(split="train", images=40, cache=tmp_path, grid=6, **SMALL)
+    made = build(
+        split="train",
+        images=40,
+        options=SMALL,
+        features=FeatureOptions(grid=6),
+        cache=tmp_path,
+    )
     assert made.features.shape == (40, 1 + 2 + 4 + 2 + 3 + 2, 6, 6)
     spoken = {token for question in made.questions for token in tokens(question)}
     assert not any("size" in token or "material" in token for token in spoken)
@@ -154,13 +161,18 @@ def test_splits_share_no_scene(tmp_path):
 
 def test_cogent_splits_keep_their_colours(tmp_path):
     for name, combos in (("A", COGENT_A), ("B", COGENT_B)):
-        made = build(split="train", images=20, combos=name, cache=tmp_path)
+        made = build(split="train", images=20, options=Options(combos=name), cache=tmp_path)
         pairs = {(thing.shape, thing.color) for scene in made.scenes for thing in scene.things}
         assert pairs <= {(shape, color) for shape, colors in combos for color in colors}
 
 
-def test_pictures_of_the_pixels_are_rendered(tmp_path):
-    made = build(split="val", images=3, features="pixels", height=48, width=64, cache=tmp_path)
+def test_images_of_the_pixels_are_rendered(tmp_path):
+    made = build(
+        split="val",
+        images=3,
+        features=FeatureOptions("pixels", height=48, width=64),
+        cache=tmp_path,
+    )
     assert made.features.shape == (3, 3, 48, 64)
     assert made.features.dtype == np.uint8
 
@@ -248,18 +260,22 @@ def test_wrong_options_are_refused_in_a_sentence(tmp_path):
         ({"split": "dev"}, "train, val, test"),
         ({"split": "train", "images": 0}, "images=0"),
         ({"split": "train", "profile": "huge"}, "tiny, full"),
-        ({"split": "train", "features": "boxes"}, "grid, pixels"),
-        ({"split": "train", "grid": 5}, "give grid=6"),
-        ({"split": "train", "combos": "C"}, "CoGenT"),
-        ({"split": "train", "colors": ("pink",)}, "'pink'"),
-        ({"split": "train", "objects": (3, 11)}, "objects"),
-        ({"split": "train", "families": ("four_hop",)}, "four_hop"),
-        ({"split": "train", "filters": 0}, "filters=0"),
-        ({"split": "train", "attributes": ("weight",)}, "weight"),
+        ({"split": "train", "features": FeatureOptions("boxes")}, "grid, pixels"),
+        ({"split": "train", "features": FeatureOptions(grid=5)}, "give grid=6"),
+        ({"split": "train", "options": Options(families=("four_hop",))}, "four_hop"),
+        ({"split": "train", "options": Options(filters=0)}, "filters=0"),
+        ({"split": "train", "options": Options(attributes=("weight",))}, "weight"),
     ):
         with pytest.raises(ValueError, match=message):
             build(**{"images": 2, "cache": tmp_path, **settings})
+    for settings, message in (
+        ({"combos": "C"}, "CoGenT"),
+        ({"colors": ("pink",)}, "'pink'"),
+        ({"objects": (3, 11)}, "objects"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Options(**settings)
 
 
-def test_attributes_of_one_value_are_not_spoken_of():
-    assert Options(sizes=("large",)).spoken() == ("color", "material", "shape")
+def test_attributes_of_one_value_are_not_asked_about():
+    assert Options(sizes=("large",)).topics() == ("color", "material", "shape")
