@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist, files
-from common.coco.dataset import Categories
+from common.coco.fields import Categories
 from common.config import run as run_command
 from common.config import typed
 from common.run import checkpoint

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common import dist, transforms
-from common.coco.dataset import Categories, CocoDataset, find_split
+from common.coco.dataset import CocoDataset
+from common.coco.fields import Categories
+from common.coco.files import find_split
 from common.data import BadImages, eval_loader, train_loader
 from common.scenes import Scenes, World
 from focal_loss.config import Config, Loss

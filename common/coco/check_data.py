@@ -20,7 +20,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import spawn
-from common.coco.dataset import Categories, CocoDataset, find_split, has_split
+from common.coco.dataset import CocoDataset
+from common.coco.fields import Categories
+from common.coco.files import find_split, has_split
 from common.images import ImageFolder, image_size
 
 KINDS = ("coco", "coco_format", "image_folder")

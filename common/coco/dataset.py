@@ -1,4 +1,4 @@
-"""COCO-format data: images with boxes, masks and keypoints; evaluation in `coco_eval`.
+"""COCO-format data: images with boxes, masks and keypoints; evaluation in `evaluate`.
 
 M instances of an image, J keypoints. Boxes in the files are x, y, width, height; here they are
 float32 x1, y1, x2, y2 in pixels. Category ids of a file may have gaps, any order and a 0; labels
@@ -17,23 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.coco.evaluate import evaluate, save_results, sound_truth, to_coco
-from common.coco.fields import Categories, category_names, check_same_categories, read_annotations
-from common.coco.files import find_split, has_split, without_collector
-from common.coco.instances import find_instances
-from common.coco.masks import decode_mask
 from common.images import UnreadableImage, image_size, read_image
 
-__all__ = [
-    "Categories",
-    "CocoDataset",
-    "decode_mask",
-    "evaluate",
-    "find_split",
-    "has_split",
-    "save_results",
-    "to_coco",
-]
+from .evaluate import sound_truth
+from .fields import Categories, category_names, check_same_categories, read_annotations
+from .files import without_collector
+from .instances import find_instances
+from .masks import decode_mask
 
 Target = dict[str, Any]
 Paths = str | Path | Sequence[str | Path]
@@ -133,7 +123,7 @@ class CocoDataset(Dataset):
             )
 
     def _serve(self, keep_empty: bool) -> None:
-        """Where each picture's instances start and stop; which pictures are served."""
+        """Where each image's instances start and stop; which images are served."""
         bounds = np.searchsorted(self._image, np.arange(len(self.ids) + 1))
         served = np.ones(len(self.ids), bool)
         if not keep_empty:
@@ -151,7 +141,7 @@ class CocoDataset(Dataset):
         return self.transforms(image, target) if self.transforms else (image, target)
 
     def target(self, index: int) -> Target:
-        """The target of one picture as in the file, without reading the picture."""
+        """The target of one image as in the file, without reading the image."""
         part = slice(int(self._start[index]), int(self._stop[index]))
         height, width = self.sizes[index].tolist()
         target = {
@@ -205,7 +195,7 @@ class CocoDataset(Dataset):
         return self._boxes[kept, 2:] - self._boxes[kept, :2]
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Instances per picture (N,), and instances and crowds among them per label (K, 2)."""
+        """Instances per image (N,), and instances and crowds among them per label (K, 2)."""
         per_image = self._stop - self._start
         served = np.isin(self._image, np.flatnonzero(self._served))
         labels, K = self._labels[served], len(self.category_ids)
@@ -213,7 +203,7 @@ class CocoDataset(Dataset):
         return per_image, np.stack([np.bincount(labels, minlength=K), crowds], 1)
 
     def aspect_groups(self, *, minimum: int = 1) -> list[int]:
-        """Per picture 1 for portrait, else 0; all 0 where a group has fewer than `minimum`."""
+        """Per image 1 for portrait, else 0; all 0 where a group has fewer than `minimum`."""
         portrait = self.sizes[:, 0] > self.sizes[:, 1]
         if 0 < min(portrait.sum(), (~portrait).sum()) < minimum:
             return [0] * len(portrait)

@@ -1,13 +1,12 @@
 """The official COCO evaluation behind one function, and detections in its format.
 
 M detections of an image, J keypoints. Metrics are percent. In the results format joints count pixel
-centres from 0; a model's are continuous, a pixel's centre at + 0.5 (see `coco`).
+centres from 0; a model's are continuous, a pixel's centre at + 0.5 (see `dataset`).
 """
 
 import contextlib
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from common.coco.fields import category_names, check_structure, read_annotations, shown
-from common.coco.files import without_collector
-from common.coco.instances import find_instances
-from common.coco.masks import check_segmentation, encode
+from common.files import write_text
+
+from .fields import ID, category_names, check_structure, excerpt, is_number, read_annotations
+from .files import without_collector
+from .instances import find_instances
+from .masks import check_segmentation, encode
 
 SHAPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # kind -> of `CocoDataset`
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind -> key compared
@@ -63,13 +64,7 @@ def to_coco(
 
 def save_results(path: str | Path, detections: list[dict[str, Any]]) -> None:
     """Write detections in the results format of COCO; the file appears whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(detections, allow_nan=False))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(Path(path), json.dumps(detections, allow_nan=False))
 
 
 PARTS = {  # suffix -> IoU threshold or mean over all, area
@@ -100,7 +95,7 @@ def evaluate(
     (20 detections), AR50 and AR75 in place of AR_1, ...
 
     ground_truth: content of a COCO-format file, or its path. Its bad instances and exact copies do
-    not count, with one warning (see `coco_instances`).
+    not count, with one warning (see `instances`).
     detections: dicts of image_id, category_id (the file's), score, and by `kind` "bbox" (x, y,
     width, height), "segm" (`segmentation`, run lengths) or "keypoints".
     max_detections: rising limits per image, default 1, 10, 100; AP uses the last.
@@ -114,7 +109,9 @@ def evaluate(
         where, ground_truth = str(ground_truth), read_annotations([ground_truth])
     truth = sound_truth(ground_truth, where, kind=SHAPES[kind])
     if kind == "keypoints":
-        sigmas = _sigmas(truth, sigmas)
+        joints, given = _joints(truth), 17 if sigmas is None else len(sigmas)
+        if joints != given:
+            raise ValueError(f"{joints} keypoints need as many sigmas; there are {given}")
     _check_detections(detections, truth, kind)
     chosen = None if image_ids is None else sorted(set(image_ids))
     unknown = set(chosen or ()) - {image["id"] for image in truth["images"]}
@@ -146,23 +143,21 @@ def sound_truth(
     check_structure(content, where)
     found = find_instances(content, where, kind=kind, quiet=quiet)
     annotations = []
-    columns = zip(
-        found.position.tolist(),
-        found.xywh.tolist(),
-        found.crowd.astype(int).tolist(),
-        found.area.tolist(),
-        strict=True,
-    )
-    for i, (position, box, crowd, area) in enumerate(columns):
+    for i, position in enumerate(found.position.tolist()):
         entry = content["annotations"][position]
-        sound = {"id": i + 1, "bbox": box, "iscrowd": crowd, "area": area}
-        sound |= {key: entry[key] for key in ("image_id", "category_id")}
+        sound = {
+            "id": i + 1,
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": found.xywh[i].tolist(),
+            "iscrowd": int(found.crowd[i]),
+            "area": float(found.area[i]),
+        }
         if kind == "masks":
             sound["segmentation"] = found.segmentations[i]
         elif kind == "keypoints":
-            points = found.keypoints[i]
-            sound["keypoints"] = points.flatten().tolist()
-            sound["num_keypoints"] = int((points[:, 2] > 0).sum())
+            sound["keypoints"] = found.keypoints[i].flatten().tolist()
+            sound["num_keypoints"] = int((found.keypoints[i, :, 2] > 0).sum())
         annotations.append(sound)
     names = category_names(content["categories"])
     categories = [{**c, "name": names[c["id"]]} for c in content["categories"]]
@@ -170,69 +165,52 @@ def sound_truth(
     return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
-def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None:
-    """Raise ValueError for the first detection that cannot be compared."""
-    if not isinstance(detections, list):
-        raise ValueError(f"the detections are {shown(detections)}, not a list")
-    images = {image["id"]: image for image in truth["images"]}
-    categories = {category["id"] for category in truth["categories"]}
-    values = 3 * _joints(truth["annotations"]) if kind == "keypoints" else 0
-    for i, d in enumerate(detections):
-        if not isinstance(d, dict):
-            raise ValueError(f"detection {i} is {shown(d)}, not an object {{...}}")
-        fault = _fault(d, images, categories, kind, values)
-        if fault:
-            raise ValueError(f"detection {i} (image {shown(d.get('image_id'))}): {fault}")
-
-
-def _fault(
-    d: dict, images: dict[int, dict], categories: set[int], kind: str, values: int
-) -> str | None:
-    """What is wrong with a detection, None if nothing is; values: 3 J, of its keypoints."""
-    field = FIELDS[kind]
-    shape = d.get(field)
-    if not _is_id(d.get("image_id")) or d["image_id"] not in images:
-        return "the ground truth has no such image"
-    if not _is_id(d.get("category_id")) or d["category_id"] not in categories:
-        return f"the ground truth has no category {shown(d.get('category_id'))}"
-    if not _finite([d.get("score")]):
-        return f"its score is {shown(d.get('score'))}, not a finite number"
-    if kind == "segm":
-        image = images[d["image_id"]]
-        polygons = isinstance(shape, list) and bool(shape)
-        fault = check_segmentation(shape, image["height"], image["width"])
-        return "it has polygons, not run lengths" if polygons else fault and f"it {fault}"
-    if not isinstance(shape, list | tuple) or not shape:
-        return f"it has no `{field}`, which kind={kind!r} compares"
-    if not _finite(shape):
-        return f"its {field} is not finite: {shown(shape)}"
-    if kind == "bbox" and (len(shape) != 4 or min(shape[2:]) < 0):
-        return f"its bbox is no x, y, width, height: {shown(shape)}"
-    if kind == "keypoints" and len(shape) != values:
-        return f"it has {len(shape)} keypoint values, not {values}"
-    return None
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _finite(values: Iterable[Any]) -> bool:
-    """Whether all are numbers that a float can hold."""
-    return all(isinstance(v, int | float | np.number) and -1e300 < v < 1e300 for v in values)
-
-
-def _joints(annotations: list[dict]) -> int:
+def _joints(truth: dict[str, Any]) -> int:
     """J of the annotations; 17, as in COCO, without one."""
+    annotations = truth["annotations"]
     return len(annotations[0]["keypoints"]) // 3 if annotations else 17
 
 
-def _sigmas(truth: dict[str, Any], sigmas: Sequence[float] | None) -> Sequence[float] | None:
-    """`sigmas`, checked against the number of joints."""
-    joints, given = _joints(truth["annotations"]), 17 if sigmas is None else len(sigmas)
-    if joints != given:
-        raise ValueError(f"{joints} keypoints need as many sigmas; there are {given}")
-    return sigmas
+def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None:
+    """Raise ValueError for the first detection that cannot be compared."""
+    if not isinstance(detections, list):
+        raise ValueError(f"the detections are {excerpt(detections)}, not a list")
+    images = {image["id"]: image for image in truth["images"]}
+    categories = {category["id"] for category in truth["categories"]}
+    values = 3 * _joints(truth) if kind == "keypoints" else 4
+    for i, d in enumerate(detections):
+        if not isinstance(d, dict):
+            raise ValueError(f"detection {i} is {excerpt(d)}, not an object {{...}}")
+        image, category, score = (d.get(key) for key in ("image_id", "category_id", "score"))
+        if not ID.fits(image) or image not in images:
+            fault: str | None = "the ground truth has no such image"
+        elif not ID.fits(category) or category not in categories:
+            fault = f"the ground truth has no category {excerpt(category)}"
+        elif not is_number(score):
+            fault = f"its score is {excerpt(score)}, not a finite number"
+        else:
+            fault = _find_fault(d.get(FIELDS[kind]), images[image], kind, values)
+        if fault:
+            raise ValueError(f"detection {i} (image {excerpt(image)}): {fault}")
+
+
+def _find_fault(shape: Any, image: dict, kind: str, values: int) -> str | None:
+    """What is wrong with the box, mask or joints of a detection, None if nothing is."""
+    field = FIELDS[kind]
+    if kind == "segm":
+        if isinstance(shape, list) and shape:
+            return "it has polygons, not run lengths"
+        fault = check_segmentation(shape, image["height"], image["width"])
+        return fault and f"it {fault}"
+    if not isinstance(shape, list | tuple) or not shape:
+        return f"it has no `{field}`, which kind={kind!r} compares"
+    if not all(map(is_number, shape)):
+        return f"its {field} is not finite: {excerpt(shape)}"
+    if kind == "bbox" and (len(shape) != values or min(shape[2:]) < 0):
+        return f"its bbox is no x, y, width, height: {excerpt(shape)}"
+    if len(shape) != values:
+        return f"it has {len(shape)} keypoint values, not {values}"
+    return None
 
 
 def _results(detections: list[dict], kind: str) -> list[dict]:

@@ -1,7 +1,7 @@
 """The structure of COCO-format files: what their lists and fields must be, in one table.
 
 `CocoDataset`, `evaluate` and `check_data` all read through it; the instances are looked through in
-`coco_instances`. What is wrong raises ValueError with one sentence.
+`instances`. What is wrong raises ValueError with one sentence.
 """
 
 import os
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from common.coco.files import abridged, first_missing, read_json, refuse_repeated
 from common.images import MAX_PIXELS
+
+from .files import first_missing, read_json, refuse_repeated, short_path
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class Field:
             return False
         return not isinstance(value, int | np.integer) or self.least <= int(value) <= self.most
 
-    def fits_all(self, values: list) -> bool:
-        """Whether all values are, quickly where they are plain whole numbers."""
-        if set(map(type, values)) == {int}:
-            return int in self.kinds and self.least <= min(values) and max(values) <= self.most
-        return all(map(self.fits, values))
+    def find_misfit(self, values: list) -> int | None:
+        """Index of the first value that does not fit; quick where all are plain whole numbers."""
+        plain = int in self.kinds and set(map(type, values)) == {int}
+        if plain and self.least <= min(values) and max(values) <= self.most:
+            return None
+        return next((i for i, value in enumerate(values) if not self.fits(value)), None)
 
 
-_ID = Field((int, np.integer), "a whole number from 0 to 2^63 - 1")
+ID = Field((int, np.integer), "a whole number from 0 to 2^63 - 1")
 _SIDE = Field((int, np.integer), "a whole number of pixels from 1 to 65536", least=1, most=2**16)
 _TEXT = Field((str,), "text")
 _NAME = Field((str, int), "a name")
@@ -49,9 +51,9 @@ _ANY_ID = Field((int, np.integer, str, type(None)), "a whole number below 2^63, 
 
 # List of the file -> what one of its entries is called, and its fields.
 FIELDS = {
-    "images": ("image", {"id": _ID, "height": _SIDE, "width": _SIDE}),
-    "annotations": ("annotation", {"id": _ANY_ID, "image_id": _ID, "category_id": _ID}),
-    "categories": ("category", {"id": _ID, "name": _NAME}),
+    "images": ("image", {"id": ID, "height": _SIDE, "width": _SIDE}),
+    "annotations": ("annotation", {"id": _ANY_ID, "image_id": ID, "category_id": ID}),
+    "categories": ("category", {"id": ID, "name": _NAME}),
 }
 
 
@@ -65,55 +67,51 @@ def check_structure(content: Any, where: str) -> None:
             raise ValueError(f"{where} has no list `{key}`: it is not in COCO format")
         entries = content[key]
         if not isinstance(entries, list):
-            raise ValueError(f"{where}: `{key}` is {shown(entries)}, not a list")
+            raise ValueError(f"{where}: `{key}` is {excerpt(entries)}, not a list")
         if not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{where}: an entry of `{key}` is not an object {{...}}")
         if not entries and key != "annotations":
             raise ValueError(f"{where}: the list `{key}` is empty")
-        check_fields(entries, fields, noun, where)
-    for key in ("images", "categories"):
-        noun = FIELDS[key][0]
-        refuse_repeated([entry["id"] for entry in content[key]], f"{noun} id of {where}")
+        _check_fields(entries, fields, noun, where)
     for image in content["images"]:
         if image["height"] * image["width"] > MAX_PIXELS:
             raise ValueError(
                 f"{where}: image {image['id']} has {image['width']} x {image['height']} pixels, "
                 f"more than common.images.MAX_PIXELS = {MAX_PIXELS}: reduce it"
             )
-    _check_references(content, where)
-
-
-def check_fields(entries: list[dict], fields: dict[str, Field], noun: str, where: str) -> None:
-    """Raise ValueError for the first entry with a field that is not as it must be."""
-    for name, field in fields.items():
-        values = [entry.get(name) for entry in entries]
-        if values and not field.fits_all(values):
-            i = next(i for i, value in enumerate(values) if not field.fits(value))
-            of = f" of image {shown(entries[i].get('image_id'))}" if noun == "annotation" else ""
-            raise ValueError(
-                f"{where}: {noun} {shown(entries[i].get('id'))}{of} has {shown(values[i])} as its "
-                f"`{name}`, which must be {field.wanted}"
-            )
-
-
-def _check_references(content: dict[str, list[dict]], where: str) -> None:
-    """Raise ValueError for the first annotation of an image or a category that is not listed."""
-    annotations = content["annotations"]
-    for key, (noun, _) in FIELDS.items():
-        if key == "annotations":
-            continue
-        listed = {entry["id"] for entry in content[key]}
-        field = f"{noun}_id"
-        if not listed.issuperset(map(itemgetter(field), annotations)):
-            a = next(a for a in annotations if a[field] not in listed)
+    for key, noun in (("images", "image"), ("categories", "category")):
+        ids = [entry["id"] for entry in content[key]]
+        refuse_repeated(ids, f"{noun} id of {where}")
+        unlisted = set(map(itemgetter(f"{noun}_id"), content["annotations"])).difference(ids)
+        if unlisted:
+            a = next(a for a in content["annotations"] if a[f"{noun}_id"] in unlisted)
             of = f" of image {a['image_id']}" if noun == "category" else ""
             raise ValueError(
-                f"{where}: annotation {a.get('id')}{of} is of {noun} {a[field]}, which is not in "
-                f"`{key}`"
+                f"{where}: annotation {a.get('id')}{of} is of {noun} {a[f'{noun}_id']}, which is "
+                f"not in `{key}`"
             )
 
 
-def shown(value: Any) -> str:
+def _check_fields(entries: list[dict], fields: dict[str, Field], noun: str, where: str) -> None:
+    """Raise ValueError for the first entry with a field that is not as it must be."""
+    for name, field in fields.items():
+        i = field.find_misfit([entry.get(name) for entry in entries])
+        if i is not None:
+            entry = entries[i]
+            of = f" of image {excerpt(entry.get('image_id'))}" if noun == "annotation" else ""
+            raise ValueError(
+                f"{where}: {noun} {excerpt(entry.get('id'))}{of} has {excerpt(entry.get(name))} as "
+                f"its `{name}`, which must be {field.wanted}"
+            )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold."""
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return real and -1e300 < value < 1e300
+
+
+def excerpt(value: Any) -> str:
     """A value for a message: cut short where it is long, null, true and false as in JSON."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -208,16 +206,17 @@ def read_annotations(
         refuse_repeated(paths, f"file_name of {where}")
         missing = first_missing(paths)
         if missing:
-            raise ValueError(f"{abridged(missing)} is listed in {where}, but does not exist")
+            raise ValueError(f"{short_path(missing)} is listed in {where}, but does not exist")
     return joint
 
 
 def _place_images(images: list[dict], root: Path, where: str) -> None:
     """Make each `file_name` a path below `root`."""
-    check_fields(images, {"file_name": _TEXT}, "image", where)
+    _check_fields(images, {"file_name": _TEXT}, "image", where)
     for image in images:
         parts = re.split(r"[/\\]", image["file_name"])
         if not parts[0] or ":" in parts[0] or ".." in parts:  # /etc, C:, ..
-            name = image["file_name"]
-            raise ValueError(f"{where}: file_name {name!r} leads out of the image folder")
+            raise ValueError(
+                f"{where}: file_name {image['file_name']!r} leads out of the image folder"
+            )
         image["file_name"] = os.path.join(root, image["file_name"])

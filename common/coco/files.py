@@ -1,4 +1,4 @@
-"""Files of COCO format: where they lie, and reading them; what they hold is in `coco_checks`."""
+"""Files of COCO format: where they lie, and reading them; what they hold is in `fields`."""
 
 import gc
 import json
@@ -13,9 +13,9 @@ EXPECTED = """expected one of
   COCO 2017    ROOT/annotations/instances_{train,val}2017.json and ROOT/{train,val}2017/*.jpg
   COCO 2014    ROOT/annotations/instances_{train,valminusminival,minival}2014.json and
                ROOT/{train,val}2014/*.jpg
-  COCO format  ROOT/annotations/{train,val,test}.json or instances_{train,val,test}.json, pictures
+  COCO format  ROOT/annotations/{train,val,test}.json or instances_{train,val,test}.json, images
                in ROOT, ROOT/images, ROOT/{train,val,test} or ROOT/images/{train,val,test}
-  Roboflow     ROOT/{train,valid,test}/_annotations.coco.json beside the pictures
+  Roboflow     ROOT/{train,valid,test}/_annotations.coco.json beside the images
 (keypoints: person_keypoints_ in place of instances_)"""
 
 # The names under which Detectron knows the two halves of COCO 2014; as 2017 they hold the same.
@@ -79,19 +79,19 @@ def _candidates(root: Path, split: str, kind: str) -> Iterator[list[tuple[Path, 
 
 
 def _image_folder(root: Path, file: Path, name: str) -> Path:
-    """The folder in which the first picture of an annotation file lies."""
+    """The folder in which the first image of an annotation file lies."""
     folders = [root / name, root / "images" / name, root / "images", root]
     first = _first_file_name(file)
-    if first is None:  # no pictures, or no COCO format: `read_annotations` tells
+    if first is None:  # no images, or no COCO format: `read_annotations` tells
         return root
     for folder in folders:
         if os.path.isfile(folder / first):  # False, too, for a name that no file can have
             return folder
-    missing = abridged(folders[0] / first)
-    raise ValueError(f"{missing}, the first picture of {file}, is missing; {EXPECTED}")
+    missing = short_path(folders[0] / first)
+    raise ValueError(f"{missing}, the first image of {file}, is missing; {EXPECTED}")
 
 
-def abridged(path: str | Path) -> str:
+def short_path(path: str | Path) -> str:
     """A path for a message, without the middle of one that is longer than any file's may be."""
     text = str(path)
     return text if len(text) < 4096 else f"{text[:200]}...{text[-50:]} ({len(text)} characters)"

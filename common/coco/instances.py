@@ -6,19 +6,20 @@ count in the score.
 """
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
-from common.coco.fields import shown
-from common.coco.masks import check_polygon, check_segmentation, encode
+from .fields import excerpt, is_number
+from .masks import check_polygon, check_segmentation, encode
 
 # How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
 CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, "true": True}
 
-Problems = dict[str, np.ndarray]  # kind of fault -> which (M,) instances have it
+Problems = dict[str, np.ndarray]  # kind of fault, with its remedy in (...) -> which (M,) have it
 
 
 @dataclass
@@ -49,7 +50,7 @@ def find_instances(
     strict: bool = False,
     quiet: bool = False,
 ) -> Instances:
-    """The sound instances of a content that `coco_checks.check_structure` has passed.
+    """The sound instances of a content that `fields.check_structure` has passed.
 
     kind: "boxes", "masks" or "keypoints": what must be sound. The others are dropped with one
     warning, or none if quiet; strict raises ValueError instead.
@@ -59,21 +60,22 @@ def find_instances(
     image = np.array([place[a["image_id"]] for a in annotations], np.int64)
     listed = [(entry["height"], entry["width"]) for entry in content["images"]]
     sizes = np.array(listed, np.int64).reshape(-1, 2)[image]
-    crowd = _crowds(annotations, where)
-    xywh, problems = check_boxes(_boxes(annotations, sizes), sizes)
+    crowd = np.array([_read_crowd(a, where) for a in annotations], bool)
+    xywh, problems = _check_boxes(_read_boxes(annotations, sizes), sizes)
     segmentations: list[Any] = []
     keypoints = np.zeros((len(annotations), 0, 3))
     if kind == "masks":
         segmentations, bad = _check_masks(annotations, sizes, where)
         problems |= bad
     elif kind == "keypoints":
-        keypoints = _check_keypoints(annotations, crowd, content["categories"], where)
-    sound = ~np.any([bad for name, bad in problems.items() if _drops(name)], axis=0)
-    problems["an exact copy before them"] = _copies(annotations, image, xywh, sound)
-    keep = _report(problems, annotations, where, strict=strict, quiet=quiet)
-    order = np.flatnonzero(keep)
+        keypoints = _read_keypoints(annotations, crowd, content["categories"], where)
+    keep = _sound(problems)
+    copies = _find_copies(annotations, image, xywh, keep)
+    problems["an exact copy before them"] = copies
+    _report(problems, annotations, where, strict=strict, quiet=quiet)
+    order = np.flatnonzero(keep & ~copies)
     order = order[np.argsort(image[order], kind="stable")]
-    area = numbers(annotations, "area", 1)[:, 0]
+    area = _numbers(annotations, "area", 1)[:, 0]
     with np.errstate(over="ignore"):  # of boxes that are dropped
         area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
     return Instances(
@@ -88,49 +90,31 @@ def find_instances(
     )
 
 
-def numbers(annotations: list[dict], key: str, count: int) -> np.ndarray:
-    """(M, count) float64 of one key; a row that is not so many finite numbers is NaN."""
-    rows = [a.get(key) for a in annotations]
-    try:
-        found = np.array(rows)
-    except (ValueError, OverflowError):  # of different lengths
-        found = np.array(None)
-    shapes = ((len(rows), count), (len(rows),) if count == 1 else None)
-    if found.dtype.kind in "iuf" and found.shape in shapes:
-        values = found.astype(np.float64).reshape(len(rows), count)
-        values[~np.isfinite(values).all(1)] = np.nan
-        return values
-    values = np.full((len(rows), count), np.nan)
-    for i, value in enumerate(rows):
+def _numbers(annotations: list[dict], key: str, count: int) -> np.ndarray:
+    """(M, count) float64 of one key; a row that is not `count` finite numbers is NaN."""
+    rows = []
+    for value in (a.get(key) for a in annotations):
         row = value if isinstance(value, list | tuple) else [value]
-        if len(row) == count and all(_is_number(v) for v in row):
-            values[i] = row
-    return values
+        sound = len(row) == count and all(map(is_number, row))
+        rows.append(row if sound else [np.nan] * count)
+    return np.array(rows, np.float64).reshape(len(rows), count)
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+def _read_crowd(annotation: dict, where: str) -> bool:
+    """`iscrowd`, in all the forms that plainly mean 0 or 1."""
+    value = annotation.get("iscrowd")
+    try:
+        return CROWD[value.lower() if isinstance(value, str) else value]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where}: annotation {annotation.get('id')} of image {annotation['image_id']} has "
+            f"{excerpt(value)} as its `iscrowd`: write 0 or 1"
+        ) from error
 
 
-def _crowds(annotations: list[dict], where: str) -> np.ndarray:
-    """(M,) bool of `iscrowd`, in all the forms that plainly mean 0 or 1."""
-    crowd = np.zeros(len(annotations), bool)
-    for i, a in enumerate(annotations):
-        value = a.get("iscrowd")
-        try:
-            crowd[i] = CROWD[value.lower() if isinstance(value, str) else value]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{where}: annotation {a.get('id')} of image {a['image_id']} has "
-                f"{shown(value)} as its `iscrowd`: write 0 or 1"
-            ) from error
-    return crowd
-
-
-def _boxes(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
+def _read_boxes(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
     """(M, 4) of `bbox`; where there is none, around the polygons or run lengths."""
-    xywh = numbers(annotations, "bbox", 4)
+    xywh = _numbers(annotations, "bbox", 4)
     for i in np.flatnonzero(np.isnan(xywh).any(1)):
         if annotations[i].get("bbox") in (None, []):
             xywh[i] = _box_around(annotations[i].get("segmentation"), *sizes[i].tolist())
@@ -149,7 +133,7 @@ def _box_around(segmentation: Any, height: int, width: int) -> np.ndarray:
     return np.full(4, np.nan)
 
 
-def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, Problems]:
+def _check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, Problems]:
     """Boxes (M, 4) of which those far over the border are clipped, and problem -> which (M,).
 
     xywh: (M, 4), NaN what is unknown; sizes: (M, 2), height and width of each box's image. What is
@@ -196,65 +180,51 @@ def _check_masks(
     return kept, {"an unusable segmentation": unusable, "an unusable polygon (left out)": partly}
 
 
-def _check_keypoints(
+def _read_keypoints(
     annotations: list[dict], crowd: np.ndarray, categories: list[dict], where: str
 ) -> np.ndarray:
     """Keypoints (M, J, 3) float64: x, y, visibility; zeros where a crowd has none."""
-    named = [len(c["keypoints"]) for c in categories if isinstance(c.get("keypoints"), list)]
+    names = [len(c["keypoints"]) for c in categories if isinstance(c.get("keypoints"), list)]
     lists = (a["keypoints"] for a in annotations if isinstance(a.get("keypoints"), list))
-    joints = max(named) if named else next((len(points) // 3 for points in lists if points), 0)
-    values = numbers(annotations, "keypoints", 3 * joints)
+    joints = max(names) if names else next((len(points) // 3 for points in lists if points), 0)
+    values = _numbers(annotations, "keypoints", 3 * joints)
     values[crowd & np.isnan(values).any(1)] = 0
-    bad = np.flatnonzero(np.isnan(values).any(1))
-    if len(bad):
-        a = annotations[bad[0]]
+    for i in np.flatnonzero(np.isnan(values).any(1)):
+        a = annotations[i]
         raise ValueError(
             f"{where}: annotation {a.get('id')} of image {a['image_id']} has "
-            f"{shown(a.get('keypoints'))} as its `keypoints`, where {joints} joints need "
+            f"{excerpt(a.get('keypoints'))} as its `keypoints`, where {joints} joints need "
             f"{3 * joints} finite numbers"
         )
     return values.reshape(len(annotations), joints, 3)
 
 
-def _copies(
+def _find_copies(
     annotations: list[dict], image: np.ndarray, xywh: np.ndarray, sound: np.ndarray
 ) -> np.ndarray:
     """Which (M,) of the sound instances repeat all that matters of an earlier one.
 
     Two exports in one file do that. pycocotools counts copies, of which a detector finds but one.
     """
-    rows = np.column_stack([image.astype(np.float64), xywh]).view(np.uint64)  # (M, 5)
-    key = (rows * np.array([3, 5, 7, 11, 13], np.uint64) ** np.uint64(25)).sum(1)
-    _, group, count = np.unique(key, return_inverse=True, return_counts=True)
+    places = list(map(bytes, np.column_stack([image.astype(np.float64), xywh])))
+    count = Counter(places)
     fields = ("image_id", "category_id", "bbox", "iscrowd", "segmentation", "keypoints")
     seen: set[str] = set()
     copies = np.zeros(len(annotations), bool)
-    for i in np.flatnonzero(sound & (count[group] > 1)):
-        same = repr([annotations[i].get(field) for field in fields])
-        copies[i] = same in seen
-        seen.add(same)
+    for i in np.flatnonzero(sound):
+        if count[places[i]] > 1:
+            same = repr([annotations[i].get(field) for field in fields])
+            copies[i] = same in seen
+            seen.add(same)
     return copies
 
 
-def _drops(problem: str) -> bool:
-    """Whether a problem drops its instance: unless its name ends in the (remedy)."""
-    return not problem.endswith(")")
-
-
 def _report(
-    problems: Problems,
-    annotations: list[dict],
-    where: str,
-    *,
-    strict: bool,
-    quiet: bool,
-) -> np.ndarray:
-    """Which instances (M,) to keep; one warning (none if quiet), or an error if strict."""
-    keep = np.ones(len(annotations), bool)
+    problems: Problems, annotations: list[dict], where: str, *, strict: bool, quiet: bool
+) -> None:
+    """One warning of all problems (none if quiet), or an error if strict."""
     parts = []
     for name, bad in problems.items():
-        if _drops(name):
-            keep &= ~bad
         if bad.any():
             first = [annotations[i] for i in np.flatnonzero(bad)[:3]]
             ids, images = ([a.get(key) for a in first] for key in ("id", "image_id"))
@@ -265,7 +235,10 @@ def _report(
     if parts and strict:
         raise ValueError(f"{message}: correct the file, or load it with strict=False")
     if parts and not quiet:
-        warnings.warn(
-            f"{message}; {int((~keep).sum())} dropped, in training and evaluation", stacklevel=3
-        )
-    return keep
+        dropped = int((~_sound(problems)).sum())
+        warnings.warn(f"{message}; {dropped} dropped, in training and evaluation", stacklevel=3)
+
+
+def _sound(problems: Problems) -> np.ndarray:
+    """Which (M,) have no problem that drops them, as those do whose name has no (remedy)."""
+    return ~np.any([bad for name, bad in problems.items() if not name.endswith(")")], axis=0)

@@ -16,16 +16,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.coco.check_data import main as check_data
-from common.coco.dataset import (
-    Categories,
-    CocoDataset,
+from common.coco.dataset import CocoDataset
+from common.coco.evaluate import evaluate, save_results, to_coco
+from common.coco.fields import Categories
+from common.coco.files import find_split
+from common.coco.masks import (
+    check_polygon,
+    check_rle,
+    check_segmentation,
     decode_mask,
-    evaluate,
-    find_split,
-    save_results,
-    to_coco,
+    run_lengths,
 )
-from common.coco.masks import check_polygon, check_rle, check_segmentation, run_lengths
 from common.images import UnreadableImage, read_image
 from common.scenes import Scenes, World
 from common.scenes.annotate import KEYPOINT_FLIP
@@ -584,7 +585,7 @@ def test_a_missing_set_split_or_picture_shows_the_expected_tree(tmp_path, conten
     (tmp_path / "images" / "0.png").unlink()
     assert check_data(["coco_format", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "train/0.png, the first picture of" in error
+    assert "train/0.png, the first image of" in error
     assert "expected one of" in error
 
 

@@ -25,7 +25,8 @@ from hydra.core.config_store import ConfigStore
 from PIL import Image
 
 from common.coco.check_data import main as check_data
-from common.coco.dataset import CocoDataset, find_split
+from common.coco.dataset import CocoDataset
+from common.coco.files import find_split
 from common.config import typed
 from common.run import checkpoint
 from focal_loss.config import Config
