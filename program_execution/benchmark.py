@@ -74,7 +74,7 @@ class Options:
 
 
 def demo(options: Options) -> Calls:
-    """Training step of the default run: its engine, maps and questions, drawn from all pictures."""
+    """Training step of the default run: its engine, maps and questions, drawn from all images."""
     cfg = _default_run(options)
     training, _, _ = datasets(cfg)
     engine = build(cfg, training).engine
@@ -82,8 +82,8 @@ def demo(options: Options) -> Calls:
     batch = training[np.random.default_rng(0).permutation(len(training))[: options.batch]]
     assert batch.programs is not None
     assert batch.features is not None
-    asked = Asked(batch.programs, batch.answers, batch.features, batch.image_of)
-    return _training(engine, asked, options)
+    inputs = Inputs(batch.programs, batch.answers, batch.features, batch.image_of)
+    return _training_steps(engine, inputs, options)
 
 
 def _default_run(options: Options) -> Config:
@@ -95,8 +95,8 @@ def _default_run(options: Options) -> Config:
 
 
 def small(options: Options) -> Calls:
-    """Training step on 8 x 8 maps: questions of profile tiny, several about a picture."""
-    data = _built_in(options, "tiny")
+    """Training step on 8 x 8 maps: questions of profile tiny, several about an image."""
+    data = _build_questions(options, "tiny")
     engine = ExecutionEngine(
         tokens=PROGRAM_TOKENS,
         feature_size=data.features.shape[1:],
@@ -104,18 +104,19 @@ def small(options: Options) -> Calls:
             stem_layers=1, module_dim=options.channels, classifier_proj=48, classifier_fc=[128]
         ),
     )
-    return _training(engine, _asked(data, torch.from_numpy(data.features), options), options)
+    inputs = _take_questions(data, torch.from_numpy(data.features), options)
+    return _training_steps(engine, inputs, options)
 
 
 def paper(options: Options) -> Calls:
     """Training step of the paper's engine: 1024 x 14 x 14 features, questions of 90 templates."""
-    data = _built_in(options, "full")
+    data = _build_questions(options, "full")
     features = torch.randn(len(data.features), 1024, 14, 14)
     engine = ExecutionEngine(tokens=PROGRAM_TOKENS)
-    return _training(engine, _asked(data, features, options), options)
+    return _training_steps(engine, _take_questions(data, features, options), options)
 
 
-def _built_in(options: Options, profile: str) -> builtin.BuiltIn:
+def _build_questions(options: Options, profile: str) -> builtin.BuiltIn:
     images = -(-options.batch // options.per_image)
     # The full profile may find too few questions about a scene: more scenes than needed.
     return builtin.build(
@@ -123,8 +124,8 @@ def _built_in(options: Options, profile: str) -> builtin.BuiltIn:
     )
 
 
-class Asked(NamedTuple):
-    """B questions about I pictures."""
+class Inputs(NamedTuple):
+    """B questions about I images."""
 
     programs: Tensor  # int64 (B, L)
     answers: Tensor  # int64 (B,)
@@ -132,22 +133,22 @@ class Asked(NamedTuple):
     image_of: Tensor  # int64 (B,)
 
 
-def _asked(data: builtin.BuiltIn, features: Tensor, options: Options) -> Asked:
-    """The first questions, and the features of their pictures."""
+def _take_questions(data: builtin.BuiltIn, features: Tensor, options: Options) -> Inputs:
+    """The first questions, and the features of their images."""
     chosen = data.questions[: options.batch]
     images = torch.tensor([question.image_index for question in chosen])
     answers = torch.tensor([ANSWER_TOKENS.index(str(q.answer)) for q in chosen])
-    programs = torch.from_numpy(encoded(chosen))
-    return Asked(programs, answers, features[: int(images.max()) + 1], images)
+    programs = torch.from_numpy(encode(chosen))
+    return Inputs(programs, answers, features[: int(images.max()) + 1], images)
 
 
-def _training(engine: ExecutionEngine, asked: Asked, options: Options) -> Calls:
+def _training_steps(engine: ExecutionEngine, inputs: Inputs, options: Options) -> Calls:
     """A training step of each execution, returning its loss.
 
     The reference gets the features of an image once for every question about it, as the public code
     does.
     """
-    programs, answers, features, images = (value.to(options.device) for value in asked)
+    programs, answers, features, images = (value.to(options.device) for value in inputs)
     repeated = features[images]
 
     def step(execution: str, share: bool) -> Callable[[], Tensor]:
@@ -176,7 +177,7 @@ def _training(engine: ExecutionEngine, asked: Asked, options: Options) -> Calls:
     }
 
 
-def encoded(questions: Sequence[Question]) -> np.ndarray:
+def encode(questions: Sequence[Question]) -> np.ndarray:
     """Prefix programs as token ids, START first and END last: int64 (questions, longest)."""
     ids = {token: i for i, token in enumerate(PROGRAM_TOKENS)}
     rows = []
@@ -194,7 +195,7 @@ def symbolic(options: Options) -> Calls:
     """4096 programs of 90 templates on their scene graphs, all at once and one after the other."""
     data = builtin.build(split="train", images=460, per_image=10, profile="full")
     questions = data.questions[:4096]
-    programs, scenes = encoded(questions), pack(data.scenes)
+    programs, scenes = encode(questions), pack(data.scenes)
     scene_of = np.array([question.image_index for question in questions])
     executor = execute_batch.BatchExecutor(PROGRAM_TOKENS, ANSWER_TOKENS)
     words = [[PROGRAM_TOKENS[i] for i in row[1:]] for row in programs]  # without START
@@ -255,7 +256,7 @@ def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
 def _nodes() -> int:
     """Functions in the programs of `symbolic`."""
     data = builtin.build(split="train", images=460, per_image=10, profile="full")
-    return int((encoded(data.questions[:4096]) >= len(SPECIAL)).sum())
+    return int((encode(data.questions[:4096]) >= len(SPECIAL)).sum())
 
 
 def main(words: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ class BuiltIn:
     val_images: int = 300
     per_image: int = 10  # questions of an image
     profile: str = "tiny"  # tiny: fast, short programs | full: the 90 templates of CLEVR
-    features: str = "grid"  # grid: a map of the ground, objects known | pixels: rendered pictures
+    features: str = "grid"  # grid: a map of the ground, objects known | pixels: rendered images
     objects: list[int] = field(default_factory=lambda: [3, 6])  # of a scene
     colors: list[str] = field(
         default_factory=lambda: [
@@ -44,7 +44,7 @@ class BuiltIn:
     filters: int = 4  # most attributes of a noun phrase; profile tiny
     grid: int = 8  # cells along either side of the map
     marks: float = 1.0  # factor on the map's values: stronger marks are noticed sooner
-    height: int = 64  # pixels, of rendered pictures
+    height: int = 64  # pixels, of rendered images
     width: int = 64
     seed: int = 0  # of the world, not of the training
 
@@ -79,7 +79,7 @@ class Data:
     val_questions: int = 0  # questions of every split to evaluate on; 0: all
     short: float = 16.0  # families of fewer functions in the mean are short; the paper: unstated
     short_families: list[int] = field(default_factory=list)  # or these; empty: by `short`
-    by_image: bool = False  # all questions of a picture in one batch: it is read and computed once
+    by_image: bool = False  # all questions about an image in one batch: it is computed once
     workers: int = 4  # loader processes per training process
     builtin: BuiltIn = field(default_factory=BuiltIn)
 
@@ -268,7 +268,7 @@ def require_split(option: str, split: str) -> None:
     if not name or (colon and not re.fullmatch(CUTS, cut)):
         raise ValueError(
             f"{option}: the split {split!r} is not understood: give a name such as train or valB, "
-            "or one cut by its programs, train:short or val:long, or by its pictures, "
+            "or one cut by its programs, train:short or val:long, or by its images, "
             "valB:first3000 or valB:after3000."
         )
 

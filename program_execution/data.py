@@ -116,8 +116,8 @@ def require_ready(
         )
     if min(size[1:]) < 2:
         raise ValueError(
-            f"{features.path} holds maps of {_size_text(size)}, of which 2 x 2 pooling leaves nothing: "
-            "extract larger ones."
+            f"{features.path} holds maps of {_size_text(size)}, of which 2 x 2 pooling leaves "
+            "nothing: extract larger ones."
         )
 
 

@@ -1,4 +1,4 @@
-"""One question about one picture: its program, the answer, and where each module looks.
+"""One question about one image: its program, the answer, and where each module looks.
 
     python demo.py run=outputs/demo/TIME/programs/ee index=3        # a validation question
     python demo.py run=RUN index=3 question="How many red cubes are there?"
@@ -7,7 +7,7 @@
         question="Does the small sphere have the same color as the cube left of the gray cube?"
 
 `run` is the folder of one stage; weights of the public code go by `init`. Writes program.png, or
-what out= names: the maps are those of `engine.module_maps`. Features of a picture file come from
+what out= names: the maps are those of figures/module_maps.py. Features of an image file come from
 torchvision's ResNet-101, whose weights are downloaded, or weights=FILE.
 """
 
@@ -49,8 +49,8 @@ class Options:
     init: list[str] = field(default_factory=list)  # or files of the public code, or of convert.py
     index: int = 0  # number of a question of the run's validation split
     split: str = ""  # another split of the run's data
-    question: str = ""  # to ask about that question's picture, or about `image`
-    image: str = ""  # a picture file
+    question: str = ""  # to ask about that question's image, or about `image`
+    image: str = ""  # an image file
     weights: str = "IMAGENET1K_V1"  # of the ResNet-101 that sees it: a name, a file, or none
     beam: int = 1  # width of the search for a program; 1: greedy
     grammar: bool = False  # write only programs that can run
@@ -67,15 +67,15 @@ class Options:
 
 def answer(options: Options) -> draw.Drawing:
     """Answer, print and draw one question. Raises ValueError for what does not fit together."""
-    asked, network, image = released(options) if options.init else of_run(options)
+    dataset, network, image = load_released(options) if options.init else load_run(options)
     chosen = Evaluate(beam=options.beam, grammar=options.grammar)
     place = 0 if options.question else options.index
-    if place >= len(asked):
+    if place >= len(dataset):
         raise ValueError(
-            f"index={options.index}: the split {asked.split!r} has {len(asked)} questions."
+            f"index={options.index}: the split {dataset.split!r} has {len(dataset)} questions."
         )
     network.eval()
-    drawing = explain.of_question(network, asked, place, chosen, image=image)
+    drawing = explain.explain_question(network, dataset, place, chosen, image=image)
     print(options.question or drawing.question)
     if drawing.tokens:
         print(draw.expression(drawing.tokens, drawing.children))
@@ -85,27 +85,27 @@ def answer(options: Options) -> draw.Drawing:
     print(f"→ {drawing.answer or 'no engine, no answer'}{truth}")
     if options.question:
         drawing = replace(drawing, question=options.question)
-    draw.programs(options.out, [drawing], title=draw.DIRECTIONS)
+    draw.draw_programs(options.out, [drawing], title=draw.DIRECTIONS)
     print(f"drawn in {options.out}")
     return drawing
 
 
-def of_run(options: Options) -> tuple[Questions, Network, Tensor | None]:
-    """The question, the network of a run, and the picture where one was given."""
-    cfg = settings(Path(options.run))
+def load_run(options: Options) -> tuple[Questions, Network, Tensor | None]:
+    """The question, the network of a run, and the image where one was given."""
+    cfg = read_config(Path(options.run))
     words = Vocabulary.load(Path(options.run, "vocab.json"))
-    asked = data.build(cfg.data, options.split or cfg.data.val, words)
-    network = build(cfg, asked)
+    dataset = data.build(cfg.data, options.split or cfg.data.val, words)
+    network = build(cfg, dataset)
     if options.image:
-        asked, image = of_picture(options, words)
-        return asked, network, image
+        dataset, image = ask_about_file(options, words)
+        return dataset, network, image
     if options.question:
-        row = min(options.index, len(asked) - 1)
-        asked = one_question(asked, int(asked.rows.image_idxs[row]), options.question)
-    return asked, network, None
+        row = min(options.index, len(dataset) - 1)
+        dataset = make_question(dataset, int(dataset.rows.image_idxs[row]), options.question)
+    return dataset, network, None
 
 
-def settings(folder: Path) -> Config:
+def read_config(folder: Path) -> Config:
     """A run's configuration, which Hydra left in its folder or the one above, to go on from it."""
     if not folder.is_dir():
         raise ValueError(f"run={folder}: there is no such folder.")
@@ -124,8 +124,8 @@ def settings(folder: Path) -> Config:
     return replace(cfg, init=[str(folder)])
 
 
-def released(options: Options) -> tuple[Questions, Network, Tensor]:
-    """The question and picture given, and the networks of files of the public code."""
+def load_released(options: Options) -> tuple[Questions, Network, Tensor]:
+    """The question and image given, and the networks of files of the public code."""
     network, words = Network(), None
     for source in options.init:
         path = weights_file(source)
@@ -138,12 +138,12 @@ def released(options: Options) -> tuple[Questions, Network, Tensor]:
             raise ValueError(f"{path} has another vocabulary than {options.init[0]}.")
         words = own
     assert words is not None
-    asked, image = of_picture(options, words)
-    return asked, network, image
+    dataset, image = ask_about_file(options, words)
+    return dataset, network, image
 
 
-def of_picture(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
-    """The question about a picture file, with its features, and the picture."""
+def ask_about_file(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
+    """The question about an image file, with its features, and the image."""
     weights_ = None if options.weights == "none" else options.weights
     extractor = Extractor(weights=weights_)
     with torch.inference_mode():
@@ -151,12 +151,12 @@ def of_picture(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
     empty = encode.QuestionArrays(
         *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
     )
-    known = Questions("picture", empty, words, Features(maps))
-    return one_question(known, 0, options.question), read_image(options.image)
+    known = Questions("image", empty, words, Features(maps))
+    return make_question(known, 0, options.question), read_image(options.image)
 
 
-def one_question(dataset: Questions, image: int, text: str) -> Questions:
-    """A split of this question alone, about a picture of `dataset`; its program is not known.
+def make_question(dataset: Questions, image: int, text: str) -> Questions:
+    """A split of this question alone, about an image of `dataset`; its program is not known.
 
     Raises ValueError for a word that the vocabulary does not have.
     """

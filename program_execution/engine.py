@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .execution.executors import Step, batched, by_module, per_sample
+from .execution.executors import ModuleOutput, run_by_module, run_fused, run_per_sample
 from .execution.schedule import Language, parse, schedule, well_formed
 
 INITIALISATIONS = ("default", "he")
@@ -168,7 +168,7 @@ class ExecutionEngine(nn.Module):
         image_of: Tensor | None = None,
         return_intermediates: bool = False,
     ) -> Any:
-        """Logits (B, A); with `return_intermediates` also a list of `Step` for each question.
+        """Logits (B, A); with `return_intermediates` also the `ModuleOutput`s of each question.
 
         features: (I, *feature_size). programs: token ids (B, L) in prefix order, <NULL> behind.
         image_of: the image of each question, int (B,), so that features are given, and the stem is
@@ -183,7 +183,7 @@ class ExecutionEngine(nn.Module):
         maps = self.stem(features)
         if return_intermediates or self.execution == "reference":
             valid = [b for b in range(len(rows)) if self._runs(rows[b])]
-            outputs, ran = per_sample(
+            outputs, ran = run_per_sample(
                 self.by_token,
                 self.language,
                 maps,
@@ -191,14 +191,14 @@ class ExecutionEngine(nn.Module):
                 [images[b] for b in valid],
             )
             executed = torch.tensor(valid, dtype=torch.int64, device=maps.device)
-            steps: list[list[Step]] = [[] for _ in rows]
+            steps: list[list[ModuleOutput]] = [[] for _ in rows]
             for b, each in zip(valid, ran, strict=True):
                 steps[b] = each
             logits = self._classify(outputs, executed, len(rows))
             return (logits, steps) if return_intermediates else logits
         nodes = parse(rows, self.language, images, share=self.share, malformed=self.malformed)
         plan = schedule(nodes, "levels" if self.execution == "bmm" else "agenda", maps.device)
-        run = by_module if self.batch_norm else batched
+        run = run_by_module if self.batch_norm else run_fused
         outputs = run(self.by_token, self.language, maps, plan)
         return self._classify(outputs, plan.executed, len(rows))
 
@@ -206,26 +206,6 @@ class ExecutionEngine(nn.Module):
     def by_token(self) -> Mapping[str, Any]:
         """The module of each token, in the state dict under that name, or `double_` where taken."""
         return {token: self._modules[name] for token, name in self._names.items()}
-
-    def well_formed(self, programs: Tensor) -> Tensor:
-        """Which programs (B, L) are one complete tree, bool (B,); "invalid" runs only those."""
-        rows = self.language.rows(programs)
-        flags = [well_formed(row, self.language) for row in rows]
-        return torch.tensor(flags, dtype=torch.bool, device=programs.device)
-
-    def expand_answers(self, count: int) -> None:
-        """Add classes for `count` more answers behind the others; the old rows stay as they are.
-
-        Their weights are small (std 0.01) and their biases -50, as in the public code: until
-        training says otherwise they are never the answer.
-        """
-        last: Any = self.classifier[-1]
-        weight = torch.cat(
-            [last.weight, 0.01 * torch.randn_like(last.weight[:1].expand(count, -1))]
-        )
-        bias = torch.cat([last.bias, torch.full_like(last.bias[:1].expand(count), -50.0)])
-        last.weight, last.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-        last.out_features += count
 
     def _require_options(self) -> None:
         """Raise ValueError for options that do not exist, or do not go together.

@@ -1,8 +1,8 @@
 """The networks of a run: program generator and execution engine (Fig. 2), or a baseline.
 
-    question --generator--> program --engine, on the picture's features--> answer
+    question --generator--> program --engine, on the image's features--> answer
 
-I pictures, B questions, L words or program tokens, A answers. The parts that a stage has no use for
+I images, B questions, L words or program tokens, A answers. The parts that a stage has no use for
 are None; in the state dict a part's name stands in front, `engine.stem.0.weight`.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoding.beam import beam as search
+from .decoding.beam import beam_search
 from .decoding.decoder import Grammar
 from .decoding.sample import greedy
 from .engine import EngineOptions, ExecutionEngine
@@ -25,8 +25,8 @@ PARTS = ("generator", "engine", "baseline", "pixels")
 TYPES = 13  # kinds of questions, by the function at a program's root
 
 
-class Asked(Protocol):
-    """What a baseline is told: (B, L), (B,), (I, C, H, W), picture of each question (B,)."""
+class BaselineInputs(Protocol):
+    """What a baseline looks at: (B, L), (B,), (I, C, H, W), image of each question (B,)."""
 
     questions: Tensor
     types: Tensor
@@ -35,7 +35,7 @@ class Asked(Protocol):
 
 
 class Pixels(nn.Module):
-    """Built-in pictures (I, 3, H, W), 0..1, to features (I, dim, H / 8, W / 8), learned.
+    """Built-in images (I, 3, H, W), 0..1, to features (I, dim, H / 8, W / 8), learned.
 
     # Differs: the paper's features are those of a network that was trained on ImageNet, Sec. 3.3.
     """
@@ -51,9 +51,9 @@ class Pixels(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features of pictures."""
-        return self.convolutions(2 * pictures - 1)
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images."""
+        return self.convolutions(2 * images - 1)
 
 
 class Modes(nn.Module):
@@ -104,7 +104,7 @@ class Network(nn.Module):
         return features if self.pixels is None else self.pixels(features)
 
     def run(self, programs: Tensor, features: Tensor | None, image_of: Tensor) -> Tensor:
-        """Logits (B, A) of the engine for programs (B, L) on their pictures."""
+        """Logits (B, A) of the engine for programs (B, L) on their images."""
         assert self.engine is not None
         assert features is not None
         return self.engine(self.see(features), programs, image_of=image_of).float()
@@ -113,20 +113,20 @@ class Network(nn.Module):
         """The generator's programs (B, T) for questions (B, L), greedy or by beam search."""
         assert self.generator is not None
         if beam > 1:
-            return search(self.generator, questions, width=beam, grammar=grammar).programs
+            return beam_search(self.generator, questions, width=beam, grammar=grammar).programs
         return greedy(self.generator, questions, grammar=grammar).programs
 
-    def guess(self, asked: Asked) -> Tensor:
+    def guess(self, inputs: BaselineInputs) -> Tensor:
         """Logits (B, A) of the baseline."""
         match self.baseline:
             case Modes():
-                return self.baseline(asked.types)
+                return self.baseline(inputs.types)
             case Lstm():
-                return self.baseline(asked.questions).float()
+                return self.baseline(inputs.questions).float()
         assert self.baseline is not None
-        assert asked.features is not None
-        seen = self.see(asked.features)
-        return self.baseline(asked.questions, seen, asked.image_of).float()
+        assert inputs.features is not None
+        seen = self.see(inputs.features)
+        return self.baseline(inputs.questions, seen, inputs.image_of).float()
 
 
 @dataclass

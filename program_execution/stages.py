@@ -52,7 +52,7 @@ def datasets(
     words = data.vocabulary_of(options, options.train, learn)
     training = data.build(options, learn, words, training=True)
     if cfg.stage == "pg":
-        training = data.known(training, options.programs, options.subset, cfg.seed)
+        training = data.select_known(training, options.programs, options.subset, cfg.seed)
     sets = {split: data.build(options, split, words) for split in (options.val, *options.also)}
     chosen = sets[choose] if choose in sets else data.build(options, choose, words)
     # The faults of all splits show now, not at the first validation.
@@ -69,7 +69,7 @@ def datasets(
 def needs(cfg: Config) -> dict[str, str]:
     """What the questions that a stage learns from must have, and the remedy where they do not."""
     if cfg.stage == "pg":
-        return {}  # data.known asks for programs
+        return {}  # data.select_known asks for programs
     found = {"answers": "name a split whose answers are known (data.train, tune.train)"}
     if cfg.stage == "ee" and cfg.ee_programs == "ground_truth":
         found["programs"] = "take ee_programs=predicted"

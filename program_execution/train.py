@@ -26,7 +26,7 @@ from common.run import checkpoint, log, result, versus
 from common.run.options import Options
 from program_execution import all_stages, data, evaluate, stages
 from program_execution.config import Config, Stage
-from program_execution.figures.explain import draw_programs
+from program_execution.figures.explain import write_figure
 from program_execution.model import Network
 
 
@@ -94,7 +94,7 @@ def train(cfg: Config) -> dict[str, float]:
     metrics = evaluate.evaluate_sets(network, cfg, sets)
     record(max(1, stop), force=True, **metrics)
     record.close()
-    draw_programs(network, cfg, next(iter(sets.values())))
+    write_figure(network, cfg, next(iter(sets.values())))
     columns, seconds = evaluate.columns(cfg), time.time() - started
     result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=columns)
     return metrics

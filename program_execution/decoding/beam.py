@@ -6,23 +6,14 @@ program, without a correction for length, so width 1 is the greedy program.
 Shapes: B questions, W beams, T steps, V tokens; Q questions are those not finished.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..net.seq2seq import END, NULL, START, Encoded, ProgramGenerator
-from .decoder import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
+from .decoder import MAX_LENGTH, Decoded, Decoder, Grammar, as_sampled, forbid, mask_next
 
 
-class Beams(NamedTuple):
-    """The best programs of each question, best first."""
-
-    programs: Tensor  # (B, W, T) int64, NULL after END
-    scores: Tensor  # (B, W), log p of the program; -inf where there are fewer than W programs
-
-
-def beam(
+def beam_search(
     model: ProgramGenerator,
     questions: Tensor,
     *,
@@ -30,39 +21,9 @@ def beam(
     grammar: Grammar | None = None,
     max_length: int = MAX_LENGTH,
 ) -> Decoded:
-    """The best program that a beam search of `width` finds; width 1 is `greedy`."""
-    found, log_probs = _search(model, questions, width, grammar, max_length, all_ended=False)
-    best = found.programs[:, 0]
-    T = best.shape[1]
-    ends = (best == END).long()
-    return Decoded(best, log_probs[:, 0, :T], ends.cumsum(1) - ends == 0)
+    """The best program that a beam search of `width` finds; width 1 is `greedy`.
 
-
-def beams(
-    model: ProgramGenerator,
-    questions: Tensor,
-    *,
-    width: int = 5,
-    grammar: Grammar | None = None,
-    max_length: int = MAX_LENGTH,
-) -> Beams:
-    """The `width` best programs that a beam search of this width finds, by log p."""
-    return _search(model, questions, width, grammar, max_length, all_ended=True)[0]
-
-
-def _search(
-    model: ProgramGenerator,
-    questions: Tensor,
-    width: int,
-    grammar: Grammar | None,
-    max_length: int,
-    *,
-    all_ended: bool,
-) -> tuple[Beams, Tensor]:
-    """Beams of every question, and log p of their tokens (B, W, T).
-
-    A question is finished when its best beam has ended (log p only falls, so no other can pass it)
-    or, with `all_ended`, when all have.
+    A question is finished when its best beam has ended: log p only falls, so no other can pass it.
     """
     if width < 1 or max_length < 1:
         raise ValueError(f"width = {width} and max_length = {max_length}: give 1 or more of both.")
@@ -70,30 +31,28 @@ def _search(
         encoded = model.encode(questions)
         B, V = len(questions), model.decoder_embed.num_embeddings
         device = questions.device
-        programs = torch.full((B, width, max_length), NULL, device=device)
-        log_probs = encoded.code.new_zeros(B, width, max_length)
-        scores = encoded.code.new_full((B, width), -torch.inf)
+        programs = torch.full((B, max_length), NULL, device=device)
+        log_probs = encoded.code.new_zeros(B, max_length)
         rows = torch.arange(B, device=device)  # questions not finished
         beams = _Front(model, encoded, grammar, V)
         step = 0
         for step in range(max_length):
             beams.extend(width)
-            done = beams.ended.all(1) if all_ended else beams.ended[:, 0]
+            done = beams.ended[:, 0]
             if step == max_length - 1:
                 done = torch.ones_like(done)
             if done.any():
                 found = done.nonzero().squeeze(1)
-                W = beams.scores.shape[1]
-                programs[rows[found], :W, : step + 1] = beams.tokens[found]
-                log_probs[rows[found], :W, : step + 1] = beams.log_probs[found]
-                scores[rows[found], :W] = beams.scores[found]
+                programs[rows[found], : step + 1] = beams.tokens[found, 0]
+                log_probs[rows[found], : step + 1] = beams.log_probs[found, 0]
                 left = (~done).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
                 rows = rows[left]
                 beams.select(left)
-    T = step + 1
-    return Beams(programs[..., :T], scores), log_probs[..., :T]
+    programs, log_probs = programs[:, : step + 1], log_probs[:, : step + 1]
+    ends = (programs == END).long()
+    return Decoded(programs, log_probs, ends.cumsum(1) - ends == 0)
 
 
 class _Front:
@@ -106,7 +65,7 @@ class _Front:
         self.V = V
         self.grammar = grammar
         self.state = None if grammar is None else grammar.start(Q)  # (Q W,)
-        self.steps = Steps(model, encoded)
+        self.decoder = Decoder(model, encoded)
         self.ids = torch.full((Q, 1), START, device=device)
         self.scores = encoded.code.new_zeros(Q, 1)
         self.ended = torch.zeros(Q, 1, dtype=torch.bool, device=device)
@@ -124,7 +83,7 @@ class _Front:
         self.ids = (chosen % self.V).masked_fill(empty, NULL)
         self.ended = self.ended.gather(1, parents) | (self.ids == END) | empty
         rows = (W * torch.arange(Q, device=parents.device).unsqueeze(1) + parents).flatten()
-        self.steps.select(rows)
+        self.decoder.select(rows)
         past = [each.flatten(0, 1)[rows].view(*parents.shape, -1) for each in self._history()]
         tokens = torch.cat([past[0], self.ids.unsqueeze(2)], dim=2)
         self.tokens = tokens.masked_fill(empty.unsqueeze(2), NULL)
@@ -141,7 +100,7 @@ class _Front:
         """Go on with these questions (Q',)."""
         W = self.scores.shape[1]
         rows = (W * questions.unsqueeze(1) + torch.arange(W, device=questions.device)).flatten()
-        self.steps.select(rows)
+        self.decoder.select(rows)
         if self.state is not None:
             self.state = self.state[rows.to(self.state.device)]
         self.tokens, self.log_probs = (each[questions] for each in self._history())
@@ -153,7 +112,7 @@ class _Front:
 
     def _log_p(self) -> Tensor:
         """Log p (Q W, V) of the next token; a beam that has ended goes on with NULL for certain."""
-        logits = self.steps(self.ids.flatten())
+        logits = self.decoder(self.ids.flatten())
         ended = self.ended.flatten()
         if self.grammar is None or self.state is None:
             log_p = logits.log_softmax(1)
@@ -161,7 +120,7 @@ class _Front:
             running = (~ended).nonzero().squeeze(1)
             allowed = torch.ones_like(logits, dtype=torch.bool)
             state = self.state[running.to(self.state.device)]
-            allowed[running] = following(self.grammar, state, self.V).to(logits.device)
+            allowed[running] = mask_next(self.grammar, state, self.V).to(logits.device)
             log_p = forbid(logits, allowed).log_softmax(1).masked_fill(~allowed, -torch.inf)
         log_p[ended] = -torch.inf
         log_p[ended, NULL] = 0.0

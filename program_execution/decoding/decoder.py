@@ -38,12 +38,10 @@ class Decoded(NamedTuple):
     programs: Tensor  # (B, T) int64, NULL after END
     log_probs: Tensor  # (B, T), log p of every token; 0 after END
     mask: Tensor  # (B, T) bool, True up to and including END
-    entropy: Tensor | None = (
-        None  # (B, T), of each step's distribution; from `sample` with gradients
-    )
+    entropy: Tensor | None = None  # (B, T), of each step; from `sample` with gradients
 
 
-class Steps:
+class Decoder:
     """The decoder one step at a time, for the rows that still run."""
 
     def __init__(self, model: ProgramGenerator, encoded: Encoded) -> None:
@@ -83,7 +81,7 @@ class Steps:
             self.encoded = Encoded(*(each[rows] for each in self.encoded))
 
 
-def following(grammar: Grammar, state: Tensor, V: int) -> Tensor:
+def mask_next(grammar: Grammar, state: Tensor, V: int) -> Tensor:
     """The grammar's mask (R, V), where it fits the model and leaves every row a token."""
     allowed = grammar.mask(state)
     if allowed.shape != (len(state), V):

@@ -114,14 +114,14 @@ def policy_loss(
     """The scalar to minimise; its gradient is minus the estimate of the gradient of E[r].
 
     Args:
-        log_probs: (B, T), log p of every sampled token, as `decode.sample` returns it.
+        log_probs: (B, T), log p of every sampled token, as `sample.sample` returns it.
         mask: (B, T), 1 up to and including END.
         rewards: (B,); no gradient flows into them.
         baseline: (B,) or one number, what to subtract from the rewards.
         official: the public code's loss, a *sum* over the batch that also counts the steps after
             END (sample with `keep_sampling=True` to have them). Their expected gradient is zero,
             so they add nothing but noise.
-        entropy: (B, T), entropy of every step, as `decode.sample` returns it.
+        entropy: (B, T), entropy of every step, as `sample.sample` returns it.
         entropy_weight: the loss is less this weight times the mean entropy of a program, so that
             sampling does not collapse. # Unstated: the paper has no such term; 0 leaves it out.
 

@@ -1,6 +1,6 @@
-"""Programs from a program generator: greedy, sampled, or by beam search.
+"""Programs from a program generator: greedy or sampled; by beam search see beam.py.
 
-All three run the decoder one step at a time, without gradients and without dropout, and prepare its
+All run the decoder one step at a time, without gradients and without dropout, and prepare its
 weights once per call: what a token contributes to the first layer's gates is a row of a table, what
 the question contributes is computed once. Rows leave the batch as soon as they emit END, so a batch
 costs as many steps as its programs have tokens. Where gradients are wanted, `sample` then scores
@@ -20,10 +20,7 @@ import torch
 from torch import Tensor
 
 from ..net.seq2seq import END, NULL, START, Encoded, ProgramGenerator
-from .beam import Beams, beam, beams
-from .decoder import MAX_LENGTH, Decoded, Grammar, Steps, as_sampled, following, forbid
-
-__all__ = ["MAX_LENGTH", "Beams", "Decoded", "Grammar", "beam", "beams", "greedy", "sample"]
+from .decoder import MAX_LENGTH, Decoded, Decoder, Grammar, as_sampled, forbid, mask_next
 
 
 def greedy(
@@ -133,13 +130,13 @@ def _unroll(
         allowed = torch.ones(B, max_length, V, dtype=torch.bool, device=device)
         state = grammar.start(B)
     running = torch.ones(B, dtype=torch.bool, device=device)  # of `rows`
-    steps, step = Steps(model, encoded), 0
+    decoder, step = Decoder(model, encoded), 0
     for step in range(max_length):
-        logits = steps(ids)
+        logits = decoder(ids)
         if temperature != 1:
             logits = logits / temperature
         if grammar is not None and allowed is not None:
-            allowed[rows, step] = possible = following(grammar, state, V).to(device)
+            allowed[rows, step] = possible = mask_next(grammar, state, V).to(device)
             logits = forbid(logits, possible)
         log_p = logits.log_softmax(1)
         ids = choose(log_p, rows, step)
@@ -152,7 +149,7 @@ def _unroll(
             break
         if len(alive) < len(rows) and not keep_sampling:
             rows, ids, running = rows[alive], ids[alive], running[alive]
-            steps.select(alive)
+            decoder.select(alive)
             if grammar is not None:
                 state = state[alive.to(state.device)]
         if grammar is not None:

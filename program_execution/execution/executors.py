@@ -2,9 +2,9 @@
 
 I images, B programs, C channels, H x W pixels, T tokens in use.
 
-`per_sample` is what the paper describes, read off the public code's behaviour: every program by
-recursion, a module on one map at a time. It is the reference. `batched` runs the groups of a
-schedule instead, each in one call (batched.py). `by_module` runs the same groups through the
+`run_per_sample` is what the paper describes, read off the public code's behaviour: every program by
+recursion, a module on one map at a time. It is the reference. `run_fused` runs the groups of a
+schedule instead, each in one call (fused.py). `run_by_module` runs the same groups through the
 modules themselves, for those with batch normalisation.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .fused import Batched, Call, Weights
+from .fused import Call, Fused, Weights
 from .schedule import NULL, Language, Schedule
 
 # On a CPU a call of oneDNN costs as much as some ten million multiplications beside its work:
@@ -22,7 +22,7 @@ from .schedule import NULL, Language, Schedule
 SMALL = 3e7
 
 
-class Step(NamedTuple):
+class ModuleOutput(NamedTuple):
     """One module that ran: position in the program (-1: completed), token, output (1, C, H, W)."""
 
     position: int
@@ -30,20 +30,20 @@ class Step(NamedTuple):
     output: Tensor
 
 
-def per_sample(
+def run_per_sample(
     modules: Mapping[str, nn.Module],
     language: Language,
     maps: Tensor,
     rows: Sequence[Sequence[int]],
     image_of: Sequence[int],
-) -> tuple[Tensor, list[list[Step]]]:
+) -> tuple[Tensor, list[list[ModuleOutput]]]:
     """Outputs of the root modules (B, C, H, W) and every step of every program, first run first.
 
     maps: (I, C, H, W), the stem's output. rows, image_of: token ids and image of each program.
     """
     outputs, steps = [], []
     for row, image in zip(rows, image_of, strict=True):
-        ran: list[Step] = []
+        ran: list[ModuleOutput] = []
         output, _ = _run(modules, language, maps[image : image + 1], row, 0, ran)
         outputs.append(output)
         steps.append(ran)
@@ -58,7 +58,7 @@ def _run(
     image: Tensor,
     row: Sequence[int],
     position: int,
-    ran: list[Step],
+    ran: list[ModuleOutput],
 ) -> tuple[Tensor, int]:
     """Output (1, C, H, W) of the tree that starts at `position`, and the position behind it."""
     while position < len(row) and row[position] == language.start:
@@ -74,11 +74,11 @@ def _run(
         inputs.append(result)
     name = language.tokens[token]
     output = modules[name](*inputs)
-    ran.append(Step(here, name, output))
+    ran.append(ModuleOutput(here, name, output))
     return output, position
 
 
-def by_module(
+def run_by_module(
     modules: Mapping[str, nn.Module], language: Language, maps: Tensor, schedule: Schedule
 ) -> Tensor:
     """Outputs of the root modules (executed, C, H, W): each group in one call of its module."""
@@ -94,7 +94,7 @@ def by_module(
     return torch.stack([pool[i] for i in schedule.roots.tolist()])
 
 
-def batched(
+def run_fused(
     modules: Mapping[str, nn.Module], language: Language, maps: Tensor, schedule: Schedule
 ) -> Tensor:
     """Outputs of the root modules (executed, C, H, W), one call for every group of the schedule.
@@ -104,7 +104,7 @@ def batched(
     used = sorted({token for group in schedule.groups for token in group.tokens})
     if not used:
         return maps[:0]
-    weights, slots, binary_slots = _stacked(modules, language, maps, used)
+    weights, slots, binary_slots = _stack_weights(modules, language, maps, used)
     work = maps[0].numel() * 9 * maps.shape[1]  # multiplications a map
     calls = []
     for group in schedule.groups:
@@ -116,11 +116,11 @@ def batched(
         few = maps.device.type == "cpu" and work * len(group.tokens) < SMALL
         calls.append(Call(group, place[0], place[-1], few or not single))
     nhwc = maps.permute(0, 2, 3, 1).to(weights.first.dtype)
-    output = Batched.apply(nhwc, schedule, calls, *weights)
+    output = Fused.apply(nhwc, schedule, calls, *weights)
     return output.permute(0, 3, 1, 2)
 
 
-def _stacked(
+def _stack_weights(
     modules: Mapping[str, nn.Module], language: Language, maps: Tensor, used: list[int]
 ) -> tuple[Weights, dict[int, int], dict[int, int]]:
     """Weights of the tokens in use, and the place of each token in them and in `proj`.

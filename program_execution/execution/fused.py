@@ -84,7 +84,7 @@ class Columns:
         return part.view(len(view), -1, 3 * view.shape[-1])
 
 
-class Batched(torch.autograd.Function):
+class Fused(torch.autograd.Function):
     """All groups of a schedule, forward and backward.
 
     Inputs: images (I, H, W, C), the schedule, a `Call` for each of its groups, and the six of

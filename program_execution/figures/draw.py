@@ -1,6 +1,6 @@
-"""Pictures of programs: each function of a program's tree above the map of its module's output.
+"""Figures of programs: each function of a program's tree above the map of its module's output.
 
-A program is drawn from left to right, from `scene` to the root, behind its question's picture.
+A program is drawn from left to right, from `scene` to the root, behind its question's image.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ INCH = 1.25  # side of a map, inches like the others
 HEAD = 0.32  # of a line of text
 GAP, EDGE = 0.1, 0.15  # between functions, and around all
 Spot = tuple[float, float]  # column and row
+Thing = tuple[float, float, str, str, bool]  # of a scene, see `draw_ground`
 LONGEST, LONGEST_PROGRAM = 90, 150  # characters of a question, of a program in one line
 DIRECTIONS = "front is towards the viewer, lower in the image; behind is higher"
 RIGHT, WRONG = "#1f7a3d", "#b3261e"  # colours of what is known to be so
@@ -58,15 +59,15 @@ def expression(tokens: Sequence[str], children: Sequence[Sequence[int]]) -> str:
     return text(len(tokens) - 1)
 
 
-def places(children: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+def lay_out(children: Sequence[Sequence[int]]) -> list[Spot]:
     """Column and row of every function: a leaf is in column 0, in a row of its own.
 
     A function is one column behind its farthest input, in the middle of its inputs' rows.
     """
-    spots: dict[int, tuple[float, float]] = {}
+    spots: dict[int, Spot] = {}
     leaves = 0
 
-    def visit(place: int) -> tuple[float, float]:
+    def visit(place: int) -> Spot:
         nonlocal leaves
         inputs = [visit(child) for child in children[place]]
         if inputs:
@@ -82,13 +83,13 @@ def places(children: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
     return [spots[place] for place in range(len(children))]
 
 
-def programs(path: str | Path, drawings: Sequence[Drawing], *, title: str = "") -> None:
-    """Write a PNG with one strip per question: picture, tree of functions, answer."""
+def draw_programs(path: str | Path, drawings: Sequence[Drawing], *, title: str = "") -> None:
+    """Write a PNG with one strip per question: image, tree of functions, answer."""
     from matplotlib.figure import Figure  # half a second: only who draws pays for it
 
     if not drawings:
         raise ValueError("there is no program to draw")
-    spots = [places(drawing.children) for drawing in drawings]
+    spots = [lay_out(drawing.children) for drawing in drawings]
     columns = 2.0 + max((column for strip in spots for column, _ in strip), default=0.0)
     rows = [1 + max((row for _, row in strip), default=0.0) for strip in spots]
     heights = [
@@ -145,7 +146,7 @@ def _strip(axes: Any, drawing: Drawing, strip: Sequence[Spot], top: float) -> No
         if drawing.maps is None:
             shown = np.full((2, 2, 3), 0.94)
         else:
-            shown = overlaid(drawing.image, drawing.maps[place])
+            shown = overlay(drawing.image, drawing.maps[place])
         _show(axes, spot, base, shown, drawing.tokens[place])
 
 
@@ -153,21 +154,21 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + "…"
 
 
-def _corner(spot: Spot, base: float) -> tuple[float, float]:
+def _corner(spot: Spot, base: float) -> Spot:
     """Where the map at a column and row begins, left and below, in inches."""
     column, row = spot
     return EDGE + (column + 1) * (INCH + GAP), base - (row + 1) * (INCH + HEAD) + HEAD * 0.4
 
 
 def _show(axes: Any, spot: Spot, base: float, image: np.ndarray, name: str = "") -> None:
-    """A picture (H, W, 3) at a column and row, below its name."""
+    """An image (H, W, 3) at a column and row, below its name."""
     x, y = _corner(spot, base)
     axes.imshow(image, extent=(x, x + INCH, y, y + INCH), aspect="auto")
     axes.text(x + INCH / 2, y + INCH + 0.03, name, fontsize=6.5, ha="center", va="bottom")
 
 
-def overlaid(image: Tensor, strength: Tensor) -> np.ndarray:
-    """The picture, pale, under a map of 0 to its largest value; float (H, W, 3) of 0 to 1.
+def overlay(image: Tensor, strength: Tensor) -> np.ndarray:
+    """The image, pale, under a map of 0 to its largest value; float (H, W, 3) of 0 to 1.
 
     image: uint8 (3, H, W); strength: (h, w), not negative.
     """
@@ -180,8 +181,8 @@ def overlaid(image: Tensor, strength: Tensor) -> np.ndarray:
     return ((1 - 0.75 * heat[..., None]) * pale + 0.75 * heat[..., None] * warm).clamp(0, 1).numpy()
 
 
-def ground(things: Sequence[tuple[float, float, str, str, bool]], *, side: int = 128) -> Tensor:
-    """A picture of a scene from above, uint8 (3, side, side), where none has been rendered.
+def draw_ground(things: Sequence[Thing], *, side: int = 128) -> Tensor:
+    """An image of a scene from above, uint8 (3, side, side), where none has been rendered.
 
     things: x to the right and y to the front, 0..1, shape, colour as any matplotlib name, large.
     """

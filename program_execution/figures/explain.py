@@ -23,15 +23,15 @@ SPREAD = 3.0  # the built-in centres lie in [-SPREAD, SPREAD]^2, in world units
 CAMERA = ("right", "behind")  # the directions of a ground map's columns and, from below, rows
 
 
-def draw_programs(network: Network, cfg: Config, dataset: Questions) -> None:
+def write_figure(network: Network, cfg: Config, dataset: Questions) -> None:
     """Write `programs.png`: the first questions of each type, their programs and module maps."""
     if not dist.is_main() or not cfg.evaluate.pictures:
         return
     network.eval()
     places = choose_places(dataset, cfg.evaluate.pictures)
-    drawings = [of_question(network, dataset, place, cfg.evaluate) for place in places]
+    drawings = [explain_question(network, dataset, place, cfg.evaluate) for place in places]
     if drawings:
-        draw.programs(Path(cfg.output_dir, "programs.png"), drawings, title=draw.DIRECTIONS)
+        draw.draw_programs(Path(cfg.output_dir, "programs.png"), drawings, title=draw.DIRECTIONS)
 
 
 def choose_places(dataset: Questions, count: int) -> list[int]:
@@ -55,7 +55,7 @@ def choose_places(dataset: Questions, count: int) -> list[int]:
     return chosen
 
 
-def of_question(
+def explain_question(
     network: Network,
     dataset: Questions,
     place: int,
@@ -65,7 +65,7 @@ def of_question(
 ) -> draw.Drawing:
     """One question of a split, as the network answers it.
 
-    image: uint8 (3, H, W) to show; None: what there is, see `picture`.
+    image: uint8 (3, H, W) to show; None: what there is, see `show_image`.
     """
     words = dataset.words
     batch = dataset[np.array([place])].to(dist.device())
@@ -73,16 +73,16 @@ def of_question(
     truth = words.decode_answer(int(batch.answers[0])) if known else None
     upside_down = False
     if image is None:
-        image, upside_down = picture(dataset, int(dataset.rows.image_idxs[place]))
+        image, upside_down = show_image(dataset, int(dataset.rows.image_idxs[place]))
     program = batch.programs
-    true = None if program is None else draw.expression(*tree(program[0], words.tokens))
+    true = None if program is None else draw.expression(*read_tree(program[0], words.tokens))
     if network.generator is not None and (program is None or options.programs == "predicted"):
         grammar = Grammar(words.tokens) if options.grammar else None
         program = network.write(batch.questions, beam=options.beam, grammar=grammar)
     features = None if batch.features is None else batch.features.to(dist.device())
     if network.baseline is not None:
         with torch.no_grad():
-            answer = best(network.guess(batch), words.answers)
+            answer = best_answer(network.guess(batch), words.answers)
         return draw.Drawing(words.decode_question(batch.questions[0]), image, [], [], answer, truth)
     assert program is not None
     answer, maps = "", None
@@ -94,7 +94,7 @@ def of_question(
         answer = words.answers[number] if number else "none"
     if maps is not None and upside_down:
         maps = maps.flip(1)
-    tokens, children = tree(program[0], words.tokens)
+    tokens, children = read_tree(program[0], words.tokens)
     return draw.Drawing(
         question=words.decode_question(batch.questions[0]),
         image=image,
@@ -107,7 +107,7 @@ def of_question(
     )
 
 
-def best(logits: Tensor, answers: list[str]) -> str:
+def best_answer(logits: Tensor, answers: list[str]) -> str:
     """The answer of the largest of `logits` (1, A), special tokens left out."""
     return answers[len(SPECIAL) + int(logits[0, len(SPECIAL) :].argmax())]
 
@@ -119,12 +119,12 @@ def run_engine(
     assert network.engine is not None
     with torch.no_grad():
         maps = network.see(features)
-        answer = best(network.engine(maps, program), answers)
+        answer = best_answer(network.engine(maps, program), answers)
     found = module_maps(network.engine, maps, program[0])
     return answer, torch.stack([each.map for each in found]).cpu() if found else None
 
 
-def tree(program: Tensor, tokens: list[str]) -> tuple[list[str], list[list[int]]]:
+def read_tree(program: Tensor, tokens: list[str]) -> tuple[list[str], list[list[int]]]:
     """Functions of a program (L,) in the order they run, and the places of each one's inputs.
 
     What is missing is completed and what is too much is left out, as the engine does.
@@ -145,14 +145,14 @@ def tree(program: Tensor, tokens: list[str]) -> tuple[list[str], list[list[int]]
     return [language.tokens[nodes.tokens[node]] for node in order], children
 
 
-def picture(dataset: Questions, image: int) -> tuple[Tensor, bool]:
-    """How a picture of a split can be shown, uint8 (3, H, W), and whether its maps are upside down.
+def show_image(dataset: Questions, image: int) -> tuple[Tensor, bool]:
+    """How an image of a split can be shown, uint8 (3, H, W), and whether its maps are upside down.
 
-    Built-in scenes without a rendered picture are drawn from above; where there are only features
+    Built-in scenes without a rendered image are drawn from above; where there are only features
     of a file, the mean of their channels is shown.
     """
     if dataset.kind == "grid" and dataset.scenes is not None:
-        return from_above(dataset.scenes[image]), True  # a map's first row is the front
+        return draw_from_above(dataset.scenes[image]), True  # a map's first row is the front
     assert dataset.features is not None
     maps = dataset.features[np.array([image])][0]  # (C, H, W)
     if dataset.kind == "pixels":
@@ -162,7 +162,7 @@ def picture(dataset: Questions, image: int) -> tuple[Tensor, bool]:
     return (mean * 255).to(torch.uint8).expand(3, -1, -1), False
 
 
-def from_above(scene: SceneGraph) -> Tensor:
+def draw_from_above(scene: SceneGraph) -> Tensor:
     """A scene on its ground plane, uint8 (3, 128, 128), front below, as the camera has it."""
     things = []
     for thing in scene.things:
@@ -172,4 +172,4 @@ def from_above(scene: SceneGraph) -> Tensor:
         )
         color = "#" + "".join(f"{channel:02x}" for channel in color_rgb(thing.color))
         things.append((x, 1 - y, thing.shape, color, thing.size == "large"))
-    return draw.ground(things)
+    return draw.draw_ground(things)

@@ -75,13 +75,6 @@ class QuestionEncoder(nn.Module):
         last = ((questions != 0).sum(1) - 1).clamp(min=0)
         return states[torch.arange(len(states), device=states.device), last]
 
-    def expand_words(self, count: int) -> None:
-        """Add `count` words behind the others, vectors from N(0, 0.01^2); the old ones stay."""
-        old = self.embed.weight
-        more = 0.01 * torch.randn(count, old.shape[1], dtype=old.dtype, device=old.device)
-        self.embed.weight = nn.Parameter(torch.cat([old.detach(), more]))
-        self.embed.num_embeddings += count
-
 
 def build_head(inputs: int, hidden: Sequence[int], answers: int) -> nn.Sequential:
     """Linear layers with ReLU between them: (B, inputs) -> (B, answers)."""
@@ -202,16 +195,6 @@ class CnnLstmSA(nn.Module):
         for i in range(self.rounds):
             query = self.get_submodule(f"stacked-attn-{i}")(image, query, image_of)
         return self.classifier(query)
-
-    def attention(self, questions: Tensor, features: Tensor) -> list[Tensor]:
-        """Share of each pixel (B, H, W) in every round, one image for each question."""
-        query, image, maps = self.rnn(questions), self.image_proj(features), []
-        for i in range(self.rounds):
-            layer = self.get_submodule(f"stacked-attn-{i}")
-            assert isinstance(layer, StackedAttention)
-            maps.append(layer.weights(image, query))
-            query = layer(image, query)
-        return maps
 
 
 def image_for_each(images: Tensor, questions: Tensor, image_of: Tensor | None) -> Tensor:

@@ -148,21 +148,6 @@ class ProgramGenerator(nn.Module):
         """Mean cross entropy of all program tokens of the batch, END included; see `forward`."""
         return program_loss(self(questions, programs), programs)
 
-    @torch.no_grad()
-    def expand_words(self, count: int, *, generator: torch.Generator | None = None) -> None:
-        """Append `count` words to the question vocabulary: rows N(0, 0.01^2) as in public code.
-
-        The old rows keep every bit. The parameter is a new one: build the optimizer afterwards.
-        """
-        if count < 0:
-            raise ValueError(f"{count} words cannot be appended; give 0 or more.")
-        old = self.encoder_embed.weight
-        new = torch.empty(count, old.shape[1]).normal_(0.0, 0.01, generator=generator)
-        grown = nn.Embedding.from_pretrained(
-            torch.cat([old, new.to(old)]), freeze=not old.requires_grad
-        )
-        self.encoder_embed = grown
-
 
 def program_loss(logits: Tensor, programs: Tensor) -> Tensor:
     """Mean cross entropy of `logits` (B, T - 1, V) and the tokens after START of `programs` (B, T).

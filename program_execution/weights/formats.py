@@ -2,7 +2,6 @@
 
     models = load("execution_engine_18k.pt")         # the public code's file, or a converted one
     models.engine, models.generator, models.baseline, models.vocabulary
-    initialise(engine, "outputs/.../checkpoint-100000.pt")     # into a network that exists
 
 A file of the public code is a dictionary: `program_generator_kwargs` and `_state`, the same of
 `execution_engine` and `baseline`, `baseline_type`, `vocab`, options and histories; each network may
@@ -19,7 +18,7 @@ from torch import nn
 
 from common.run.sealed import write
 from common.weights import pickles
-from common.weights.formats import State, misfits, plain_names, tensors_by_name
+from common.weights.formats import State, misfits, tensors_by_name
 
 from ..engine import EngineOptions, ExecutionEngine
 from ..net.baselines import CnnLstm, CnnLstmSA, EncoderOptions, Lstm
@@ -63,11 +62,11 @@ def load(path: str | Path) -> Models:
             options, states = content["options"], content["states"]
             vocabulary = content["vocabulary"]
         else:
-            options, states = _translated(content, str(path))
+            options, states = _translate(content, str(path))
             vocabulary = _vocabulary(content)
         models = Models(vocabulary=vocabulary, options=options)
         for name in NETWORKS & states.keys():
-            setattr(models, name, _built(name, options[name], states[name], f"{path} ({name})"))
+            setattr(models, name, _build(name, options[name], states[name], f"{path} ({name})"))
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{path} cannot be loaded, its options make no network: {type(error).__name__} {error}."
@@ -87,35 +86,7 @@ def save(models: Models, path: str | Path) -> None:
     write(Path(path), lambda file: torch.save(content, file))
 
 
-def initialise(network: nn.Module, path: str | Path) -> None:
-    """Copy a file's tensors into a network that exists, whatever the kind of checkpoint.
-
-    Of all sets of tensors in the file the one that has the network's names is taken. ValueError
-    where none has, naming what is missing, what is left over and what has another shape; then
-    nothing is changed.
-    """
-    own = set(network.state_dict())
-    sets = tensor_sets(pickles.read(path))
-    if not sets:
-        raise ValueError(f"{path} holds no named tensors: give a checkpoint of weights.")
-    nearest = max(sets, key=lambda state: len(own & set(state)) - len(own ^ set(state)))
-    _require(network, nearest, str(path))
-    network.load_state_dict(nearest, strict=False)
-
-
-def tensor_sets(content: Any) -> list[State]:
-    """Every dictionary of named tensors inside, by their plain names."""
-    sets, seen, left = [], set(), [content]
-    for value in left:  # which grows; a hostile file may hold itself
-        if isinstance(value, dict) and id(value) not in seen:
-            seen.add(id(value))
-            state = {str(key): item for key, item in value.items() if torch.is_tensor(item)}
-            sets += [plain_names(state)] if state else []
-            left.extend(value.values())
-    return sets
-
-
-def _require(network: nn.Module, state: State, where: str) -> None:
+def _require_fit(network: nn.Module, state: State, where: str) -> None:
     """Stop where the network's tensors and the file's differ in name or shape."""
     if found := misfits(network.state_dict(), state):
         raise ValueError(
@@ -124,7 +95,7 @@ def _require(network: nn.Module, state: State, where: str) -> None:
         )
 
 
-def _built(name: str, options: dict[str, Any], state: State, where: str) -> nn.Module:
+def _build(name: str, options: dict[str, Any], state: State, where: str) -> nn.Module:
     """The network in eval mode; first without memory, as options may name any size."""
     if max(options.get(key, 1) for key in ("layers", "stem_layers", "rounds")) > len(state):
         raise ValueError(f"{where} has fewer tensors than its options have layers.")
@@ -133,7 +104,7 @@ def _built(name: str, options: dict[str, Any], state: State, where: str) -> nn.M
             without_memory = _network(name, options)
     except ValueError as error:
         raise ValueError(f"{where} cannot be loaded: {error}") from None
-    _require(without_memory, state, where)
+    _require_fit(without_memory, state, where)
     network = _network(name, options)
     network.load_state_dict(state, strict=False)
     return network.eval()
@@ -160,7 +131,7 @@ def _vocabulary(content: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return {name: dict(tables[name]) for name in VOCABULARIES if name in tables}
 
 
-def _translated(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _translate(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options and states of the networks in a file of the public code, by our names."""
     translators = {
         "program_generator": ("generator", _generator_options),
@@ -189,7 +160,7 @@ def _translated(content: Any, where: str) -> tuple[dict[str, Any], dict[str, Any
     return options, states
 
 
-def _known(given: Mapping[str, Any], **wanted: Any) -> None:
+def _require_known(given: Mapping[str, Any], **wanted: Any) -> None:
     """Options of the public code that change a network in ways ours does not know."""
     for name, value in wanted.items():
         if given.get(name, value) != value:
@@ -211,7 +182,9 @@ def _engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
     norms = [given.get(f"{part}_batchnorm", False) for part in ("stem", "module", "classifier")]
     if len({bool(norm) for norm in norms}) > 1:
         raise ValueError("has batch normalisation in some parts only, here it is in all or none")
-    _known(given, module_residual=True, classifier_downsample="maxpool2", classifier_dropout=0)
+    _require_known(
+        given, module_residual=True, classifier_downsample="maxpool2", classifier_dropout=0
+    )
     program = given["vocab"]["program_token_to_idx"]
     return {
         "tokens": sorted(program, key=program.__getitem__),
@@ -228,7 +201,7 @@ def _engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _baseline_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["kind"] not in BASELINES:
         raise ValueError(f"is of type {given['kind']!r}, and {', '.join(BASELINES)} are known")
-    _known(
+    _require_known(
         given, fc_use_batchnorm=False, fc_dropout=0, cnn_num_res_blocks=0, cnn_pooling="maxpool2"
     )
     options = {

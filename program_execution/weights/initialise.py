@@ -35,7 +35,7 @@ def initialise(network: Network, source: str, words: Vocabulary) -> str:
         for embedding in EMBEDDINGS:
             key = embedding.removeprefix(f"{name}.")
             if key in own:
-                own[key] = grown(own[key], len(words.words))
+                own[key] = grow(own[key], len(words.words))
         try:
             report = checkpoint.load_matching(part, own)
         except checkpoint.CheckpointError as error:
@@ -99,7 +99,7 @@ def weights_file(source: str) -> Path:
     return newest
 
 
-def grown(rows: Tensor, count: int) -> Tensor:
+def grow(rows: Tensor, count: int) -> Tensor:
     """Embedding rows (n, E) with new ones behind, N(0, 0.01^2), up to `count`, Sec. 4.5."""
     further = max(0, count - len(rows))
     new = 0.01 * torch.randn(further, rows.shape[1])

@@ -57,7 +57,7 @@ def test_a_contestant_that_computes_something_else_is_found(monkeypatch):
 
 def test_programs_are_encoded_as_the_engine_reads_them():
     questions = builtin.build(split="train", images=3, per_image=3).questions
-    for row, question in zip(benchmark.encoded(questions), questions, strict=True):
+    for row, question in zip(benchmark.encode(questions), questions, strict=True):
         assert question.program is not None
         words = [benchmark.PROGRAM_TOKENS[i] for i in row[: np.flatnonzero(row)[-1] + 1]]
         assert words == ["<START>", *to_prefix(to_tree(question.program)), "<END>"]

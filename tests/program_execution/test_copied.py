@@ -32,11 +32,7 @@ def test_a_file_works_with_those_beside_it_that_the_readme_names(name, tmp_path,
         else:
             shutil.copy(FOLDER / part, package / part)
     monkeypatch.syspath_prepend(tmp_path)
-    parts = (
-        [path for path in (package / name).rglob("*.py")]
-        if name.endswith("/")
-        else [package / name]
-    )
+    parts = list((package / name).rglob("*.py")) if name.endswith("/") else [package / name]
     for path in parts:
         module = importlib.import_module(".".join(path.relative_to(tmp_path).with_suffix("").parts))
         assert Path(module.__file__) == path

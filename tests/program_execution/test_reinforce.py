@@ -208,7 +208,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from program_execution import decode
+from program_execution.decoding import sample
 from program_execution.decoding.reinforce import Baseline, policy_loss
 from program_execution.net.seq2seq import ProgramGenerator
 
@@ -220,7 +220,7 @@ class Policy(torch.nn.Module):
 
     def forward(self, questions, seed, fixed=None):
         draws = torch.Generator().manual_seed(seed)
-        decoded = decode.sample(self.generator, questions, generator=draws, max_length=5)
+        decoded = sample.sample(self.generator, questions, generator=draws, max_length=5)
         rewards = (decoded.programs[:, 0] > 2).double()
         subtracted = self.baseline(rewards) if fixed is None else fixed
         return rewards, policy_loss(decoded.log_probs, decoded.mask, rewards, subtracted)

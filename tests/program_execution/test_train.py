@@ -1,4 +1,4 @@
-"""The stages, what passes from one to the next, resuming, evaluation, the demo and its pictures."""
+"""The stages, what passes from one to the next, resuming, evaluation, the demo and its figure."""
 
 import json
 from collections import Counter
@@ -115,8 +115,8 @@ def test_all_stages_leave_a_folder_each_and_figures_of_each(whole):
     steps = [line["step"] for line in lines_of(folder)]
     assert sorted(set(steps)) == list(range(1, 15))
     for stage in ("pg", "ee", "joint", "tune"):
-        with Image.open(folder / stage / "programs.png") as picture:
-            assert picture.width >= 700
+        with Image.open(folder / stage / "programs.png") as figure:
+            assert figure.width >= 700
 
 
 def test_each_stage_starts_from_the_one_before_and_changes_its_own_part(whole):
@@ -313,7 +313,7 @@ def test_answers_alone_teach_the_generator_more_programs(tmp_path):
     assert metrics["program_match"] > metrics["pg_program_match"] + 5
 
 
-def test_pictures_are_seen_by_convolutions_that_learn_with_the_engine(tmp_path):
+def test_images_are_seen_by_convolutions_that_learn_with_the_engine(tmp_path):
     world = replace(WORLD, train_images=4, val_images=2, features="pixels", height=32, width=32)
     cfg = settings(
         tmp_path,
@@ -351,7 +351,7 @@ def test_a_question_of_ones_own_is_answered_and_drawn(whole, tmp_path, monkeypat
         demo.answer(replace(asked, run=str(folder)))
 
 
-def test_pictures_show_as_many_kinds_of_questions_as_there_are(whole):
+def test_figures_show_as_many_kinds_of_questions_as_there_are(whole):
     cfg, _, _ = whole
     _, _, sets = datasets(replace(cfg, stage="pg"))
     dataset = sets["valA"]
@@ -364,10 +364,10 @@ def test_pictures_show_as_many_kinds_of_questions_as_there_are(whole):
     assert len(set(explain.choose_places(dataset, len(dataset) + 9))) == len(dataset)
 
 
-def test_front_is_lower_in_a_scene_drawn_from_above_as_the_picture_says(whole, monkeypatch):
+def test_front_is_lower_in_a_scene_drawn_from_above_as_the_figure_says(whole, monkeypatch):
     scene = datasets(replace(whole[0], stage="pg"))[2]["valA"].scenes[0]
-    monkeypatch.setattr(draw, "ground", lambda things: things)
-    rows = [row for _, row, *_ in explain.from_above(scene)]
+    monkeypatch.setattr(draw, "draw_ground", lambda things: things)
+    rows = [row for _, row, *_ in explain.draw_from_above(scene)]
     in_front = [np.dot(thing.position, scene.directions["front"]) for thing in scene.things]
     assert np.argsort(rows).tolist() == np.argsort(in_front).tolist()  # row 0 is the uppermost
     assert "front is towards the viewer, lower in the image" in draw.DIRECTIONS
@@ -376,11 +376,11 @@ def test_front_is_lower_in_a_scene_drawn_from_above_as_the_picture_says(whole, m
 def test_a_program_is_laid_out_from_its_leaves_to_its_root():
     tokens = ["<NULL>", "<START>", "<END>", "<UNK>", "scene", "unique", "union"]
     program = torch.tensor([1, 6, 5, 4, 4, 2, 0])
-    names, children = explain.tree(program, tokens)
+    names, children = explain.read_tree(program, tokens)
     assert names == ["scene", "unique", "scene", "union"]
     assert children == [[], [0], [], [1, 2]]
-    assert draw.places(children) == [(0, 0), (1, 0), (0, 1), (2, 0.5)]
-    short, _ = explain.tree(torch.tensor([6, 5, 2]), tokens)  # END is a module, then completed
+    assert draw.lay_out(children) == [(0, 0), (1, 0), (0, 1), (2, 0.5)]
+    short, _ = explain.read_tree(torch.tensor([6, 5, 2]), tokens)  # END is a module, then completed
     assert short == ["scene", "<END>", "unique", "scene", "union"]
     assert draw.expression(names, children) == "union(unique(scene), scene)"
     drawing = draw.Drawing("Q?", torch.zeros(3, 8, 8, dtype=torch.uint8), names, children, "yes")

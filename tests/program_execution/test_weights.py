@@ -181,23 +181,6 @@ def test_a_file_may_hold_one_network(tmp_path):
     assert models.engine is not None
 
 
-def test_initialise_finds_a_networks_tensors_in_any_checkpoint(tmp_path):
-    generator, engine, _ = networks()
-    public = write(tmp_path / "a.pt", public_checkpoint())
-    own = write(
-        tmp_path / "b.pt", {"parts": {"pg": generator.state_dict(), "ee": engine.state_dict()}}
-    )
-    for path in (public, own):
-        fresh = ProgramGenerator(question_words=7, program_tokens=44, embedding=5, hidden=6)
-        formats.initialise(fresh, path)
-        assert torch.equal(fresh.decoder_linear.bias, generator.decoder_linear.bias)
-    other = ProgramGenerator(question_words=9, program_tokens=44, embedding=5, hidden=6)
-    before = other.decoder_linear.bias.clone()
-    with pytest.raises(ValueError, match=r"encoder_embed\.weight \(7, 5\) for \(9, 5\)"):
-        formats.initialise(other, public)
-    assert torch.equal(other.decoder_linear.bias, before)
-
-
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "parts"])
 def test_a_stage_starts_from_tensors_in_any_wrapping(tmp_path, prefix, wrapper):

@@ -103,7 +103,7 @@ def by_hand(cfg: Config):
     words = data.vocabulary_of(cfg.data, "train", learn)
     training = data.build(replace(cfg.data, questions=asked), learn, words, training=True)
     if stage == "pg":
-        training = data.known(training, 70, "random", cfg.seed)
+        training = data.select_known(training, 70, "random", cfg.seed)
     sets = {split: data.build(cfg.data, split, words) for split in ("val", "valB")}
     chosen = sets[choose].subset(np.arange(50))
     torch.manual_seed(cfg.seed)
