@@ -41,6 +41,7 @@ from torchvision.transforms import v2
 from common import dist, timing
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
+from common.tables.markdown import markdown
 from common.timing import Calls, Row, named
 from large_minibatch import allocator, allreduce, data, sgd
 from large_minibatch.config import Config, Data, Norm
@@ -235,18 +236,17 @@ def scaling(options: Options) -> str:
     The efficiency is the share of twice the speed of one that two reach.
     """
     cases = [(1, "ddp"), (2, "ddp"), (2, "ring"), (2, "halving_doubling")]
-    lines = ["| processes | allreduce | ms a step | images a second | efficiency |"]
-    lines.append("|--:|:--|--:|--:|--:|")
+    head = ["processes", "allreduce", "ms a step", "images a second", "efficiency"]
+    lines: list[list[str]] = []
     single = 0.0
     for processes, algorithm in cases:
         seconds = dist.launch(_time_step, (algorithm, options.repeats), processes)
         rate = 256 * processes / seconds
         single = single or rate
-        lines.append(
-            f"| {processes} | {algorithm if processes > 1 else '–'} | {1000 * seconds:.1f} "
-            f"| {rate:,.0f} | {100 * rate / processes / single:.0f} % |"
-        )
-    return "\n".join(lines)
+        share = f"{100 * rate / processes / single:.0f} %"
+        name = algorithm if processes > 1 else "–"
+        lines.append([str(processes), name, f"{1000 * seconds:.1f}", f"{rate:,.0f}", share])
+    return markdown(head, lines)
 
 
 def _time_step(case: tuple[str, int]) -> float:

@@ -107,12 +107,8 @@ def contact_sheet(model: nn.Module, cfg: Config, dataset: Any) -> None:
 
 def frame(image: Tensor, color: tuple[int, int, int]) -> Tensor:
     """The image, uint8 (3, H, W), with a border of `FRAME` pixels around it."""
-    _, H, W = image.shape
-    sheet = torch.tensor(color, dtype=torch.uint8)[:, None, None].repeat(
-        1, H + 2 * FRAME, W + 2 * FRAME
-    )
-    sheet[:, FRAME : FRAME + H, FRAME : FRAME + W] = image
-    return sheet
+    channels = zip(image, color, strict=True)
+    return torch.stack([F.pad(channel, [FRAME] * 4, value=value) for channel, value in channels])
 
 
 class History:

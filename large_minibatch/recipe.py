@@ -227,10 +227,7 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     """
     if not values:
         raise ValueError("No mean of no runs: give one value or more.")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1))
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

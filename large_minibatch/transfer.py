@@ -53,7 +53,7 @@ from large_minibatch.mask_rcnn.network import (
     load_backbone,
     mask_rcnn,
 )
-from large_minibatch.weights.formats import Converted, convert
+from large_minibatch.weights.formats import convert
 
 COLUMNS = ("box_AP", "mask_AP")  # percent
 
@@ -209,13 +209,16 @@ def initialise(model: MaskRCNN, cfg: TransferConfig) -> None:
     """Load the backbone that `cfg.init` names."""
     if cfg.init == "none":
         return
+    unused: list[str] = []
     # Differs: Table 3b starts from MSRA's ResNet-50, whose stride is in the 1x1 convolutions.
     if cfg.init == "imagenet":
         weights = get_model_weights(cfg.model.backbone)["IMAGENET1K_V1"]
-        state, unused = weights.get_state_dict(check_hash=True), []
+        state = weights.get_state_dict(check_hash=True)
     else:
-        converted = classification_weights(weights_file(cfg.init))
-        state, unused = converted.tensors, converted.unused
+        state = read(weights_file(cfg.init))
+        if "backbone.body.conv1.weight" in state:  # an R-CNN of torchvision
+            converted = convert(state, cfg.init)
+            state, unused = converted.tensors, converted.unused
     try:
         loaded = load_backbone(model, state)
     except ValueError as error:
@@ -241,13 +244,6 @@ def weights_file(init: str) -> Path:
     if not files:
         raise ValueError(f"init={init}: {folders[0]} has no checkpoint, train that run first.")
     return files[-1]
-
-
-def classification_weights(path: str | Path) -> Converted:
-    """Tensors by torchvision's names: of a checkpoint of ours, a plain file or an R-CNN."""
-    state = read(path)
-    rcnn = "backbone.body.conv1.weight" in state
-    return convert(state, str(path)) if rcnn else Converted(state, str(path))
 
 
 def evaluate(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> dict[str, float]:

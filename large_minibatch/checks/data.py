@@ -7,7 +7,6 @@ raises NotExamined where it cannot tell.
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 
 import torch
 
@@ -244,8 +243,8 @@ def evaluation_once(loop: Loop) -> Verdict:
     size = _size(subject, "eval_examples")
     text = ""
     for world in (1, *_worlds(size)):
-        lists = [_read(call(subject, "eval_indices", rank, world)) for rank in range(world)]
-        twice, missing = _tally(_join(lists), size)
+        parts = [call(subject, "eval_indices", rank, world) for rank in range(world)]
+        twice, missing = _tally([int(index) for part in parts for index in part], size)
         text = (
             f"With {world} workers {twice} of {size} validation images are counted again and "
             f"{missing} left out, 0 and 0 expected."
@@ -267,7 +266,7 @@ def evaluation_mean(loop: Loop) -> Verdict:
 
 
 def _size(subject: Subject, part: str) -> int:
-    size = subject.examples if part == "examples" else subject.eval_examples
+    size = getattr(subject, part)
     if size is None:
         raise NotExamined(f"`{part}` is not given.")
     return size
@@ -278,13 +277,9 @@ def _worlds(size: int) -> list[int]:
     return [4, next(world for world in range(2, size + 2) if size % world)]
 
 
-def _read(values: Iterable[int]) -> list[int]:
-    return [int(value) for value in values]
-
-
 def _epoch(subject: Subject, world: int, epoch: int) -> list[list[int]]:
     """Indices that each worker reads in an epoch."""
-    found = [_read(call(subject, "indices", rank, world, epoch)) for rank in range(world)]
+    found = [list(map(int, call(subject, "indices", rank, world, epoch))) for rank in range(world)]
     if not any(found):
         raise NotExamined("`indices` gives none.")
     return found

@@ -22,6 +22,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
+from common.weights.formats import few, misfits
+
 IMAGES_PER_GPU = 2  # Sec. 5.4
 RATE_PER_GPU = 0.0025  # Table 3b
 ITERATIONS = 1_280_000  # of one GPU, Table 3b: k GPUs take 1 / k of them
@@ -160,28 +162,16 @@ def load_backbone(network: MaskRCNN, state: Mapping[str, Tensor]) -> int:
     has its place, every place its tensor of the same shape, and all values are finite.
     """
     body = network.backbone.body
-    own = {name: value.shape for name, value in body.state_dict().items()}
+    own = body.state_dict()
     given = {
-        name.removeprefix("module."): value
+        name: value
         for name, value in state.items()
-        if not name.removeprefix("module.").startswith("fc.")
-        and not name.endswith("num_batches_tracked")
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
     }
-    problems = {
-        "missing": [name for name in own if name not in given],
-        "unknown": [name for name in given if name not in own],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(shape)}"
-            for name, shape in own.items()
-            if name in given and given[name].shape != shape
-        ],
-        "not finite": [n for n, v in given.items() if n in own and not torch.isfinite(v).all()],
-    }
-    found = "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        for what, names in problems.items()
-        if names
-    )
+    found = misfits(own, given)
+    infinite = [name for name, value in given.items() if not torch.isfinite(value).all()]
+    if infinite and not found:
+        found = f"{len(infinite)} not finite: {few(infinite)}"
     if found:
         raise ValueError(
             f"the weights do not fit this backbone of {len(own)} tensors ({found}): give weights "

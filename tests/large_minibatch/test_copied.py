@@ -1,4 +1,4 @@
-"""The files that the README offers for copying work outside of this repository."""
+"""The files and wings that the README offers for copying work outside of this repository."""
 
 import importlib
 import shutil
@@ -8,25 +8,39 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2] / "large_minibatch"
-ALONE = ("recipe", "sgd", "augment", "mixup", "noise", "allreduce", "curves", "allocator")
-NORM = ("ghost", "groups")
+OFFERED = [  # what is copied -> what is imported
+    (["recipe.py"], ["recipe"]),
+    (["sgd.py"], ["sgd"]),
+    (["allreduce.py"], ["allreduce"]),
+    (["norm/"], ["norm.ghost", "norm.buffers"]),
+    (["model.py", "norm/"], ["model"]),
+    (["inputs/augment.py"], ["inputs.augment"]),
+    (["analysis/noise.py"], ["analysis.noise"]),
+    (["analysis/communication.py", "allreduce.py"], ["analysis.communication"]),
+]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [(name,) for name in ALONE]
-    + [NORM, ("buffers", *NORM), ("model", *NORM), ("communication", "allreduce")],
-    ids=lambda names: names[0],
-)
-def test_the_files_named_in_the_readme_need_no_others(names, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("files", "modules"), OFFERED, ids=lambda names: names[0])
+def test_what_the_readme_offers_needs_nothing_else(files, modules, tmp_path, monkeypatch):
     readme = (PROJECT / "README.md").read_text().split("## In your own code")[1]
-    package = tmp_path / f"copied_{names[0]}"
-    package.mkdir()
-    for name in names:
-        assert f"`{name}.py`" in readme
-        shutil.copy(PROJECT / f"{name}.py", package)
+    assert f"| {' '.join(f'`{name}`' for name in files)} |" in readme
+    package = tmp_path / f"copied_{modules[0].replace('.', '_')}"
+    for name in files:
+        target = package / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix:
+            shutil.copy(PROJECT / name, target)
+        else:
+            shutil.copytree(PROJECT / name, target)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
-    importlib.import_module(f"copied_{names[0]}.{names[0]}")
+    for module in modules:
+        importlib.import_module(f"{package.name}.{module}")
     new = {name.split(".")[0] for name in set(sys.modules) - before}
     assert not new & {"common", "large_minibatch"}
+
+
+def test_every_offer_of_the_readme_is_tried():
+    readme = (PROJECT / "README.md").read_text().split("## In your own code")[1]
+    rows = [line for line in readme.split("```")[0].splitlines() if line.startswith("| ")]
+    assert len(rows) - 1 == len(OFFERED)
