@@ -7,7 +7,6 @@ coordinates are given for the picture before it was enlarged.
 """
 
 import colorsys
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +21,6 @@ from . import files
 
 Color = tuple[int, int, int]
 Line = tuple[Sequence[float], Sequence[float]]
-Interval = tuple[float, float] | None
 
 PALETTE: list[Color] = [
     (228, 80, 55), (45, 120, 215), (40, 160, 95), (245, 170, 20),
@@ -281,45 +279,6 @@ def bars(path: Path | str, panels: dict[str, dict[str, float | None]]) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.2)  # for the words
         axes.spines[["top", "right"]].set_visible(False)
-    _write(Path(path), lambda file: figure.savefig(file, format="png"))
-
-
-def intervals(
-    path: Path | str,
-    names: Sequence[str],
-    panels: dict[str, dict[str, Sequence[Interval]]],
-    *,
-    title: str = "",
-) -> None:
-    """Write a PNG with one panel per quantity: for each name, one point (mean, std) per series.
-
-    `panels` maps the quantity to {series: one (mean, std) per name, None where there is none}.
-    """
-    from matplotlib.figure import Figure  # as above
-
-    size = (2.2 + 3.0 * len(panels), 1.5 + 0.42 * len(names))
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (quantity, series) in zip(plots, panels.items(), strict=True):
-        for number, (label, points) in enumerate(series.items()):
-            known = [(i, point) for i, point in enumerate(points) if point is not None]
-            axes.errorbar(
-                [mean for _, (mean, _) in known],
-                [i + 0.24 * (number - (len(series) - 1) / 2) for i, _ in known],
-                xerr=[std or math.nan for _, (_, std) in known],  # no bar for a single run
-                fmt="Do^s"[number % 4],
-                color=[channel / 255 for channel in PALETTE[(1, 0, 2, 3)[number % 4]]],
-                markerfacecolor="white" if number == 0 else None,
-                capsize=3,
-                label=label,
-            )
-        axes.set(xlabel=quantity, ylim=(len(names) - 0.5, -0.5))
-        axes.set_yticks(range(len(names)), names)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, texts = plots[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=len(texts), frameon=False)
-    figure.suptitle(title, fontsize=11)
     _write(Path(path), lambda file: figure.savefig(file, format="png"))
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import machine
+from . import machine
+from .tables.markdown import markdown
 
 Calls = dict[str, Callable[[], Any]]  # a contestant's name -> what is timed; ours comes first
 
@@ -58,10 +59,8 @@ def named(package: str) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Markdown; the first row of every benchmark is ours, the ratio that of the medians."""
     heads = ["benchmark", "", "median", "quartiles", "theirs / ours", "extra memory"]
-    lines = [heads, [":--", ":--", "--:", "--:", "--:", "--:"]]
     ours = {row.benchmark: row for row in reversed(rows)}
-    lines += [row.cells(ours[row.benchmark]) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(heads, [row.cells(ours[row.benchmark]) for row in rows], left=2)
 
 
 def by_turns(calls: Calls, repeats: int, device: str) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ import torch
 from .. import dist, machine
 from ..errors import UserError
 from ..tables import runs
+from ..tables.markdown import markdown
 from . import lock, log, sealed
 from .log import Diverged
 
@@ -83,7 +84,7 @@ def compare(folders: Mapping[str, Path], columns: Sequence[str], first: str = ""
     known = [c for c in columns if any(c in r["metrics"] for r in results.values())]
     columns = known or columns[:1]  # which all runs that diverged still say
     titles = ["run", *([f"first {first}"] if first else []), *columns]
-    lines = [titles, [":--", *["--:"] * (len(titles) - 1)]]
+    lines = []
     for name, result in results.items():
         line = [name]
         if first:
@@ -94,4 +95,4 @@ def compare(folders: Mapping[str, Path], columns: Sequence[str], first: str = ""
         if diverged := runs.divergence(result):
             line[1 + bool(first) :] = [diverged, *["–"] * (len(columns) - 1)]
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(titles, lines)

@@ -1,78 +1,25 @@
-"""Read what the runs of a table measured, and write it beside the paper's figures.
-
-A row shows the best point of its grid: the mean over seeds in the table's first column decides.
-"""
-
-from __future__ import annotations
+"""Read what the runs of a table measured, and write it beside the paper's figures."""
 
 import csv
 import io
 import math
 import shlex
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from common import files
-from common.files import shown
-from common.tables.claims import Beside, mean_std
-from common.tables.runs import Run, divergence, duration, read_result
-
-if TYPE_CHECKING:  # tables.py imports this file
-    from common.tables.command import Plan, Point, Request, Table
+from .. import files
+from ..files import shown
+from .choice import Choice, Results, choose, figures
+from .claims import Beside, mean_std
+from .markdown import markdown
+from .plan import Plan, Request
+from .runs import divergence, duration, read_result
+from .table import Row, Table
 
 DASH = "–"
-Results = dict[Path, dict[str, Any]]  # result.json by folder
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What stands for a row: its best point, that point's results by seed, how many were tried."""
-
-    point: Point
-    results: dict[int, dict[str, Any]]
-    tried: int  # points of the grid with a result
-
-    @property
-    def run(self) -> Run:
-        """The first of the runs that the row shows, or would show."""
-        return next(
-            (run for run in self.point.runs if run.seed in self.results), self.point.runs[0]
-        )
-
-    def healthy(self, table: Table, column: str) -> list[float]:
-        """The column's figures of the runs that did not diverge."""
-        kept = {s: result for s, result in self.results.items() if not result.get("diverged")}
-        return list(figures(table, kept, column).values())
-
-
-def choose(table: Table, points: Sequence[Point], results: Results) -> Choice:
-    """The point with the best mean over seeds in the first column, of those with most seeds run."""
-    found = [
-        {run.seed: results[run.folder] for run in point.runs if run.folder in results}
-        for point in points
-    ]
-    most = max(len(seeds) for seeds in found)
-    sign = -1 if table.smaller_is_better else 1
-
-    def rank(number: int) -> float:
-        values = figures(table, found[number], table.columns[0]).values()
-        return sign * statistics.fmean(values) if values else -math.inf
-
-    best = max((i for i, seeds in enumerate(found) if len(seeds) == most), key=rank)
-    return Choice(points[best], found[best], sum(bool(seeds) for seeds in found))
-
-
-def figures(table: Table, results: dict[int, dict[str, Any]], column: str) -> dict[int, float]:
-    """The column's figure by seed: `table.diverged` for a diverged run, none for a missing one."""
-    values = {
-        seed: table.diverged if result.get("diverged") else result["metrics"].get(column)
-        for seed, result in results.items()
-    }
-    return {seed: value for seed, value in values.items() if _is_number(value)}
+RECALLED = "†"
+WIDTH = 110  # characters in a line of a table; what is wider is printed in blocks of columns
 
 
 def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
@@ -84,75 +31,78 @@ def report(table: Table, request: Request, rows: Plan, *, stem: Path) -> str:
     read = {run.folder: read_result(run.folder) for run in runs}
     results = {folder: result for folder, result in read.items() if result is not None}
     choices = [choose(table, points, results) for points in rows]
-    text = f"**{table.name}: {table.title}** (ours: scale {request.scale}"
-    text += "".join(f", `{word}`" for word in request.extra) + ")\n\n"
-    text += _markdown(*_cells(table, request, choices)) + "\n"
-    if table.note:
-        text += f"\n{table.note}\n"
-    by_name = {row.name: choice for row, choice in zip(table.rows, choices, strict=True)}
-    for claim in table.claims:
-        if isinstance(claim, Beside):
-            results_of = by_name[claim.row].results
-            both = {name: figures(table, results_of, name) for name in (claim.column, claim.other)}
-            text += f"\n- {claim.verdict(both, digits=table.digits)}"
-            continue
-        ours = {name: figures(table, by_name[name].results, claim.column) for name in claim.names}
-        better = table.smaller_is_better
-        text += f"\n- {claim.verdict(ours, digits=table.digits, smaller_is_better=better)}"
-    _write(Path(f"{stem}.md"), text.rstrip() + "\n")
-    _write(Path(f"{stem}.csv"), _csv(table, rows, results))
+    scale = ", ".join([f"scale {request.scale}", *(f"`{word}`" for word in request.extra)])
+    parts = [
+        f"**{table.name}: {table.title}** (ours: {scale})",
+        _figures(table, choices),
+        _legend(table, request),
+        table.note,
+        _verdicts(table, choices),
+        _runs(table, request, choices),
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(Path(f"{stem}.md"), text + "\n")
+    files.write_text(Path(f"{stem}.csv"), _csv(table, rows, results))
     if results:
         _chart(Path(f"{stem}.png"), table, request.scale, choices)
-    return text.rstrip()
+    return text
 
 
-def _cells(
-    table: Table, request: Request, choices: Sequence[Choice]
-) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows of the Markdown table."""
-    grid = [key for key in table.grid_of(request.scale) if key in choices[0].point.values]
-    points = math.prod(len(table.grid_of(request.scale)[key]) for key in grid)
-    columns = _known(table, choices)
-    head = [table.name, *(f"{column} {who}" for column in columns for who in ("paper", "ours"))]
-    head += ["seeds", *grid, "run", "hardware, time"]
-    lines = []
-    for row, choice in zip(table.rows, choices, strict=True):
-        line = [row.name]
-        for column in columns:
-            paper = row.paper.get(column)
-            line.append(DASH if paper is None else f"{paper:.{table.digits}f}")
-            if column in row.memory:
-                line[-1] += " [memory]"
-            line.append(_ours(table, choice, column))
-        done = len(choice.results)
-        line.append(f"{done}" if done == request.seeds else f"{done} of {request.seeds}")
-        part = f" ({choice.tried} of {points} tried)" if choice.tried < points else ""
-        line += [choice.point.values[key] + part if done else DASH for key in grid]
-        command = [
-            word
-            for word in choice.run.overrides
-            if done or word.partition("=")[0] not in grid  # nothing chosen yet
-        ]
-        line.append(f"`{shlex.join(command)}`")
-        line.append(_hardware(choice))
-        lines.append(line)
-    return head, lines
+def _figures(table: Table, choices: Sequence[Choice]) -> str:
+    """The rows in Markdown tables no wider than `WIDTH`, over which the columns are shared out."""
+    heads, names = _columns(table, choices), [row.name for row in table.rows]
+    pairs = list(zip(table.rows, choices, strict=True))
+    lines = [[_cell(table, row, choice, column) for column in heads] for row, choice in pairs]
+    if _lies_on_its_side(names, heads):
+        heads, names, lines = names, heads, [list(line) for line in zip(*lines, strict=True)]
+    rows, text = list(zip(names, lines, strict=True)), ""
+    for share in range(len(heads), 0, -1):
+        parts = [slice(start, start + share) for start in range(0, len(heads), share)]
+        text = "\n\n".join(
+            markdown([table.name, *heads[part]], [[name, *line[part]] for name, line in rows])
+            for part in parts
+        )
+        if max(map(len, text.splitlines())) <= WIDTH:
+            break
+    return text
 
 
-def _known(table: Table, choices: Sequence[Choice]) -> list[str]:
+def _lies_on_its_side(rows: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether there are so few rows that the metrics read better from top to bottom."""
+    return len(rows) < 3 <= len(columns)
+
+
+def _columns(table: Table, choices: Sequence[Choice]) -> list[str]:
     """The columns that the paper or a run has a figure for; all, as long as no run has finished."""
     done = [choice for choice in choices if choice.results]
     return [
         column
         for column in table.columns
         if not done
-        or any(column in row.paper for row in table.rows)
+        or _in_paper(table, column)
         or any(figures(table, choice.results, column) for choice in done)
     ]
 
 
+def _in_paper(table: Table, column: str) -> bool:
+    return any(column in row.paper for row in table.rows)
+
+
+def _cell(table: Table, row: Row, choice: Choice, column: str) -> str:
+    """`paper → ours`; ours alone in a column that the paper does not have."""
+    ours = _ours(table, choice, column)
+    if not _in_paper(table, column):
+        return ours
+    paper = DASH
+    if column in row.paper:
+        paper = f"{row.paper[column]:.{table.digits}f}"
+        paper += RECALLED if column in row.memory else ""
+    return f"{paper} → {ours}" if (paper, ours) != (DASH, DASH) else DASH
+
+
 def _ours(table: Table, choice: Choice, column: str) -> str:
-    """The cell of what was measured: mean ± std over the seeds that did not diverge."""
+    """What was measured: mean ± std over the seeds that did not diverge."""
     values = choice.healthy(table, column)
     lost = sum(bool(result.get("diverged")) for result in choice.results.values())
     if not values:
@@ -161,38 +111,90 @@ def _ours(table: Table, choice: Choice, column: str) -> str:
     return f"{text} ({lost} of {len(choice.results)} diverged)" if lost else text
 
 
-def _hardware(choice: Choice) -> str:
-    """On what the shown runs ran, and how long one took on average."""
+def _legend(table: Table, request: Request) -> str:
+    """What a cell says."""
+    text = "paper → ours" if any(row.paper for row in table.rows) else "ours"
+    if request.seeds > 1:
+        text += f", mean ± std over {request.seeds} seeds"
+    if any(row.memory for row in table.rows):
+        text += f"; {RECALLED} recalled, not checked against the paper"
+    return text + "."
+
+
+def _verdicts(table: Table, choices: Sequence[Choice]) -> str:
+    """The table's claims, one a line."""
+    results = {row.name: choice.results for row, choice in zip(table.rows, choices, strict=True)}
+    lines = []
+    for claim in table.claims:
+        if isinstance(claim, Beside):
+            columns = (claim.column, claim.other)
+            both = {column: figures(table, results[claim.row], column) for column in columns}
+            lines.append(claim.verdict(both, digits=table.digits))
+            continue
+        ours = {name: figures(table, results[name], claim.column) for name in claim.names}
+        better = table.smaller_is_better
+        lines.append(claim.verdict(ours, digits=table.digits, smaller_is_better=better))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _runs(table: Table, request: Request, choices: Sequence[Choice]) -> str:
+    """How the rows were run: what they have in common, then what each has of its own."""
+    hosts = [_host(choice) for choice in choices]
+    machines = {machine for machine, _ in hosts if machine}
+    times = [seconds for _, seconds in hosts if seconds is not None]
+    facts = [_facts(table, request, choice) for choice in choices]
+    if len(machines) > 1:
+        for own, (machine, seconds) in zip(facts, hosts, strict=True):
+            own += [f"{machine}, {duration(seconds)}"] if machine else []
+    words = [_words(table, request, choice) for choice in choices]
+    common = [fact for fact in facts[0] if all(fact in each for each in facts)]
+    shared = [word for word in words[0] if all(word in each for each in words)]
+    line = [f"{fact} each" if len(choices) > 1 else fact for fact in common]
+    if len(machines) == 1:
+        ends = dict.fromkeys(duration(end) for end in (min(times), max(times))) if times else {}
+        line.append(
+            f"{', '.join([*machines, ' to '.join(ends)])} a run" if ends else ", ".join(machines)
+        )
+    if shared:
+        line.append(f"every run with `{shlex.join(shared)}`")
+    lines = ["; ".join(line) + "."]
+    for row, has, given in zip(table.rows, facts, words, strict=True):
+        own = [fact for fact in has if fact not in common]
+        rest = shlex.join(word for word in given if word not in shared)
+        name = f"{row.name} ({', '.join(own)})" if own else row.name
+        lines.append(f"- {name}: " + (f"`{rest}`" if rest else DASH))
+    return "\n".join(lines[: None if len(choices) > 1 else 1])
+
+
+def _facts(table: Table, request: Request, choice: Choice) -> list[str]:
+    """How many seeds a row has, and how many points of its grid were tried."""
+    done, seeds = len(choice.results), request.seeds
+    facts = [f"{done} of {seeds}" if done < seeds else f"{done}"]
+    facts[0] += " seed" if seeds == 1 else " seeds"
+    points = math.prod(len(table.grid_of(request.scale)[key]) for key in choice.point.values)
+    if points > 1 and done:
+        facts.append(f"best of {choice.tried}" + f" tried of {points}" * (choice.tried < points))
+    return facts
+
+
+def _words(table: Table, request: Request, choice: Choice) -> list[str]:
+    """The overrides that a row shows; those of its grid once a point is chosen."""
+    grid = () if choice.results else choice.point.values
+    return [word for word in choice.run.overrides if word.partition("=")[0] not in grid]
+
+
+def _host(choice: Choice) -> tuple[str, float | None]:
+    """On what the shown runs ran, and how many seconds one took on average."""
     names, times = [], []
     for run in choice.point.runs:
         if run.seed in choice.results:
-            result, host = choice.results[run.seed], _host(run.folder)
+            result = choice.results[run.seed]
+            host = files.read_json(run.folder / "run.json")  # which `common.run.log` left
             on_cpu = host.get("device") == "cpu"
             names.append(str(host["cpu"] if on_cpu else result.get("device", "unknown")))
             seconds = host.get("seconds") or result.get("seconds")  # the former counts resumed runs
             times += [seconds] if seconds else []
-    if not names:
-        return DASH
-    time = duration(statistics.fmean(times) if times else None)
-    return f"{', '.join(dict.fromkeys(names))}, {time}"
-
-
-def _host(folder: Path) -> dict[str, Any]:
-    """What `common.run.log` noted of the run's machine and time; empty where it left nothing."""
-    return files.read_json(folder / "run.json")
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are also flush in a terminal; figures to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (head, *lines)]
-    columns = []
-    for title, *column in zip(*cells, strict=True):
-        right = title.endswith((" paper", " ours")) or title == "seeds"
-        width = max(3, *map(len, (title, *column)))
-        rule = "-" * (width - 1) + ":" if right else ":" + "-" * (width - 1)
-        texts = (title, rule, *column)
-        columns.append([text.rjust(width) if right else text.ljust(width) for text in texts])
-    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+    return ", ".join(dict.fromkeys(names)), statistics.fmean(times) if times else None
 
 
 def _csv(table: Table, rows: Plan, results: Results) -> str:
@@ -218,33 +220,29 @@ def _csv(table: Table, rows: Plan, results: Results) -> str:
 
 
 def _chart(path: Path, table: Table, scale: str, choices: Sequence[Choice]) -> None:
-    """Paper and ours as points with error bars, for the rows that were measured."""
-    from common import draw  # imports torch and matplotlib: only who draws waits for them
+    """Draw the rows that were measured."""
+    from .chart import chart  # imports matplotlib: only who draws waits for it
 
-    present = [(row, c) for row, c in zip(table.rows, choices, strict=True) if c.results]
-    panels: dict[str, dict[str, Sequence[draw.Interval]]] = {}
-    for column in _known(table, choices):
-        theirs: list[draw.Interval] = []
-        measured: list[draw.Interval] = []
-        for row, choice in present:
-            paper = row.paper.get(column)
+    shown = [
+        (row, choice) for row, choice in zip(table.rows, choices, strict=True) if choice.results
+    ]
+    panels: dict[str, list[tuple[float | None, tuple[float, float] | None]]] = {}
+    for column in _columns(table, choices):
+        panels[column] = []
+        for row, choice in shown:
             values = choice.healthy(table, column)
             std = statistics.stdev(values) if len(values) > 1 else 0.0
-            theirs.append(None if paper is None else (paper, 0.0))
-            measured.append((statistics.fmean(values), std) if values else None)
-        panels[column] = {"paper": theirs, f"ours, scale {scale}": measured}
+            ours = (statistics.fmean(values), std) if values else None
+            panels[column].append((row.paper.get(column), ours))
     names = [
         f"{row.name} (diverged)" if all(r.get("diverged") for r in c.results.values()) else row.name
-        for row, c in present
+        for row, c in shown
     ]
-    draw.intervals(path, names, panels, title=f"{table.name}: {table.title}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, text)
+    if _lies_on_its_side(names, list(panels)):
+        points = list(zip(*panels.values(), strict=True))
+        names, panels = (
+            list(panels),
+            {name: list(row) for name, row in zip(names, points, strict=True)},
+        )
+    title = f"{table.name}: {table.title}" + " (smaller is better)" * table.smaller_is_better
+    chart(path, names, panels, title=title, ours=f"ours, scale {scale}")

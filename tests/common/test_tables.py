@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.tables.claims import Beside, Gap, Near, mean_std
-from common.tables.command import Request, Row, Table, compose_rows, main, plan
+from common.tables import Beside, Gap, Near, Row, Table, main
+from common.tables.claims import mean_std
+from common.tables.markdown import markdown
+from common.tables.plan import Request, compose_rows, plan
 from common.tables.runs import duration, read_result
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,9 +83,14 @@ class Bench:
 
     def cells(self, row):
         line = next(line for line in self.out.splitlines() if line.startswith(f"| {row} "))
-        head = next(line for line in self.out.splitlines() if " paper " in line)
+        head = next(line for line in self.out.splitlines() if line.startswith("| table"))
         split = [[cell.strip() for cell in text.strip("| ").split(" | ")] for text in (head, line)]
         return dict(zip(*split, strict=True))
+
+    def below(self, row=""):
+        """What stands below the table of a row, or of all rows in common."""
+        start = f"- {row}" if row else r"\d.* seeds?\b.*\."
+        return next(line for line in self.out.splitlines() if re.match(start, line))
 
 
 @pytest.fixture
@@ -104,10 +111,12 @@ TWO = [Row("low", ["gamma=0"], AP=31.1, AP50=49.4), Row("high", ["gamma=2"], AP=
 def test_missing_runs_are_trained_once_and_shown_beside_the_paper(bench):
     bench(table(TWO), "table1 seeds=2")
     assert bench.cells("high") == {
-        "table1": "high", "AP paper": "34.0", "AP ours": "34.5 ± 0.7", "AP50 paper": "–",
-        "AP50 ours": "44.5 ± 0.7", "seeds": "2", "run": "`steps=10 gamma=2`",
-        "hardware, time": "Abacus 3000, 1 min 15 s",
+        "table1": "high", "AP": "34.0 → 34.5 ± 0.7", "AP50": "– → 44.5 ± 0.7",
     }  # fmt: skip
+    assert "\npaper → ours, mean ± std over 2 seeds.\n" in bench.out
+    everywhere = "2 seeds each; Abacus 3000, 1 min 15 s a run; every run with `steps=10`."
+    assert bench.below() == everywhere
+    assert bench.below("high") == "- high: `gamma=2`"
     assert len(bench.calls()) == 4
     assert [call[2] for call in bench.calls()] == ["seed=0"] * 2 + ["seed=1"] * 2
     first = bench.out[bench.out.index("**table1") :]
@@ -119,15 +128,19 @@ def test_missing_runs_are_trained_once_and_shown_beside_the_paper(bench):
 
 def test_a_single_seed_has_no_spread_and_what_was_not_measured_is_a_dash(bench):
     bench(table(TWO), "table1 run=false")
-    assert bench.cells("low")["AP ours"] == "–"
-    assert bench.cells("low")["hardware, time"] == "–"
-    assert bench.cells("low")["seeds"] == "0 of 1"
+    assert bench.cells("low")["AP"] == "31.1 → –"
+    assert bench.cells("high")["AP50"] == "–"
+    assert bench.below() == "0 of 1 seed each; every run with `steps=10`."
     assert not bench.calls()
     assert not list(bench.folder.rglob("*.png"))
     bench(table(TWO), "table1")
-    assert bench.cells("low")["AP ours"] == "30.0"
+    assert bench.cells("low")["AP"] == "31.1 → 30.0"
+    assert "\npaper → ours.\n" in bench.out
     bench(table(TWO), "table1 run=false seeds=3")
-    assert bench.cells("low")["seeds"] == "1 of 3"
+    assert bench.below().startswith("1 of 3 seeds each; ")
+    bench(table(TWO), "table1 rows=high seeds=3")
+    assert bench.below("low") == "- low (1 of 3 seeds): `gamma=0`"
+    assert bench.below("high") == "- high (3 seeds): `gamma=2`"
 
 
 def test_mean_and_sample_deviation_by_hand():
@@ -177,8 +190,10 @@ def test_each_row_takes_the_best_point_of_the_same_grid(bench):
     tried = table(TWO, grid={"lr": [0.01, 0.02, 0.1]})
     bench(tried, "table1 seeds=2")
     assert len(bench.calls()) == 12
-    assert bench.cells("high")["lr"] == "0.02"
-    assert bench.cells("high")["AP ours"] == "34.5 ± 0.7"
+    assert bench.below("high") == "- high: `gamma=2`"
+    assert "; every run with `steps=10 lr=0.02`." in bench.below()
+    assert "; best of 3 each; " in bench.below()
+    assert bench.cells("high")["AP"] == "34.0 → 34.5 ± 0.7"
     with Path("outputs/tables/mini/table1.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [(line["row"], line["lr"], line["seed"]) for line in lines[:3]] == [
@@ -187,13 +202,13 @@ def test_each_row_takes_the_best_point_of_the_same_grid(bench):
     assert lines[0]["AP"] == "29.0"
     assert lines[4]["status"] == "diverged at step 12 (classification)"
     bench(table(TWO, grid={"lr": [0.01, 0.02, 0.1, 0.03]}), "table1 run=false seeds=2")
-    assert bench.cells("high")["lr"] == "0.02 (3 of 4 tried)"
+    assert "; best of 3 tried of 4 each; " in bench.below()
 
 
 def test_where_smaller_is_better_the_smallest_wins(bench):
     errors = table(TWO, grid={"lr": [0.01, 0.02]}, smaller_is_better=True, diverged=100.0)
     bench(errors, "table1")
-    assert bench.cells("low")["lr"] == "0.01"
+    assert "`steps=10 lr=0.01`" in bench.below()
 
 
 def test_a_grid_may_belong_to_one_scale_and_a_value_of_the_command_line_replaces_it(bench):
@@ -203,7 +218,7 @@ def test_a_grid_may_belong_to_one_scale_and_a_value_of_the_command_line_replaces
     assert len(bench.calls()) == 2
     bench(tried, "table1 lr=0.03")
     assert len(bench.calls()) == 4
-    assert "lr" not in bench.cells("low")
+    assert "best of" not in bench.below()
 
 
 def test_a_table_may_run_another_script_with_a_configuration_of_its_name(bench):
@@ -212,7 +227,7 @@ def test_a_table_may_run_another_script_with_a_configuration_of_its_name(bench):
     tuned = table(TWO, script="tune.py")
     assert (table(TWO).config, tuned.config) == ("config", "tune")
     bench(tuned, "table1")
-    assert bench.cells("high")["AP ours"] == "34.0"
+    assert bench.cells("high")["AP"] == "34.0 → 34.0"
 
 
 def test_composed_rows_are_the_overrides_of_every_scale():
@@ -231,8 +246,8 @@ def test_a_diverged_run_is_shown_and_counts_as_zero(bench):
         Gap(better="half", than=["fine"], column="AP"),
     ]
     bench(table(rows, claims=claims), "table1 seeds=3")
-    assert bench.cells("lost")["AP ours"] == "diverged"
-    assert bench.cells("half")["AP ours"] == "31.0 ± 1.4 (1 of 3 diverged)"
+    assert bench.cells("lost")["AP"] == "diverged"
+    assert bench.cells("half")["AP"] == "31.0 ± 1.4 (1 of 3 diverged)"
     assert (
         '- held: "fine" at least 2 AP ahead of "lost"; ours: 31.0 ± 1.0 ahead of "lost"'
         in bench.out
@@ -283,21 +298,21 @@ def test_a_claim_may_compare_two_columns_of_a_row(bench):
 def test_a_failing_row_is_reported_with_its_last_words_and_the_others_go_on(bench):
     rows = [Row("broken", ["mode=fail"]), Row("too", ["mode=fail", "gamma=1"]), *TWO]
     bench(table(rows), "table1", code=1)
-    assert bench.cells("broken")["AP ours"] == "–"
-    assert bench.cells("high")["AP ours"] == "34.0"
+    assert bench.cells("broken")["AP"] == "–"
+    assert bench.cells("high")["AP"] == "34.0 → 34.0"
     assert "2 runs failed" in bench.err
     assert "broken, seed 0: exit code 1" in bench.err
     assert bench.err.count("data.root: no such folder") == 1  # said once for both
     (bench.folder / "repaired").touch()
     bench(table(rows), "table1")
-    assert bench.cells("broken")["AP ours"] == "30.0"
+    assert bench.cells("broken")["AP"] == "– → 30.0"
     assert len(bench.calls()) == 6
 
 
 def test_a_preempted_run_is_not_finished_and_resumes_in_its_folder(bench):
     rows = [Row("a", ["mode=preempted"]), *TWO]
     bench(table(rows), "table1", code=75)
-    assert bench.cells("a")["AP ours"] == "–"
+    assert bench.cells("a")["AP"] == "–"
     assert "1 run pre-empted" in bench.out
     bench(table(rows), "table1")
     assert len(bench.calls()) == 4
@@ -384,10 +399,10 @@ def test_a_resumed_run_shows_the_time_of_all_its_parts(bench):
     facts = next(bench.folder.rglob("run.json"))
     facts.write_text(json.dumps({"cpu": "Abacus", "device": "cpu", "seconds": 7501.0}))
     bench(table(TWO[:1]), "table1 run=false")
-    assert bench.cells("low")["hardware, time"] == "Abacus, 2 h 05 min"
+    assert "; Abacus, 2 h 05 min a run; " in bench.below()
     facts.unlink()
     bench(table(TWO[:1]), "table1 run=false")
-    assert bench.cells("low")["hardware, time"] == "cpu, 1 min 15 s"
+    assert "; cpu, 1 min 15 s a run; " in bench.below()
 
 
 def test_each_start_and_end_is_told_with_the_time_left(bench):
@@ -411,20 +426,58 @@ def test_markdown_csv_and_chart_are_written(bench):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1  # flush
     assert lines[1].split("|")[2].strip().endswith("-:")
-    assert text.rstrip().endswith("Reduced: 10 steps.")
+    assert "\nReduced: 10 steps.\n" in text
     assert "AP_small" not in text
     with stem.with_suffix(".csv").open() as file:
         assert [line["AP"] for line in csv.DictReader(file)] == ["30.0", "31.0", "34.0", "35.0"]
-    with Image.open(stem.with_suffix(".png")) as picture:
-        picture.load()
-        assert picture.format == "PNG"
+    with Image.open(stem.with_suffix(".png")) as image:
+        image.load()
+        assert image.format == "PNG"
     assert not list(Path("outputs/tables/mini").glob(".*"))
 
 
 def test_recalled_figures_are_marked(bench):
     bench(table([Row("a", [], AP=28.0, AP50=1.0, memory={"AP"})]), "table1 run=false")
-    assert bench.cells("a")["AP paper"] == "28.0 [memory]"
-    assert bench.cells("a")["AP50 paper"] == "1.0"
+    assert bench.cells("a")["AP"] == "28.0† → –"
+    assert bench.cells("a")["AP50"] == "1.0 → –"
+    assert "; † recalled, not checked against the paper.\n" in bench.out
+    bench(table(TWO), "table1 run=false")
+    assert "recalled" not in bench.out
+
+
+def test_a_wide_table_is_printed_in_blocks_of_columns(bench):
+    names = [f"a_metric_with_a_long_name_{i}" for i in range(5)]
+    rows = [Row(f"row {i}", [f"gamma={i}"], **dict.fromkeys(names, 1.0)) for i in range(3)]
+    bench(table(rows, columns=names), "table1 run=false")
+    heads = [line for line in bench.out.splitlines() if line.startswith("| table1")]
+    assert [line.count("long_name") for line in heads] == [3, 2]
+    assert bench.out.count("\n| row 2 ") == 2
+    assert max(map(len, bench.out[: bench.out.index("\npaper →")].splitlines())) <= 110
+
+
+def test_the_metrics_of_one_or_two_rows_stand_below_each_other(bench):
+    bench(table(TWO, columns=("AP", "AP50", "AP75")), "table1 run=false")
+    assert bench.cells("AP") == {"table1": "AP", "low": "31.1 → –", "high": "34.0 → –"}
+    bench(table(TWO, columns=("AP", "AP50", "AP75")), "table1 seeds=2")
+    assert Path("outputs/tables/mini/table1.png").exists()
+
+
+def test_rows_of_different_machines_say_theirs(bench):
+    bench(table(TWO), "table1")
+    facts = next(path for path in bench.folder.rglob("run.json") if "gamma=2" in str(path))
+    facts.write_text(json.dumps({"cpu": "Slide rule", "device": "cpu", "seconds": 7501.0}))
+    bench(table(TWO), "table1 run=false")
+    assert bench.below("low") == "- low (Abacus 3000, 1 min 15 s): `gamma=0`"
+    assert bench.below("high") == "- high (Slide rule, 2 h 05 min): `gamma=2`"
+
+
+def test_a_markdown_table_is_flush_and_escapes_its_bars():
+    assert markdown(["", "AP"], [["a|b", "3.0"], ["c", "12.0"]]).splitlines() == [
+        "|      |   AP |",
+        "| :--- | ---: |",
+        "| a\\|b |  3.0 |",
+        "| c    | 12.0 |",
+    ]
 
 
 def test_without_words_the_tables_are_listed(bench):
@@ -479,7 +532,7 @@ def test_a_slip_in_a_declaration_is_named(rows, options, message):
 def test_rows_runs_only_what_it_names_and_prints_all(bench):
     bench(table(TWO), "table1 rows=hig")
     assert len(bench.calls()) == 1
-    assert bench.cells("low")["AP ours"] == "–"
+    assert bench.cells("low")["AP"] == "31.1 → –"
     bench(table(TWO), "table1 rows=nothing", code=2)
 
 

@@ -35,16 +35,16 @@ def test_the_table_has_the_first_loss_on_request_and_no_empty_column(
 ) -> None:
     columns = ("AP", "AP_small", "AP50")
     assert compare(folders, columns).splitlines() == [
-        "| run | AP | AP50 |",
-        "| :-- | --: | --: |",
-        "| good | 31.2 | 40.0 |",
-        "| lost | diverged at step 2 (box) | – |",
+        "| run  |                       AP | AP50 |",
+        "| :--- | -----------------------: | ---: |",
+        "| good |                     31.2 | 40.0 |",
+        "| lost | diverged at step 2 (box) |    – |",
     ]
     table = compare(folders, columns, "loss").splitlines()
-    assert table[0] == "| run | first loss | AP | AP50 |"
+    assert table[0] == "| run  | first loss |                       AP | AP50 |"
     assert table[2:] == [
-        "| good | 2.50 | 31.2 | 40.0 |",
-        "| lost | – | diverged at step 2 (box) | – |",
+        "| good |       2.50 |                     31.2 | 40.0 |",
+        "| lost |          – | diverged at step 2 (box) |    – |",
     ]
     assert compare({"lost": folders["lost"]}, columns).count("diverged at step 2") == 1
 

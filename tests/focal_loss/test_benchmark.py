@@ -35,7 +35,7 @@ def test_contestants_with_equal_results_are_timed_and_printed(what, tmp_path, ca
         low, median, high = row["quartiles"]
         assert 0 < min(row["seconds"]) <= low <= median <= high <= max(row["seconds"])
     printed = capsys.readouterr().out
-    assert printed.count(f"\n| {what} | ") == len(content["results"])
+    assert printed.count(f"\n| {what} ") == len(content["results"])
     assert "load average" in printed
 
 
@@ -72,9 +72,11 @@ def test_every_round_is_led_by_another_contestant():
 
 def test_the_ratio_is_that_of_the_medians():
     rows = [Row("loss", "ours", [1.0, 2.0, 9.0], 2**20), Row("loss", "theirs", [3.0, 5.0, 6.0])]
-    ours, theirs = table(rows).splitlines()[2:]
-    assert ours == "| loss | ours | 2,000.0 ms | 1,500.0 – 5,500.0 ms |  | 1 MiB |"
-    assert theirs == "| loss | theirs | 5,000.0 ms | 4,000.0 – 5,500.0 ms | 2.50 |  |"
+    lines = [line.strip("|").split("|") for line in table(rows).splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["loss", "ours", "2,000.0 ms", "1,500.0 – 5,500.0 ms", "", "1 MiB"],
+        ["loss", "theirs", "5,000.0 ms", "4,000.0 – 5,500.0 ms", "2.50", ""],
+    ]
 
 
 @pytest.mark.parametrize(

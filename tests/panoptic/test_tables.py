@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from common.config import typed
-from common.tables.command import Request, compose_rows, main, plan
+from common.tables import main
+from common.tables.plan import Request, compose_rows, plan
 from panoptic.annotators import paper as study_paper
 from panoptic.annotators.analysis import by_size
 from panoptic.annotators.simulate import CATEGORIES, scene
@@ -190,6 +191,6 @@ def test_the_list_and_the_figures_of_the_paper_are_printed(tmp_path, monkeypatch
     assert all(f"{name} " in listed for name in BY_NAME)
     main(TABLES, script=script, words=["table6", "run=false"])
     printed = capsys.readouterr().out
-    assert "61.2 [memory]" in printed
-    assert "69.6 [memory]" in printed
+    assert "61.2† →" in printed
+    assert "69.6† →" in printed
     assert "Vistas human 57.7 79.7 71.6 62.7 53.6, machine 38.3 73.6 47.7 41.8 35.7" in printed

@@ -133,5 +133,5 @@ def test_the_list_and_the_figures_of_the_paper_are_printed(tmp_path, monkeypatch
     assert all(f"{name} " in listed for name in BY_NAME)
     main(TABLES, script=script, words=["cogent", "run=false"])
     printed = capsys.readouterr().out
-    assert "73.7 [memory]" in printed
+    assert "73.7† →" in printed
     assert "not measured" in printed

@@ -1,0 +1,99 @@
+"""A paper's table as data: its rows, the runs that give them, and what it is said to show."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .claims import Beside, Gap, Near
+
+
+class Row:
+    """One row: its name, the overrides that give it, and the figures that the paper prints for it.
+
+    A figure is named like its column; one that is absent or None is not in the paper. `memory`
+    names the figures that were recalled and not confirmed. `instead` gives a scale overrides of its
+    own, where the paper's would make no sense there: {"mini": ["data.test_short_side=64"]}.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        overrides: Sequence[str],
+        *,
+        memory: Iterable[str] = (),
+        instead: Mapping[str, Sequence[str]] | None = None,
+        **paper: float | None,  # the columns differ from table to table
+    ) -> None:
+        self.name = name
+        self.overrides = list(overrides)
+        self.instead = {scale: list(words) for scale, words in (instead or {}).items()}
+        self.memory = frozenset(memory)
+        self.paper = {column: value for column, value in paper.items() if value is not None}
+
+    def at(self, scale: str) -> list[str]:
+        """The overrides of this row at a scale."""
+        return self.instead.get(scale, self.overrides)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper, and the scales at which its rows can be run."""
+
+    name: str
+    title: str
+    _: KW_ONLY
+    rows: Sequence[Row]
+    columns: Sequence[str]  # names in result.json's metrics; the first one chooses in the grid
+    scales: dict[str, list[str]]  # overrides by scale; the first scale is the default
+    grid: dict[str, Any] = field(default_factory=dict)  # {key: values}, or by scale: {"mini": ...}
+    claims: Sequence[Gap | Near | Beside] = ()
+    note: str = ""
+    digits: int = 1
+    smaller_is_better: bool = False
+    diverged: float = 0.0  # what a diverged run counts as, in every column
+    script: str = "train.py"  # another one's Hydra configuration has its name: conf/<name>.yaml
+
+    def __post_init__(self) -> None:
+        """Find slips in the declaration before hours are spent on it."""
+        names = [row.name for row in self.rows]
+        if len(set(names)) < len(names) or not names or not self.scales:
+            raise ValueError(f"{self.name}: rows need different names, and a table rows and scales")
+        wanted = [(column, self.columns) for row in self.rows for column in row.paper]
+        wanted += [(column, self.columns) for row in self.rows for column in row.memory]
+        wanted += [(claim.column, self.columns) for claim in self.claims]
+        wanted += [(name, names) for claim in self.claims for name in claim.names]
+        beside = [claim for claim in self.claims if isinstance(claim, Beside)]
+        wanted += [(claim.other, self.columns) for claim in beside]
+        if not all(len(claim.names) > 1 for claim in self.claims if claim not in beside):
+            raise ValueError(f"{self.name}: a claim needs rows to compare with")
+        for word, choices in wanted:
+            if word not in choices:
+                raise ValueError(f"{self.name}: {unknown(word, choices)}")
+        for scale in self.scales:
+            for row in self.rows:
+                for key in {key_of(word) for word in row.at(scale)} & set(self.grid_of(scale)):
+                    raise ValueError(f"{self.name}: {row.name} fixes {key}, which the grid varies")
+
+    @property
+    def config(self) -> str:
+        """Name of the script's Hydra configuration."""
+        return "config" if self.script == "train.py" else Path(self.script).stem
+
+    def grid_of(self, scale: str) -> dict[str, list[Any]]:
+        """The values that every row tries at this scale, by key."""
+        by_scale = set(self.grid) <= set(self.scales)
+        return self.grid.get(scale, {}) if by_scale else self.grid
+
+
+def unknown(word: str, choices: Sequence[str]) -> str:
+    """`word` is none of the `choices`, in words, with the nearest of them."""
+    near = difflib.get_close_matches(word, choices, 1, 0.5)
+    advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}."
+    return f"{word!r} is unknown; {advice}"
+
+
+def key_of(word: str) -> str:
+    """The option that an override sets."""
+    return word.split("=", 1)[0].lstrip("+~")
