@@ -22,8 +22,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.tables.claims import Beside, Gap
-from common.tables.command import Row, Table, main
+from common.tables import Beside, Gap, Row, Table, main
 from panoptic import config  # noqa: F401 - config tells Hydra the options
 from panoptic.annotators import paper
 
