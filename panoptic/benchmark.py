@@ -13,18 +13,16 @@ before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
-import json
-import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from common import timing
@@ -33,16 +31,14 @@ from common.config import run as run_command
 from common.timing import Calls, Row, named
 from panoptic import merge
 from panoptic.files.categories import kinds
-from panoptic.files.coco import PanopticFiles
+from panoptic.files.coco import PanopticFiles, write_json
 from panoptic.files.detection import run_lengths
+from panoptic.files.entries import complete
 from panoptic.files.pixels import read_ids, write_ids
 from panoptic.merging.runs import merge_runs
 from panoptic.metric import peers
-from panoptic.metric.overlaps import LIMIT
+from panoptic.metric.examples import THINGS, Pair, make_instances, make_pair, renumber
 from panoptic.quality import PanopticQuality
-
-Pair = tuple[np.ndarray, list[dict], np.ndarray, list[dict]]  # prediction, truth, their segments
-THINGS = {category: category <= 20 for category in range(1, 31)}
 
 
 @dataclass
@@ -81,7 +77,7 @@ def ids(options: Options) -> Calls:
 def compact(options: Options) -> Calls:
     """PQ of maps in memory with ids 1, 2, 3, ... in each image, as models give them."""
     pairs, things = _pairs(options)
-    return _in_memory([_renumbered(pair) for pair in pairs], things, options)
+    return _in_memory([renumber(pair) for pair in pairs], things, options)
 
 
 def files(options: Options) -> Calls:
@@ -95,17 +91,11 @@ def files(options: Options) -> Calls:
             write_ids(path, drawn)
         entries.append((paths[0], predicted, paths[1], true))
 
-    def ours() -> torch.Tensor:
+    def read(one: Callable[[Path], np.ndarray]) -> Iterator[Pair]:
         assert folder.name  # keeps the files for as long as this function
-        metric = PanopticQuality(things)
-        for i, (prediction, predicted, truth, true) in enumerate(entries):
-            metric.update(read_ids(prediction), predicted, read_ids(truth), true, image=i)
-        return metric.sums[:, :4]
+        return ((one(p), predicted, one(t), true) for p, predicted, t, true in entries)
 
-    def theirs() -> torch.Tensor:
-        read = ((peers.read(p), ps, peers.read(t), ts) for p, ps, t, ts in entries)
-        return _tensor(peers.panoptic_quality(read, things))
-
+    ours, theirs = lambda: _ours(read(read_ids), things), lambda: _theirs(read(peers.read), things)
     return {"ours": ours, "two `unique` an image": theirs}
 
 
@@ -115,7 +105,7 @@ def merging(options: Options) -> Calls:
     Ours is that of merge_files.py, checks included; the last line is ours where the masks are
     there, as after a model.
     """
-    masks, scores, labels, stuff = _instances(options)
+    masks, scores, labels, stuff = make_instances(options.instances, options.height, options.width)
     codes = [
         {"category_id": label, "score": score, "segmentation": code}
         for label, score, code in zip(labels, scores.tolist(), peers.encode(masks), strict=True)
@@ -155,7 +145,7 @@ def torchmetrics(options: Options) -> Calls:
     """
     from torchmetrics.detection import PanopticQuality as Theirs
 
-    made = _made_up(0, options, void=False)
+    made = _make_pair(0, options, void=False)
 
     def coloured(drawn: np.ndarray, listed: list[dict]) -> torch.Tensor:
         category = np.zeros(drawn.shape, np.int64)
@@ -189,113 +179,45 @@ BENCHMARKS: Mapping[str, Callable[[Options], Calls]] = {
 
 def _in_memory(pairs: list[Pair], things: dict[int, bool], options: Options) -> Calls:
     """Our metric and the plain one on the same arrays; on a GPU ours has the maps there."""
-    maps: list[Any] = [(prediction, truth) for prediction, _, truth, _ in pairs]
+    placed: list[Any] = pairs
     if options.device == "cuda":
-        maps = [tuple(torch.from_numpy(each).cuda() for each in both) for both in maps]
-
-    def ours() -> torch.Tensor:
-        metric = PanopticQuality(things)
-        for (prediction, truth), (_, predicted, _, true) in zip(maps, pairs, strict=True):
-            metric.update(prediction, predicted, truth, true)
-        return metric.sums[:, :4]
-
-    def theirs() -> torch.Tensor:
-        return _tensor(peers.panoptic_quality(pairs, things))
-
+        placed = [
+            (torch.from_numpy(prediction).cuda(), predicted, torch.from_numpy(truth).cuda(), true)
+            for prediction, predicted, truth, true in pairs
+        ]
+    ours, theirs = partial(_ours, placed, things), partial(_theirs, pairs, things)
     return {"ours": ours, "two `unique` an image": theirs}
 
 
-def _tensor(sums: peers.Sums) -> torch.Tensor:
+def _ours(pairs: Iterable[Any], things: dict[int, bool]) -> torch.Tensor:
+    metric = PanopticQuality(things)
+    for i, (prediction, predicted, truth, true) in enumerate(pairs):
+        metric.update(prediction, predicted, truth, true, image=i)
+    return metric.sums[:, :4]
+
+
+def _theirs(pairs: Iterable[Pair], things: dict[int, bool]) -> torch.Tensor:
+    sums = peers.panoptic_quality(pairs, things)
     return torch.tensor(list(sums.values()), dtype=torch.float64)
 
 
 def _pairs(options: Options) -> tuple[list[Pair], dict[int, bool]]:
     """Pairs with 24-bit ids, and the things among the categories."""
     if not options.data:
-        return [_made_up(i, options) for i in range(options.pairs)], THINGS
+        return [_make_pair(i, options) for i in range(options.pairs)], THINGS
     content = PanopticFiles(options.data)
     pairs = []
     for image in content.images[: options.pairs]:
         truth, true = content.ids(image["id"]), content.segments(image["id"])
         prediction = np.zeros_like(truth)
         prediction[4:, 4:] = truth[:-4, :-4]  # shifted, its border void
-        present = set(np.unique(prediction).tolist())
-        predicted = [segment for segment in true if segment["id"] in present]
+        predicted = complete(prediction, true, where="the shifted map", strict=False)
         pairs.append((prediction, predicted, truth, true))
     return pairs, kinds(content.categories)
 
 
-def _made_up(seed: int, options: Options, *, void: bool = True) -> Pair:
-    """Cells around random points, their borders bent at random, in another way for each map."""
-    generator = torch.Generator().manual_seed(seed)
-    n = options.segments
-    points = torch.rand(n, 2, generator=generator)
-    numbers = np.array(random.Random(seed).sample(range(1, LIMIT), 2 * n), np.int32).reshape(2, n)
-    categories = torch.randint(1, len(THINGS) + 1, (2, n), generator=generator)
-    same = torch.rand(n, generator=generator) < 0.9
-    categories[1] = torch.where(same, categories[0], categories[1])
-    drawn = []
-    for table in numbers:
-        coarse = torch.randn(1, 2, options.height // 32, options.width // 32, generator=generator)
-        size = (options.height, options.width)
-        bend = 0.01 * F.interpolate(coarse, size, mode="bicubic", align_corners=False)[0]
-        nearest = torch.full(size, torch.inf)
-        cell = torch.zeros(size, dtype=torch.int64)
-        for i, (y, x) in enumerate(points.tolist()):
-            down = torch.linspace(0, 1, size[0])[:, None] + bend[0] - y
-            right = torch.linspace(0, 1, size[1]) + bend[1] - x
-            distance = down.square() + right.square()
-            cell[distance < nearest] = i
-            nearest = torch.minimum(nearest, distance)
-        drawn.append(table[cell.numpy()])
-    truth, prediction = drawn
-    if void:
-        truth[truth == numbers[0, 0]] = 0
-    lists = []
-    for each, table, kind in zip(drawn, numbers, categories, strict=True):
-        area = dict(
-            zip(*(part.tolist() for part in np.unique(each, return_counts=True)), strict=True)
-        )
-        lists.append(
-            [
-                {"id": key, "category_id": category, "iscrowd": 0, "area": area[key]}
-                for key, category in zip(table.tolist(), kind.tolist(), strict=True)
-                if key in area
-            ]
-        )
-    return prediction, lists[1], truth, lists[0]
-
-
-def _renumbered(pair: Pair) -> Pair:
-    """The same with ids 1, 2, 3, ..."""
-    prediction, predicted, truth, true = pair
-    parts: list[Any] = []
-    for drawn, listed in ((prediction, predicted), (truth, true)):
-        keys = np.array([0, *sorted(segment["id"] for segment in listed)])
-        number = {int(key): i for i, key in enumerate(keys)}
-        parts.append(np.searchsorted(keys, drawn).astype(np.int32))
-        parts.append([{**segment, "id": number[segment["id"]]} for segment in listed])
-    return parts[0], parts[1], parts[2], parts[3]
-
-
-def _instances(
-    options: Options,
-) -> tuple[np.ndarray, np.ndarray, list[int], list[tuple[int, np.ndarray]]]:
-    """Ellipses (N, H, W), scores, categories, and stuff regions in vertical strips."""
-    generator = np.random.default_rng(0)
-    N, H, W = options.instances, options.height, options.width
-    y, x = np.arange(H)[:, None] / H, np.arange(W) / W
-    masks = np.zeros((N, H, W), bool)
-    for mask, (cy, cx, ry, rx) in zip(masks, generator.random((N, 4)), strict=True):
-        radius = 0.02 + 0.15 * np.array([ry, rx])
-        mask[:] = ((y - cy) / radius[0]) ** 2 + ((x - cx) / radius[1]) ** 2 < 1
-    scores = generator.uniform(0.3, 1, N)
-    labels = generator.integers(1, 21, N).tolist()
-    edges = np.linspace(0, W, 11).astype(int)
-    stuff = [(21 + i, np.zeros((H, W), bool)) for i in range(10)]
-    for i, (_, mask) in enumerate(stuff):
-        mask[:, edges[i] : edges[i + 1]] = True
-    return masks, scores, labels, stuff
+def _make_pair(seed: int, options: Options, *, void: bool = True) -> Pair:
+    return make_pair(seed, (options.height, options.width), options.segments, void=void)
 
 
 def measure(what: str, options: Options) -> list[Row]:
@@ -333,8 +255,9 @@ def main(words: list[str] | None = None) -> None:
     print(*absent, sep="\n")
     if options.out:
         results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        content = {"conditions": facts, "options": asdict(options), "results": results}
-        Path(options.out).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(
+            options.out, {"conditions": facts, "options": asdict(options), "results": results}
+        )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,10 @@ def check_targets(
         given = "none" if targets is None else f"{len(targets)}"
         raise ValueError(f"{len(images)} images and {given} targets: training needs one for each")
     out: list[dict[str, Tensor]] = []
+    faults: list[tuple[Tensor, str]] = []  # whether it is there, and what is wrong
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        known = [f"{target[key]}" for key in ("file", "image_id") if key in target]
+        name = known[0] if known else f"image {number} of the batch"
         height, width = image.shape[1:]
         wanted: dict[str, tuple[int, ...]] = {}
         if things is not None:
@@ -71,58 +74,31 @@ def check_targets(
             wanted["semantic"] = (height, width)
         for key, shape in wanted.items():
             if key not in target:
-                raise ValueError(f"the target of {_name(number, target)} has no {key!r}: add it")
+                raise ValueError(f"the target of {name} has no {key!r}: add it")
             if tuple(target[key].shape) != shape:
                 raise ValueError(
-                    f"{key!r} of {_name(number, target)} is {tuple(target[key].shape)} where "
-                    f"{shape} fits its image and labels"
+                    f"{key!r} of {name} is {tuple(target[key].shape)} where {shape} fits its image "
+                    "and labels"
                 )
-        out.append({key: target[key].to(device, non_blocking=True) for key in wanted})
-        for key, kind in (("boxes", torch.float32), ("labels", torch.int64)):
-            if key in wanted:
-                out[-1][key] = out[-1][key].to(kind)
-    _check_values(out, targets, things, classes)
-    return [t | {"labels": t["labels"] + 1} if "labels" in t else t for t in out]
-
-
-def _check_values(
-    out: list[dict[str, Tensor]],
-    targets: Sequence[Target],
-    things: int | None,
-    classes: int | None,
-) -> None:
-    """Stop at a value that the loss cannot take; one wait for the device for the whole batch."""
-    wrong = {
-        "boxes": (
-            "a box that is not finite or has no area",
-            lambda b: ~(torch.isfinite(b).all() & (b[:, 2:] > b[:, :2]).all()),
-        ),
-        "labels": (
-            f"a label outside 0..{(things or 0) - 1}",
-            lambda x: ((x < 0) | (x >= (things or 0))).any(),
-        ),
-        "semantic": (
-            f"a semantic class that is neither in 0..{(classes or 0) - 1} nor {VOID}",
-            lambda x: ((x < 0) | ((x >= (classes or 0)) & (x != VOID))).any(),
-        ),
-    }
-    found = [(number, key) for number, t in enumerate(out) for key in wrong if key in t]
-    if not found:
-        return
-    flags = torch.stack([wrong[key][1](out[number][key]) for number, key in found]).tolist()
-    for (number, key), flag in zip(found, flags, strict=True):
+        one = {key: target[key].to(device, non_blocking=True) for key in wanted}
+        if things is not None:
+            boxes, labels = one["boxes"].float(), one["labels"].long()
+            sound = torch.isfinite(boxes).all() & (boxes[:, 2:] > boxes[:, :2]).all()
+            faults.append((~sound, f"{name} has a box that is not finite or has no area"))
+            beyond = ((labels < 0) | (labels >= things)).any()
+            faults.append((beyond, f"{name} has a label outside 0..{things - 1}"))
+            one |= {"boxes": boxes, "labels": labels + 1}
+        if classes is not None:
+            semantic = one["semantic"]
+            beyond = ((semantic < 0) | ((semantic >= classes) & (semantic != VOID))).any()
+            what = f"a semantic class that is neither in 0..{classes - 1} nor {VOID}"
+            faults.append((beyond, f"{name} has {what}"))
+        out.append(one)
+    flags = torch.stack([flag for flag, _ in faults]).tolist() if faults else []  # one wait
+    for flag, (_, fault) in zip(flags, faults, strict=True):
         if flag:
-            raise ValueError(
-                f"{_name(number, targets[number])} has {wrong[key][0]}: correct its target"
-            )
-
-
-def _name(number: int, target: Target) -> str:
-    """What a user knows the image by."""
-    for key in ("file", "image_id"):
-        if key in target:
-            return f"{target[key]}"
-    return f"image {number} of the batch"
+            raise ValueError(f"{fault}: correct its target")
+    return out
 
 
 def predict_by_size(
