@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .cast import KINDS, Stage, stage, strike
+from .primitives import Array
 from .scene import Scene
 from .shapes import POINTS, ROUND
 
-Array = np.ndarray
 KEYPOINTS = (
     "top",
     *(f"upper {side}" for side in ("front", "right", "back", "left")),
     *(f"lower {side}" for side in ("front", "right", "back", "left")),
 )
-KEYPOINT_FLIP = (0, 1, 4, 3, 2, 5, 8, 7, 6)  # order of the keypoints in a mirrored picture
+KEYPOINT_FLIP = (0, 1, 4, 3, 2, 5, 8, 7, 6)  # order of the keypoints in a mirrored image
 SKELETON = tuple(  # pairs of keypoints that an edge joins, numbers from 1 as in COCO
     [(1, 2 + k) for k in range(4)]
     + [(2 + k, 6 + k) for k in range(4)]
@@ -50,7 +50,7 @@ def visible_boxes(ids: Array, objects: int) -> tuple[Array, Array]:
 def keypoints(scenes: list[Scene]) -> list[Array]:
     """Per scene the keypoints (objects, 9, 3) float32 of its solids: x, y in pixels, flag.
 
-    The flag is COCO's: 2 visible, 1 hidden by a solid, 0 outside the picture (then x = y = 0).
+    The flag is COCO's: 2 visible, 1 hidden by a solid, 0 outside the image (then x = y = 0).
     Front, right, back and left are as seen from the camera, so they are learnable for solids that
     look the same from all sides; a pixel's centre is at + 0.5.
     """

@@ -1,7 +1,7 @@
 """Which solid a ray meets first, for all rays of a batch of scenes at once.
 
 N scenes, K solids over all scenes, n rays, m pairs (ray, solid). A pair exists only where the ray's
-pixel lies in the rectangle that bounds the solid (or its shadow) in the picture. Solids are sorted
+pixel lies in the rectangle that bounds the solid (or its shadow) in the image. Solids are sorted
 by shape, so one shape's pairs are one slice and one vectorised intersection. Results per ray depend
 on its own scene alone. Rays have direction d with d . forward = 1: t is depth along the axis.
 """
@@ -12,11 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from .primitives import MISS, Array, Triple
 from .scene import Scene, axes_of
-from .shapes import BOX, MISS, REACH2, SOLIDS
+from .shapes import BOX, REACH2, SOLIDS
 
-Array = np.ndarray
-Triple = tuple[Array, Array, Array]
 KINDS = tuple(SOLIDS)
 _BOXES = np.array([BOX[kind] for kind in KINDS])
 _REACH2 = np.array([REACH2[kind] for kind in KINDS], np.float32)
@@ -26,7 +25,7 @@ _FAR = np.uint64(2**64 - 1)
 
 @dataclass
 class Stage:
-    """The solids and cameras of N scenes of one picture size as arrays."""
+    """The solids and cameras of N scenes of one image size as arrays."""
 
     height: int
     width: int
@@ -45,7 +44,7 @@ class Stage:
 
     @property
     def pixels(self) -> int:
-        """Pixels per picture."""
+        """Pixels per image."""
         return self.height * self.width
 
     def project(self, image: Array, points: Array) -> Array:
@@ -75,11 +74,11 @@ class Stage:
 
 
 def stage(scenes: list[Scene]) -> Stage:
-    """Gather scenes of one picture size."""
+    """Gather scenes of one image size."""
     camera = scenes[0].camera
     height, width = camera.height, camera.width
     if any((s.camera.height, s.camera.width) != (height, width) for s in scenes):
-        raise ValueError("scenes rendered together must share one picture size")
+        raise ValueError("scenes rendered together must share one image size")
     rows = [
         (i, j, KINDS.index(o.shape), *o.center, o.radius, math.cos(o.yaw), math.sin(o.yaw))
         for i, scene in enumerate(scenes)
@@ -166,6 +165,10 @@ class Rays:
     y: Array
     z: Array
 
+    def pick(self, index: Array) -> "Rays":
+        """The rays with these numbers."""
+        return Rays(self.image[index], self.x[index], self.y[index], self.z[index])
+
 
 def grid_rays(where: Stage) -> Rays:
     """One ray through every pixel centre, numbered image, y, x."""
@@ -180,8 +183,8 @@ def grid_rays(where: Stage) -> Rays:
     return Rays(image, x.reshape(-1), y.reshape(-1), z.reshape(-1))
 
 
-def shifted_rays(where: Stage, rays: Rays, chosen: Array, offsets: Array) -> Rays:
-    """Rays `offsets` (S, 2) pixels right and down of the `chosen` ones, S to each, in order."""
+def shift_rays(where: Stage, rays: Rays, chosen: Array, offsets: Array) -> Rays:
+    """S rays for each of the `chosen` ones, moved right and down by `offsets` (S, 2) pixels."""
     count = len(offsets)
     image = np.repeat(rays.image[chosen], count)
     focal = where.focal.astype(np.float32)[image]

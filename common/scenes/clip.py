@@ -80,9 +80,9 @@ def clips(
         )
         for t in range(frames)
     ]
-    pictures = render(world, scenes)
+    rendered = render(world, scenes)
     labelled = [p.motion for p, o in zip(paths, first.objects, strict=True) if o.labelled]
-    return Clip(pictures.images, pictures.ids, labelled, scenes)
+    return Clip(rendered.images, rendered.ids, labelled, scenes)
 
 
 def _paths(

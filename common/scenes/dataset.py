@@ -23,7 +23,7 @@ _BATCH = 64  # scenes placed and rendered at a time
 class Scenes(Dataset):
     """`count` scenes of a `World`, from index `start` of the stream `seed`, rendered once.
 
-    Pictures are cached on disk (see `cache`) and memory-mapped. Items are
+    Images are cached on disk (see `cache`) and memory-mapped. Items are
 
         image uint8 (3, H, W), {"boxes": float32 (M, 4) xyxy around the visible pixels,
         "labels": int64 (M,), "iscrowd": bool (M,), "area": float32 (M,) visible pixels,
@@ -116,7 +116,7 @@ class Scenes(Dataset):
         return render(self.world, [self.scene(i)]).depth[0]
 
     def images(self) -> Tensor:
-        """All pictures (N, 3, H, W) uint8 in memory."""
+        """All images (N, 3, H, W) uint8 in memory."""
         out = np.empty((self.count, 3, self.world.height, self.world.width), np.uint8)
         for n, first, last in self._spans():
             out[first:last] = self._shard(n)["image"]

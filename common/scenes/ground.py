@@ -1,14 +1,14 @@
 """Colours of what is not a solid: floor, wall, sky and patches, with procedural textures.
 
 All functions map float32 arrays (n,) of world coordinates to albedo, linear light 0..1, in IEEE
-arithmetic only (see `shapes`), so that a pixel does not depend on its neighbours in the array.
+arithmetic only (see primitives.py), so that a pixel does not depend on its neighbours in the array.
 """
 
 import numpy as np
 
+from .primitives import Array
 from .scene import Vector
 
-Array = np.ndarray
 Color = tuple[Array, Array, Array]
 HORIZON, ZENITH = (0.74, 0.80, 0.86), (0.16, 0.33, 0.68)  # linear light
 

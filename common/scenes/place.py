@@ -151,9 +151,9 @@ def _solid(world: World, rng: np.random.Generator, labelled: bool) -> Solid:
         size = min(world.sizes, key=lambda item: abs(math.log(item[1] / radius)))[0]
     shapes = world.shapes if labelled else world.distractor_shapes
     if labelled and world.combos:
-        shapes = tuple(shape for shape in shapes if world.allowed_colors(shape))
+        shapes = tuple(shape for shape in shapes if world.colors_of(shape))
     shape = shapes[rng.integers(len(shapes))]
-    colors = world.allowed_colors(shape) if labelled else world.colors
+    colors = world.colors_of(shape) if labelled else world.colors
     color = colors[rng.integers(len(colors))]
     rotation = float(rng.uniform(0, 360))
     material = world.materials[rng.integers(len(world.materials))]
@@ -161,7 +161,14 @@ def _solid(world: World, rng: np.random.Generator, labelled: bool) -> Solid:
     if world.color_jitter:
         rgb = np.clip(rgb * (1 + world.color_jitter * rng.uniform(-1, 1, 3)), 0, 1)
     return Solid(
-        *(shape, color, material, size, float(radius), 0.0, 0.0, rotation),
+        shape=shape,
+        color=color,
+        material=material,
+        size=size,
+        radius=float(radius),
+        x=0.0,
+        y=0.0,
+        rotation=rotation,
         rgb=_vector(rgb),
         labelled=labelled,
     )
@@ -205,9 +212,19 @@ def _clutter(
         radius = world.largest * (0.07 + 0.16 * share)
         if all(math.hypot(s.x - x, s.y - y) > s.radius + radius for s in solids):
             gray = 0.25 + 0.45 * shade
-            rgb = (float(gray), float(gray * 0.95), float(gray * 0.88))
-            values = (PEBBLE, "", "rubber", "", float(radius), float(x), float(y))
-            pebbles.append(Solid(*values, float(rotation * 360), rgb=rgb, labelled=False))
+            pebble = Solid(
+                shape=PEBBLE,
+                color="",
+                material="rubber",
+                size="",
+                radius=float(radius),
+                x=float(x),
+                y=float(y),
+                rotation=float(rotation * 360),
+                rgb=(float(gray), float(gray * 0.95), float(gray * 0.88)),
+                labelled=False,
+            )
+            pebbles.append(pebble)
     return pebbles, tuple(stains)
 
 

@@ -1,6 +1,6 @@
-"""Pictures of scenes by ray casting: images, id maps, stuff regions and depth of a whole batch.
+"""Scenes drawn by ray casting: images, id maps, stuff regions and depth of a whole batch.
 
-Two passes: a ray through every pixel centre, then, where the first picture has contrast, four
+Two passes: a ray through every pixel centre, then, where the first image has contrast, four
 more rays per pixel, each with its own point on the key lamp, which smooths outlines and shadows.
 Ids, regions and depth are those of the pixel centres.
 """
@@ -17,33 +17,39 @@ from .cast import (
     grid_rays,
     ids_of,
     shadow_pairs,
-    shifted_rays,
+    shift_rays,
     solid_pairs,
     stage,
     subrays,
 )
+from .primitives import Array
 from .scene import Scene
 from .shade import View, spot_pairs
 from .world import World
 
-Array = np.ndarray
-RENDERER = 3  # raise whenever pixels change: cached pictures of other versions are not read
+RENDERER = 3  # raise whenever pixels change: cached images of other versions are not read
 _PIXELS = 40_000  # per chunk: its arrays stay in the processor's cache
 _SUBPIXEL = np.array([(-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375)])
 _LAMP = np.array(  # points on the key lamp, four for even pixels, four for odd ones
     [
-        *((-0.4, -0.9), (0.9, -0.4), (-0.9, 0.4), (0.4, 0.9)),
-        *((-0.1, -0.45), (0.45, -0.1), (-0.45, 0.1), (0.1, 0.45)),
+        (-0.4, -0.9),
+        (0.9, -0.4),
+        (-0.9, 0.4),
+        (0.4, 0.9),
+        (-0.1, -0.45),
+        (0.45, -0.1),
+        (-0.45, 0.1),
+        (0.1, 0.45),
     ]
 )
 _LAMP_SIZE = 0.07  # of the lamp's height, at most
-_PENUMBRA = 7.0  # over the picture's width: so that the penumbra stays about as wide as two pixels
+_PENUMBRA = 7.0  # over the image's width: so that the penumbra stays about as wide as two pixels
 _CONTRAST = 10.0  # levels of 0..255 between neighbours that call for more rays
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Pictures of N scenes."""
+    """N scenes as images."""
 
     images: Tensor  # (N, 3, H, W) uint8
     ids: Tensor  # (N, H, W) uint8: 0 no solid, i + 1 object i of the scene
@@ -52,7 +58,7 @@ class Rendered:
 
 
 def render(world: World, scenes: Sequence[Scene]) -> Rendered:
-    """Render scenes of `world`; each picture is the same in any batch."""
+    """Render scenes of `world`; each image is the same in any batch."""
     if not scenes:
         raise ValueError("render needs at least one scene")
     for scene in scenes:
@@ -83,7 +89,7 @@ def _chunk(world: World, scenes: list[Scene]) -> tuple[Array, Array, Array, Arra
     if world.antialias:
         edge = _contrast(color.reshape(3, *shape)) | _penumbra(free.reshape(shape))
         chosen = np.flatnonzero(edge)
-        fine = shifted_rays(where, rays, chosen, _SUBPIXEL)
+        fine = shift_rays(where, rays, chosen, _SUBPIXEL)
         odd = (chosen % where.width + chosen // where.width) % 2
         lamp = 1 + 4 * np.repeat(odd, 4) + np.tile(np.arange(4), len(chosen))
         solids, spots = (subrays(p, chosen, len(rays.x), 4) for p in (solids, spots))
@@ -92,9 +98,9 @@ def _chunk(world: World, scenes: list[Scene]) -> tuple[Array, Array, Array, Arra
         split = view.trace(fine, solids, shadows, spots, fine.image * points + lamp)[0]
         split = split.reshape(3, -1, 4)
         color[:, chosen] = (split[..., 0] + split[..., 1] + split[..., 2] + split[..., 3]) / 4
-    picture = _picture(world, scenes, color.reshape(3, *shape))
+    images = _quantise(world, scenes, color.reshape(3, *shape))
     ids = ids_of(where, solid).reshape(shape)
-    return picture, ids, region.reshape(shape), depth.reshape(shape)
+    return images, ids, region.reshape(shape), depth.reshape(shape)
 
 
 def _lamp_points(where: Stage) -> Array:
@@ -135,12 +141,12 @@ def _contrast(color: Array) -> Array:
     return edge
 
 
-def _picture(world: World, scenes: list[Scene], color: Array) -> Array:
+def _quantise(world: World, scenes: list[Scene], color: Array) -> Array:
     """Levels (3, N, H, W) to uint8 (N, 3, H, W), with sensor noise."""
-    picture = color.transpose(1, 0, 2, 3)
+    levels = color.transpose(1, 0, 2, 3)
     if world.noise:
         for i, scene in enumerate(scenes):
             rng = np.random.Generator(np.random.PCG64((scene.seed, scene.index, scene.frame, 77)))
-            grain = rng.standard_normal(picture.shape[1:], np.float32)
-            picture[i] += np.float32(world.noise) * grain
-    return np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
+            grain = rng.standard_normal(levels.shape[1:], np.float32)
+            levels[i] += np.float32(world.noise) * grain
+    return np.clip(levels + np.float32(0.5), 0, 255).astype(np.uint8)

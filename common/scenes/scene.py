@@ -1,11 +1,11 @@
-"""What one scene is made of: solids, a camera, lamps and the ground. Plain values, no pictures."""
+"""What one scene is made of: solids, a camera, lamps and the ground. Plain values."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes import HALF_HEIGHT, PEBBLE
+from .shapes import HALF_HEIGHT
 
 Vector = tuple[float, float, float]
 
@@ -49,11 +49,6 @@ class Solid:
     def yaw(self) -> float:
         """Rotation about the vertical in radians, [0, 2 pi)."""
         return self.rotation % (2 * math.pi)
-
-    @property
-    def is_pebble(self) -> bool:
-        """Clutter rather than a solid of its own."""
-        return self.shape == PEBBLE
 
 
 @dataclass(frozen=True)

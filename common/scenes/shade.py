@@ -1,27 +1,27 @@
-"""Light: what colour a ray sees. Lambert and highlights, a sky mirrored by metal, soft contact.
+"""What colour a ray sees: solids (gloss.py), the sky, and floor and wall with soft contact shadows.
 
-Linear light 0..1 in float32 arrays (n,), IEEE arithmetic only (see `shapes`); gamma 2 at the end.
+Linear light 0..1 in float32 arrays (n,), IEEE arithmetic only (see primitives.py); gamma 2 at the
+end.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from . import ground
-from .cast import KINDS, Pairs, Rays, Stage, Triple, first_hits, lit, pairs_in
-from .place import AZIMUTH, nominal_distance
+from .cast import KINDS, Pairs, Rays, Stage, first_hits, lit, pairs_in
+from .gloss import AMBIENT, behind, dot, solid_color, some
+from .place import nominal_distance
+from .primitives import Array, Triple
 from .scene import Scene
-from .shapes import BOX, SOLIDS, Polyhedron
+from .shapes import BOX
 from .world import REGIONS, World
 
-Array = np.ndarray
 FLOOR, WALL, SKY = (REGIONS.index(name) for name in ("floor", "wall", "sky"))
 SKY_DEPTH = np.float32(1e4)
-_AMBIENT, _KEY, _FILL, _BACK = (np.float32(v) for v in (0.36, 0.80, 0.20, 0.18))
+_KEY = np.float32(0.80)
 _CONTACT = 2.2  # how far a solid dims the floor around it, in radii
-_FLAT = np.array([isinstance(SOLIDS[kind], Polyhedron) for kind in KINDS])
 _HEIGHTS = np.array([BOX[kind][2] for kind in KINDS], np.float32)
 
 
@@ -43,8 +43,8 @@ class View:
         solid (n,) or -1, region (n,) uint8, depth (n,), and (n,) 1 where the key lamp shines.
         """
         solid, near = first_hits(self.where, solids, rays)
-        region, behind = self._ground(rays)
-        depth = np.minimum(near, behind)
+        region, far = self._ground(rays)
+        depth = np.minimum(near, far)
         bare = solid < 0
         sky = bare & (region == SKY)
         points = self._points(rays, np.where(sky, np.float32(0), depth))
@@ -54,16 +54,20 @@ class View:
         color = np.empty((3, len(solid)), np.float32)
 
         index = np.flatnonzero(bare & (region == WALL))
-        color[:, index] = self._wall(rays.image[index], _some(points, index), free[index])
+        color[:, index] = self._wall(rays.image[index], some(points, index), free[index])
         index = np.flatnonzero(sky)
-        color[:, index] = self._sky(rays.image[index], *_some((rays.x, rays.y, rays.z), index))
+        color[:, index] = self._sky(rays.image[index], *some((rays.x, rays.y, rays.z), index))
         index = np.flatnonzero(bare & (region != WALL) & (region != SKY))
         dim = self._dimming(spots, points, len(solid))[index]
         color[:, index] = self._floor(
-            rays.image[index], _some(points, index), region[index], depth[index], free[index], dim
+            rays.image[index], some(points, index), region[index], depth[index], free[index], dim
         )
         index = np.flatnonzero(~bare)
-        color[:, index] = self._solid(rays, _some(points, index), solid[index], index, free[index])
+        here, part = rays.pick(index), some(points, index)
+        key = self._key(here.image, part)
+        color[:, index] = solid_color(
+            self.where, self.scenes, here, part, solid[index], key, free[index]
+        )
         return _levels(color), solid, region, depth, free
 
     def _points(self, rays: Rays, depth: Array) -> Triple:
@@ -79,7 +83,7 @@ class View:
         region = np.where(t < SKY_DEPTH, np.uint8(FLOOR), np.uint8(SKY))
         if self.world.wall != "none":
             far, height = wall_place(self.world)
-            c, s = _behind()
+            c, s = behind()
             along = np.maximum(c * rays.x + s * rays.y, np.float32(1e-6))
             to_wall = (np.float32(far) - (c * eye[:, 0] + s * eye[:, 1])) / along
             top = eye[:, 2] + to_wall * rays.z
@@ -93,10 +97,10 @@ class View:
     def _patch(self, rays: Rays, region: Array, depth: Array) -> None:
         """Write the regions of patches over the floor's."""
         index = np.flatnonzero(region == FLOOR)
-        some = Rays(*(v[index] for v in (rays.image, rays.x, rays.y, rays.z)))
-        x, y, _ = self._points(some, depth[index])
+        floor = rays.pick(index)
+        x, y, _ = self._points(floor, depth[index])
         for patch, table in self._patch_tables():
-            _, _, on = ground.patch_place(table[some.image], x, y, patch == "rug")
+            _, _, on = ground.patch_place(table[floor.image], x, y, patch == "rug")
             region[index[on]] = REGIONS.index(patch)
 
     def _patch_tables(self) -> list[tuple[str, Array]]:
@@ -114,7 +118,7 @@ class View:
         """Unit vectors to the key lamp's middle, and its strength there."""
         lamp = self.where.lamps[:, 0].astype(np.float32)
         toward = tuple(lamp[:, i][image] - points[i] for i in range(3))
-        inverse = 1 / np.sqrt(_dot(toward, toward))
+        inverse = 1 / np.sqrt(dot(toward, toward))
         strength = np.sqrt((lamp * lamp)[:, 0] + (lamp * lamp)[:, 1] + (lamp * lamp)[:, 2])
         return tuple(v * inverse for v in toward), _KEY * strength[image] * inverse
 
@@ -147,7 +151,7 @@ class View:
             for i, value in enumerate(ground.patch_color(kind, u, v, far_x[on], far_y[on])):
                 color[i][on] = value
         toward, strength = self._key(image, points)
-        light = _AMBIENT * dim + strength * toward[2] * free * (np.float32(0.35) + 0.65 * dim)
+        light = AMBIENT * dim + strength * toward[2] * free * (np.float32(0.35) + 0.65 * dim)
         color = [c * light for c in color]
         if self.world.wall == "none":
             color = self._haze(color, depth)
@@ -163,98 +167,15 @@ class View:
 
     def _wall(self, image: Array, points: Triple, free: Array) -> list[Array]:
         x, y, z = points
-        c, s = _behind()
+        c, s = behind()
         tones = np.array([ground.linear(scene.wall_tone) for scene in self.scenes], np.float32)
         along = c * y - s * x + self._drift()[:, 0][image]
         factor = ground.wall_factor(self.world.wall, along, z)
         toward, strength = self._key(image, points)
         facing = np.maximum(-(c * toward[0] + s * toward[1]), np.float32(0))
         corner = z / (z + np.float32(0.25))
-        light = _AMBIENT * (np.float32(0.45) + np.float32(0.55) * corner) + strength * facing * free
+        light = AMBIENT * (np.float32(0.45) + np.float32(0.55) * corner) + strength * facing * free
         return [tones[:, i][image] * factor * light for i in range(3)]
-
-    def _solid(
-        self, rays: Rays, points: Triple, solid: Array, index: Array, free: Array
-    ) -> list[Array]:
-        where = self.where
-        image = rays.image[index]
-        normal = self._normals(points, solid)
-        view = tuple(-v[index] for v in (rays.x, rays.y, rays.z))
-        inverse = 1 / np.sqrt(_dot(view, view))
-        view = tuple(v * inverse for v in view)
-        objects = [self.scenes[i].objects[j] for i, j in zip(where.image, where.slot, strict=True)]
-        rgb = np.array([ground.linear(o.rgb) for o in objects], np.float32).reshape(-1, 3)
-        metal = np.array([o.material == "metal" for o in objects], bool)[solid]
-        albedo = [rgb[:, i][solid] for i in range(3)]
-
-        low = np.clip(points[2] / (np.float32(1.5) * where.radius[solid]), 0, 1)
-        toward, strength = self._key(image, points)
-        matt = self._matt(image, normal, low, _dot(normal, toward) * strength, free)
-        shine, sharp = _highlights(normal, toward, view)
-        flat = _FLAT[where.kind[solid]]  # a whole face may catch the lamp: keep its colour
-        white = free * np.where(metal, np.where(flat, np.float32(0.1), 1) * sharp, 0.1 * shine)
-        tinted = free * np.float32(0.8) * sharp
-        mirror = self._mirror(image, normal, view, low)
-        rim = 1 - np.clip(_dot(normal, view), 0, 1)
-        rim = rim * rim * rim * np.float32(0.5)
-        out = []
-        for i in range(3):
-            steel = albedo[i] * (np.float32(0.22) * matt + np.float32(1.5) * mirror[i])
-            steel = steel + (rim + np.float32(0.04)) * mirror[i] + tinted * albedo[i]
-            out.append(np.where(metal, steel, albedo[i] * matt * np.float32(1.08)) + white)
-        return out
-
-    def _matt(self, image: Array, normal: Triple, low: Array, key: Array, free: Array) -> Array:
-        """Lambert's light from the key lamp's share `key`, two far lamps and the sky."""
-        light = np.maximum(key, np.float32(0)) * free
-        lamps = self.where.lamps.astype(np.float32)
-        lamps = lamps / np.sqrt((lamps * lamps).sum(-1, keepdims=True))
-        for i, power in ((1, _FILL), (2, _BACK)):
-            cosine = _dot(normal, _some(tuple(lamps[:, i].T), image))
-            light = light + power * np.maximum(cosine, np.float32(0))
-        open_sky = np.float32(0.675) + np.float32(0.325) * normal[2]
-        return light + _AMBIENT * open_sky * (np.float32(0.55) + np.float32(0.45) * low)
-
-    def _mirror(self, image: Array, normal: Triple, view: Triple, low: Array) -> list[Array]:
-        """What metal reflects: the sky with a window of light in it, or the floor."""
-        twice = 2 * _dot(normal, view)
-        x, y, z = (twice * n - v for n, v in zip(normal, view, strict=True))
-        tones = np.array([ground.linear(s.tone) for s in self.scenes], np.float32)
-        up = np.clip(z * np.float32(6) + np.float32(0.5), 0, 1)
-        fall = 1 - np.clip(z, 0, 1)
-        ceiling = np.float32(0.22) + np.float32(0.75) * fall * fall  # brightest at the horizon
-        c, s = _behind()
-        side = s * x - c * y  # to the right of the nominal camera
-        window = _window(z, 0.42, 0.86) * _window(side, -0.8, -0.15)
-        ceiling = ceiling + np.float32(0.8) * window
-        fade = np.float32(0.25) + np.float32(0.95) * low
-        return [
-            tones[:, i][image] * fade * (1 - up) + up * ceiling * np.float32(t)
-            for i, t in enumerate((0.96, 1.0, 1.06))
-        ]
-
-    def _normals(self, points: Triple, solid: Array) -> Triple:
-        """Unit normals of solids (n,) at points (n,)."""
-        where = self.where
-        order = np.argsort(where.kind[solid], kind="stable")
-        k = solid[order]
-        c, s, scale = where.cos[k], where.sin[k], 1 / where.radius[k]
-        x, y, z = ((points[i][order] - where.center[k, i]) * scale for i in range(3))
-        local = c * x + s * y, c * y - s * x, z
-        bounds = np.searchsorted(where.kind[k], np.arange(len(KINDS) + 1))
-        n = np.zeros((3, len(k)), np.float32)
-        for kind, (low, high) in enumerate(pairwise(bounds)):
-            if low < high:
-                part = SOLIDS[KINDS[kind]].normal(*(v[low:high] for v in local))
-                n[:, low:high] = np.stack(part)
-        turned = np.empty_like(n)
-        inverse = 1 / np.sqrt(
-            np.maximum(n[0] * n[0] + n[1] * n[1] + n[2] * n[2], np.float32(1e-12))
-        )
-        turned[0, order] = (c * n[0] - s * n[1]) * inverse
-        turned[1, order] = (s * n[0] + c * n[1]) * inverse
-        turned[2, order] = n[2] * inverse
-        return turned[0], turned[1], turned[2]
 
     def _dimming(self, spots: Pairs, points: Triple, count: int) -> Array:
         """Share (n,) of ambient light that solids and stains leave at points of the floor."""
@@ -300,38 +221,6 @@ def wall_place(world: World) -> tuple[float, float]:
     """The wall's distance behind the centre and its height."""
     far = world.spread * math.sqrt(2) + 1.6 * world.largest + 0.2
     return far, 0.17 * nominal_distance(world)
-
-
-def _behind() -> tuple[np.float32, np.float32]:
-    """The nominal camera's direction over the floor."""
-    angle = math.radians(AZIMUTH)
-    return np.float32(-math.cos(angle)), np.float32(-math.sin(angle))
-
-
-def _highlights(normal: Triple, toward: Triple, view: Triple) -> tuple[Array, Array]:
-    """Blinn's highlight to the power 16 (rubber) and 64 (metal)."""
-    half = toward[0] + view[0], toward[1] + view[1], toward[2] + view[2]
-    shine = np.maximum(_dot(normal, half), np.float32(0)) / np.sqrt(_dot(half, half))
-    for _ in range(4):
-        shine = shine * shine
-    sharp = shine * shine
-    return shine, sharp * sharp
-
-
-def _window(x: Array, low: float, high: float) -> Array:
-    """1 between `low` and `high`, 0 outside, with soft edges."""
-    edge = np.float32(0.08)
-    return np.clip((x - np.float32(low)) / edge, 0, 1) * np.clip(
-        (np.float32(high) - x) / edge, 0, 1
-    )
-
-
-def _dot(a: Triple, b: Triple) -> Array:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def _some(values: Triple, index: Array) -> Triple:
-    return values[0][index], values[1][index], values[2][index]
 
 
 def _levels(color: Array) -> Array:

@@ -33,8 +33,16 @@ CLEVR_COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yell
 CLEVR_SHAPES = ("cube", "sphere", "cylinder")
 SHAPES = (
     *CLEVR_SHAPES,
-    *("cone", "pyramid", "torus", "prism", "hexagon", "octahedron"),
-    *("ellipsoid", "capsule", "dome", "frustum"),
+    "cone",
+    "pyramid",
+    "torus",
+    "prism",
+    "hexagon",
+    "octahedron",
+    "ellipsoid",
+    "capsule",
+    "dome",
+    "frustum",
 )
 MATERIALS = ("rubber", "metal")
 REGIONS = ("floor", "wall", "sky", "rug", "water", "grass")  # the values of a region map
@@ -102,12 +110,12 @@ class World:
     spread: float = 3.0  # centres lie in [-spread, spread]^2
     margin: float = 0.4  # least distance of two centres along left/right and front/behind
     min_gap: float = 0.25  # least free distance between two solids; may be negative
-    min_visible: float = 200 / (480 * 320)  # per labelled solid: share of the picture, or pixels
+    min_visible: float = 200 / (480 * 320)  # per labelled solid: share of the image, or pixels
     jitter: float = 0.5  # camera position, per axis, at CLEVR's camera distance
     light_jitter: float = 1.0  # lamp position, likewise
     fov: float = 49.1  # degrees over the width
     elevation: float = 28.3  # degrees above the floor
-    distance: float | None = None  # camera to scene centre; None: the square fills the picture
+    distance: float | None = None  # camera to scene centre; None: the square fills the image
 
     def __post_init__(self) -> None:
         for field in fields(self):  # lists and dicts, as configuration files give them
@@ -120,7 +128,7 @@ class World:
         if self.objects[1] + self.distractors[1] + self.clutter[1] > 255:
             raise ValueError("a World may hold 255 solids per scene at most (ids are one byte)")
         if self.height < 8 or self.width < 8:
-            raise ValueError(f"a picture of {self.width} x {self.height} is too small: 8 x 8 least")
+            raise ValueError(f"an image of {self.width} x {self.height} is too small: 8 x 8 least")
         if self.radius is not None and not 0 < self.radius[0] <= self.radius[1]:
             raise ValueError(f"World.radius={self.radius}: give 0 < low <= high, or None")
         if any(radius <= 0 for _, radius in self.sizes):
@@ -164,7 +172,7 @@ class World:
                 f"World.distractor_shapes may not repeat labelled shapes: drop {sorted(both)}"
             )
 
-    def allowed_colors(self, shape: str) -> tuple[str, ...]:
+    def colors_of(self, shape: str) -> tuple[str, ...]:
         """Colours a labelled `shape` may have; empty where `combos` leaves the shape out."""
         return dict(self.combos).get(shape, ()) if self.combos else self.colors
 
