@@ -28,10 +28,11 @@ from panoptic.merging.sources import (
     panoptic_map,
     true_semantics,
 )
-from panoptic.metric.matching import Matching
+from panoptic.metric.matching import PAPER, Matching
 from panoptic.metric.parts import InstanceQuality, SemanticQuality
+from panoptic.metric.scores import Scores
 from panoptic.model import PanopticFPN, Separate
-from panoptic.quality import PAPER, PanopticQuality, Scores
+from panoptic.quality import PanopticQuality
 
 Network = PanopticFPN | Separate
 Target = dict[str, Any]  # of `data.Panoptic`

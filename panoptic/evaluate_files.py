@@ -50,8 +50,10 @@ from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
 from panoptic.merge import OVERLAP
+from panoptic.metric.matching import PAPER
 from panoptic.metric.parts import without_overlap
-from panoptic.quality import PAPER, PanopticQuality, Scores
+from panoptic.metric.scores import Scores
+from panoptic.quality import PanopticQuality
 
 CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
 

@@ -26,7 +26,7 @@ Void (id 0 in the truth) and crowds (`iscrowd`: several instances under one id),
 
 Differs: the official evaluator adds void and crowd pixels before it asks for "mostly", and knows
 one crowd per class and image, the last listed. That is the default here, so that figures can be
-compared; `PanopticQuality(things, **PAPER)` follows the paper.
+compared; `PanopticQuality(things, **matching.PAPER)` follows the paper.
 
 Pixels are counted and compared in whole numbers, so an IoU of exactly 0.5 is never a match; IoUs
 are summed in float64. Metrics are fractions, 0..1. C classes, B images of H x W pixels, K outcomes.
@@ -34,72 +34,19 @@ are summed in float64. Metrics are fractions, 0..1. C classes, B images of H x W
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from copy import copy
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .files.categories import whole
-from .metric.matching import PAPER, Matching, Outcome, Rules, Segments, match
+from .metric.matching import Matching, Rules, Segments, match
 from .metric.overlaps import IdMap, batch_overlaps, overlaps
-
-__all__ = [
-    "PAPER",
-    "ClassScore",
-    "GroupScore",
-    "Matching",
-    "Outcome",
-    "PanopticQuality",
-    "Records",
-    "Scores",
-    "class_score",
-    "summarise",
-]
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Of one class; pq, sq and rq are nan where nothing of it occurs, sq is 0 without a match."""
-
-    pq: float
-    sq: float
-    rq: float
-    iou: float  # sum over the matches
-    tp: int
-    fp: int
-    fn: int
-
-
-@dataclass(frozen=True)
-class GroupScore:
-    """Means over the n classes of a group that occur; nan where none does."""
-
-    pq: float
-    sq: float
-    rq: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """By category id in the order given, and the means."""
-
-    classes: dict[int, ClassScore]
-    all: GroupScore
-    things: GroupScore
-    stuff: GroupScore
-
-    def percent(self) -> dict[str, float]:
-        """PQ, SQ and RQ, then the same with _th for things and _st for stuff, times 100."""
-        groups = {"": self.all, "_th": self.things, "_st": self.stuff}
-        return {
-            f"{metric.upper()}{suffix}": 100 * getattr(group, metric)
-            for suffix, group in groups.items()
-            for metric in ("pq", "sq", "rq")
-        }
+from .metric.records import Records, rows_of
+from .metric.scores import ClassScore, GroupScore, Scores
 
 
 def class_score(iou: float, tp: int, fp: int, fn: int, *, alpha: float = 0.5) -> ClassScore:
@@ -114,56 +61,31 @@ def class_score(iou: float, tp: int, fp: int, fn: int, *, alpha: float = 0.5) ->
 
 def summarise(sums: Tensor, categories: Mapping[int, bool], *, alpha: float = 0.5) -> Scores:
     """Scores of `sums` (C, 4 or more): per class Σ IoU, TP, FP and FN; `categories` as below."""
-    rows = sums.tolist()
+    rows = zip(categories, sums.tolist(), strict=True)
     classes = {
-        category: class_score(row[0], int(row[1]), int(row[2]), int(row[3]), alpha=alpha)
-        for category, row in zip(categories, rows, strict=True)
+        category: class_score(iou, int(tp), int(fp), int(fn), alpha=alpha)
+        for category, (iou, tp, fp, fn, *_) in rows
     }
+    return group(classes, categories)
 
-    def mean(wanted: bool | None) -> GroupScore:
+
+def group(classes: dict[int, ClassScore], categories: Mapping[int, bool]) -> Scores:
+    """The scores of the classes and their means, which leave out classes whose pq is nan."""
+
+    def mean(*kinds: bool) -> GroupScore:
         members = [
             score
             for category, score in classes.items()
-            if wanted in (None, categories[category]) and score.tp + score.fp + score.fn
+            if categories[category] in kinds and not math.isnan(score.pq)
         ]
         n = len(members)
-        if n == 0:
-            return GroupScore(math.nan, math.nan, math.nan, 0)
         pq, sq, rq = (
-            sum(getattr(score, metric) for score in members) / n for metric in ("pq", "sq", "rq")
+            sum(getattr(score, metric) for score in members) / n if n else math.nan
+            for metric in ("pq", "sq", "rq")
         )
         return GroupScore(pq, sq, rq, n)
 
-    return Scores(classes, mean(None), mean(True), mean(False))
-
-
-class Records(NamedTuple):
-    """All matches, FP and FN, one after another; each (K,).
-
-    int64; truth_area and union are float64 where `areas="json"` found fractions of pixels.
-    """
-
-    image: np.ndarray  # 0, 1, 2, ...: place in `PanopticQuality.images`
-    kind: np.ndarray  # 0 TP, 1 FP, 2 FN
-    category: np.ndarray  # id
-    truth: np.ndarray  # id
-    prediction: np.ndarray  # id
-    truth_area: np.ndarray  # pixels
-    prediction_area: np.ndarray
-    intersection: np.ndarray
-    union: np.ndarray
-
-    @property
-    def iou(self) -> np.ndarray:
-        """Float64 (K,), 0 of FP and FN."""
-        return self.intersection / np.maximum(self.union, 1)
-
-
-def _id(category: Any) -> int:
-    number = whole(category)
-    if number is None:
-        raise ValueError(f"category {category!r:.40}: ids are whole numbers.")
-    return number
+    return Scores(classes, mean(True, False), mean(True), mean(False))
 
 
 class PanopticQuality:
@@ -201,7 +123,10 @@ class PanopticQuality:
         unlisted: str = "raise",
         keep_images: bool = False,
     ) -> None:
-        self.categories = {_id(key): bool(thing) for key, thing in categories.items()}
+        for category in categories:
+            if whole(category) is None:
+                raise ValueError(f"category {category!r:.40}: ids are whole numbers.")
+        self.categories = {int(category): bool(thing) for category, thing in categories.items()}
         self.rules = Rules(threshold, void_crowd, crowds, areas, unlisted)
         self.keep_images = keep_images
         self.reset()
@@ -258,20 +183,17 @@ class PanopticQuality:
         Raises as `update` does, and ValueError for lists of other lengths; no image is then added.
         """
         names = list(images) or [""] * len(truths)
-        lengths = {len(predictions), len(truths), len(names)}
-        if {*lengths, len(prediction_segments), len(truth_segments)} != {len(truths)}:
-            raise ValueError(
-                f"{len(predictions)} predicted and {len(truths)} true maps, "
-                f"{len(prediction_segments)} and {len(truth_segments)} lists of segments, "
-                f"{len(names)} names: give as many of each."
-            )
-        where = [
-            f"image {f'{i} of the batch' if name == '' else name}: " for i, name in enumerate(names)
-        ]
+        given = (predictions, truths, prediction_segments, truth_segments, names)
+        if len({*map(len, given)}) > 1:
+            text = "{} predicted and {} true maps, {} and {} lists of segments, {} names"
+            raise ValueError(f"{text.format(*map(len, given))}: give as many of each.")
+        shown = [f"{i} of the batch" if name == "" else name for i, name in enumerate(names)]
+        where = [f"image {name}: " for name in shown]
         pairs = batch_overlaps(truths, predictions, where=where)
+        listed = zip(prediction_segments, truth_segments, strict=True)
         matchings = [
-            match(pairs[i], p, t, self.categories, self.rules, where=where[i])
-            for i, (p, t) in enumerate(zip(prediction_segments, truth_segments, strict=True))
+            match(pair, predicted, true, self.categories, self.rules, where=start)
+            for pair, start, (predicted, true) in zip(pairs, where, listed, strict=True)
         ]
         for matching, name in zip(matchings, names, strict=True):
             self._add(matching, name)
@@ -286,17 +208,18 @@ class PanopticQuality:
             for outcome in outcomes:
                 rows[outcome.category][column] += outcome.iou
         if self.keep_images:
-            records = [
-                (self.count, kind, *outcome)
-                for kind, outcomes in enumerate((matching.tp, matching.fp, matching.fn))
-                for outcome in outcomes
-            ]
-            self._records.append(np.array(records).reshape(-1, len(Records._fields)))
+            self._records.append(rows_of(matching, self.count))
             self.images.append(image)
         self.count += 1
 
     def compute(self, *, alpha: float = 0.5) -> Scores:
-        """Scores of all images so far; `alpha` weighs FP and FN, one half in the paper."""
+        """Scores of all images so far, with FP and FN weighted by `alpha`, one half in the paper.
+
+        A lower weight raises RQ^α = TP / (TP + α FP + α FN) and PQ^α = SQ RQ^α, and leaves SQ.
+        ValueError for a negative weight.
+        """
+        if not alpha >= 0:
+            raise ValueError(f"alpha={alpha}: the weight of FP and FN is 0 or more.")
         return summarise(self.sums, self.categories, alpha=alpha)
 
     @property
@@ -304,11 +227,7 @@ class PanopticQuality:
         """Outcomes of all segments; ValueError unless made with `keep_images=True`."""
         if not self.keep_images:
             raise ValueError("The outcomes were not kept: use PanopticQuality(keep_images=True).")
-        none = np.zeros((0, len(Records._fields)), np.int64)
-        self._records = [np.concatenate([none, *(part for part in self._records if len(part))])]
-        sizes = Records._fields.index("truth_area"), Records._fields.index("union")
-        columns = enumerate(self._records[0].T)
-        return Records(*(c if i in sizes else c.astype(np.int64, copy=False) for i, c in columns))
+        return Records.of_rows(self._records)
 
     def merge(self, other: "PanopticQuality") -> None:
         """Add the images of another metric, of another process say.
@@ -335,11 +254,13 @@ class PanopticQuality:
             device is asked for with `lambda x: total(x.to(device))`. Outcomes of single images
             are not exchanged: gather the metrics and `merge` them for that.
         """
-        whole = PanopticQuality(self.categories, **self._options())
         count = torch.full((1, 5), float(self.count), dtype=torch.float64)
         sums = total(torch.cat([self.sums, count])).cpu()
-        whole.sums, whole.count = sums[:-1], int(sums[-1, 0])
-        return whole
+        every = copy(self)
+        every.keep_images = False
+        every.reset()
+        every.sums, every.count = sums[:-1], int(sums[-1, 0])
+        return every
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, and the names of the images if kept; `sums` and `count` add up over processes.
@@ -370,9 +291,6 @@ class PanopticQuality:
         if self.keep_images:
             self._records = [state["records"].cpu().numpy().copy()]
             self.images = list(state["images"])
-
-    def _options(self) -> dict[str, Any]:
-        return {each.name: getattr(self.rules, each.name) for each in fields(Rules) if each.init}
 
     def _same(self, categories: Mapping[int, bool], name: str) -> None:
         """Refuse other categories, or the same in another order."""

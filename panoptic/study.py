@@ -11,7 +11,7 @@ b_folder=, pred_folder=. One annotation acts as the prediction, the other as the
 makes no difference but for void and crowds, which only the truth's rules know, so both ways are
 printed. Prints Tables 1, 2 and 6 beside the paper's figures, PQ by IoU threshold and by error
 weight; writes those as study.md, everything as study.json, the classes as classes.csv, and
-pictures: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
+charts: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
 
 All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
 """
@@ -26,30 +26,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
-from panoptic.annotators import paper, simulate
-from panoptic.annotators.analysis import SIZES, bootstrap, by_size, matched_ious, weighted
+from panoptic.annotators import simulate
+from panoptic.annotators.analysis import SIZES, bootstrap, by_size, ious_of_matches, size_edges
+from panoptic.annotators.simulate import Annotated
 from panoptic.config import Scenes
 from panoptic.evaluate_files import open_pair
 from panoptic.figures import charts
+from panoptic.figures.consistency import tables
 from panoptic.figures.report import class_csv, content, without_nan
 from panoptic.files.categories import Category, kinds
 from panoptic.files.coco import write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.inputs.scenes import PanopticScenes
-from panoptic.quality import PAPER, Matching, PanopticQuality, Scores
+from panoptic.metric.matching import PAPER, Matching
+from panoptic.quality import PanopticQuality
 
 THRESHOLDS = (0.25, 0.5, 0.75)
 ALPHAS = {"1": 1.0, "1/2": 0.5, "1/4": 0.25, "1/8": 0.125}
 SHOWN = 4  # images of pairs.png
-GROUPS = ("PQ", "PQ_st", "PQ_th", "SQ", "SQ_st", "SQ_th", "RQ", "RQ_st", "RQ_th")
-Row = Sequence[str]
-Drawn = tuple[np.ndarray, list[dict[str, Any]], np.ndarray, list[dict[str, Any]]]
 WORLD = Scenes(  # of the simulated study: more and smaller things than a small network could learn
     height=144,
     width=192,
@@ -74,7 +73,7 @@ class Options:
     pred_folder: str = ""
     out: str = "outputs/study"
     name: str = ""  # of the data in the tables
-    world: str = "solids"  # simulated images: the built-in pictures | shapes: plain ones
+    world: str = "solids"  # simulated images: the built-in images | shapes: plain ones
     scenes: int = 60  # simulated images
     seed: int = 0  # of the scenes, the annotators and the bootstrap
     samples: int = 1000  # of the bootstrap
@@ -96,9 +95,9 @@ class Pair(NamedTuple):
     """One image as both annotators drew it, and as the machine did if there is one."""
 
     image: int | str
-    a: tuple[np.ndarray, list[dict[str, Any]]]  # ids (H, W), segments
-    b: tuple[np.ndarray, list[dict[str, Any]]]
-    machine: tuple[np.ndarray, list[dict[str, Any]]] | None = None
+    a: Annotated
+    b: Annotated
+    machine: Annotated | None = None
 
 
 @dataclass
@@ -118,12 +117,8 @@ class Study:
         return self.metrics[0.5]
 
 
-def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
-    """Categories, number of images, and the images of the study."""
-    if not options.a:
-        categories, made = solids(options) if options.world == "solids" else shapes(options)
-        simulated = (Pair(i, (a, s), (b, t)) for i, (a, s, b, t) in enumerate(made))
-        return categories, options.scenes, simulated
+def open_files(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
+    """Categories, number of images, and the images of the files given."""
     folders = options.b_folder or None, options.a_folder or None
     b, a = open_pair(options.b, options.a, *folders)
     sources = [a, b]
@@ -135,28 +130,24 @@ def pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
     return b.categories, len(numbers), read
 
 
-def solids(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
-    """Categories of the built-in pictures, and both annotators' maps of each."""
-    world = replace(WORLD, val_images=options.scenes, seed=options.seed)
-    pictures = PanopticScenes(world, training=False)
-    things = kinds(pictures.categories)
-
-    def drawn() -> Iterator[Drawn]:
-        for i in range(options.scenes):
-            ids, segments = pictures.annotation(i)
-            yield simulate.both((ids.numpy(), segments), i, seed=options.seed, categories=things)
-
-    return pictures.categories, drawn()
-
-
-def shapes(options: Options) -> tuple[dict[int, Category], Iterator[Drawn]]:
-    """The same of plain shapes."""
-    return simulate.CATEGORIES, simulate.pairs(options.scenes, seed=options.seed)
+def make_pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pair]]:
+    """The same of the built-in images or of plain shapes, as simulated annotators draw them."""
+    if options.world == "shapes":
+        categories = simulate.CATEGORIES
+        truths = simulate.scenes(options.scenes, seed=options.seed)
+    else:
+        world = replace(WORLD, val_images=options.scenes, seed=options.seed)
+        scenes = PanopticScenes(world, training=False)
+        categories = scenes.categories
+        maps = map(scenes.annotation, range(options.scenes))
+        truths = ((ids.numpy(), segments) for ids, segments in maps)
+    drawn = simulate.pairs(truths, seed=options.seed, categories=kinds(categories))
+    return categories, options.scenes, (Pair(i, a, b) for i, (a, b) in enumerate(drawn))
 
 
 def measure(options: Options) -> Study:
     """Compare the annotators image by image, with a progress bar."""
-    categories, count, images = pairs(options)
+    categories, count, images = open_files(options) if options.a else make_pairs(options)
     rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
     things = kinds(categories)
 
@@ -177,29 +168,12 @@ def measure(options: Options) -> Study:
     return study
 
 
-def edges(metric: PanopticQuality, *, things: bool) -> tuple[float, float]:
-    """Areas that part the smallest 25 % and the largest 25 % of both annotators' segments."""
-    records = metric.records
-    listed = [category for category, thing in metric.categories.items() if thing or not things]
-    wanted = np.isin(records.category, listed)
-    areas = np.concatenate(
-        [
-            records.truth_area[wanted & (records.kind != 1)],
-            records.prediction_area[wanted & (records.kind != 2)],
-        ]
-    )
-    if not areas.size:
-        return math.nan, math.nan
-    low, high = np.quantile(areas, [0.25, 0.75])
-    return float(low), float(high)
-
-
 def sizes(study: Study) -> dict[str, dict[str, Any]]:
     """Table 2, for all segments and for things alone: edges, and {"S": (PQ, SQ, RQ), ...}."""
     # Unstated: whether "objects" are things or all segments; both are given.
     found: dict[str, dict[str, Any]] = {}
     for group in ("all", "things"):
-        limits = edges(study.half, things=group == "things")
+        limits = size_edges(study.half, things=group == "things")
         parts = by_size(study.half, limits)
         scores = {size: getattr(parts[size], group) for size in SIZES}
         percent = {s: tuple(100 * x for x in (g.pq, g.sq, g.rq)) for s, g in scores.items()}
@@ -217,7 +191,7 @@ def intervals(metric: PanopticQuality, options: Options) -> dict[str, tuple[floa
 
 def figures(study: Study, options: Options) -> dict[str, Any]:
     """All figures of the study, percent; what study.json holds."""
-    ious = matched_ious(study.metrics[0.0])
+    ious = ious_of_matches(study.metrics[0.0])
     found: dict[str, Any] = {
         "name": study.name,
         "images": study.half.count,
@@ -226,7 +200,7 @@ def figures(study: Study, options: Options) -> dict[str, Any]:
         "intervals": intervals(study.half, options),
         "sizes": sizes(study),
         "thresholds": {str(t): study.metrics[t].compute().percent() for t in THRESHOLDS},
-        "alphas": {n: weighted(study.half, alpha).percent() for n, alpha in ALPHAS.items()},
+        "alphas": {n: study.half.compute(alpha=alpha).percent() for n, alpha in ALPHAS.items()},
         "matched": len(ious),
         "matched below 0.5": 100 * float((ious < 0.5).mean()) if len(ious) else math.nan,
         "classes": content(study.half.compute(), study.categories)["per_class"],
@@ -237,93 +211,9 @@ def figures(study: Study, options: Options) -> dict[str, Any]:
     return found
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """Markdown: Tables 1, 2 and 6, thresholds and weights, with the paper's figures below ours."""
-    name, parts = found["name"], []
-    head = ["", *(_label(group) for group in GROUPS)]
-    lines = [
-        [name, *_shown(found["consistency"][group] for group in GROUPS)],
-        [f"{name}, swapped", *_shown(found["swapped"][group] for group in GROUPS)],
-        *_paper(paper.TABLE_1),
-    ]
-    parts.append(_table("Table 1: human consistency", head, lines))
-    head = ["", *(f"{m} {size}" for m in ("PQ", "SQ", "RQ") for size in SIZES), "S up to, L above"]
-    lines = []
-    for group, values in found["sizes"].items():
-        cells = _shown(values[size][m] for m in range(3) for size in SIZES)
-        low, high = values["edges"]
-        lines.append([f"{name}, {group}", *cells, f"{low:.0f}, {high:.0f} px"])
-    lines += [[*row, "–"] for row in _paper(paper.TABLE_2)]
-    parts.append(_table("Table 2: human consistency by size", head, lines))
-    parts.append(_table("Table 6: human and machine", ["", *_COLUMNS.values()], _table_6(found)))
-    lines = [
-        [f"IoU > {threshold}", *_shown(values[group] for group in GROUPS)]
-        for threshold, values in found["thresholds"].items()
-    ]
-    text = _table("PQ by threshold", ["", *(_label(group) for group in GROUPS)], lines)
-    below = _shown([found["matched below 0.5"]])[0]
-    parts.append(
-        f"{text}\n\nOf {found['matched']} pairs of an optimal matching without threshold, {below} %"
-        f" have an IoU below 0.5 (paper: below {paper.BELOW_HALF:g} % [memory])."
-    )
-    lines = [
-        [f"α = {alpha}", *_shown(values[m] for m in ("SQ", "RQ", "PQ"))]
-        for alpha, values in found["alphas"].items()
-    ]
-    parts.append(_table("RQ by the weight of FP and FN", ["", "SQ", "RQ", "PQ"], lines))
-    return "\n\n".join(parts)
-
-
-_COLUMNS = {"PQ": "PQ", "SQ": "SQ", "RQ": "RQ", "PQ_st": "PQ^St", "PQ_th": "PQ^Th"}
-
-
-def _table_6(found: Mapping[str, Any]) -> list[Row]:
-    """The rows of Table 6: ours with the way to the 95th and the 5th percentile, the paper's."""
-
-    def ours(scores: Mapping[str, float], ends: Mapping[str, Sequence[float]]) -> list[str]:
-        return [
-            _spread(scores[m], ends[m][1] - scores[m], scores[m] - ends[m][0]) for m in _COLUMNS
-        ]
-
-    name = found["name"]
-    rows: list[Row] = [[f"{name}, human", *ours(found["consistency"], found["intervals"])]]
-    if "machine" in found:
-        cells = ours(found["machine"], found["machine intervals"])
-        rows.append([f"{name}, machine", *cells])
-    for place in paper.THREE:
-        human = [_spread(*cell) for cell in paper.TABLE_6_HUMAN[place]]
-        rows.append([f"paper, {place}, human [memory]", *human])
-        machine = _shown(paper.TABLE_6_MACHINE[place])
-        rows.append([f"paper, {place}, machine [memory]", *machine])
-    return rows
-
-
-def _spread(value: float, up: float, down: float) -> str:
-    if math.isnan(value) or math.isnan(up) or math.isnan(down):
-        return _shown([value])[0]
-    return f"{value:.1f} (+{up:.1f}/-{down:.1f})"
-
-
-def _paper(rows: Mapping[str, Sequence[float]]) -> list[Row]:
-    return [[f"paper, {name} [memory]", *_shown(values)] for name, values in rows.items()]
-
-
-def _shown(values: Any) -> list[str]:
-    return ["–" if math.isnan(value) else f"{value:.1f}" for value in values]
-
-
-def _label(group: str) -> str:
-    return group.replace("_st", "^St").replace("_th", "^Th")
-
-
-def _table(title: str, head: Row, rows: Sequence[Row]) -> str:
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write(study: Study, found: Mapping[str, Any], folder: Path) -> None:
-    """study.json, study.md, classes.csv and the pictures."""
-    scores: Scores = study.half.compute()
+    """study.json, study.md, classes.csv and the charts."""
+    scores = study.half.compute()
     write_json(folder / "study.json", without_nan(found))
     write_bytes(folder / "study.md", f"{tables(found)}\n".encode())
     write_bytes(folder / "classes.csv", class_csv(scores, study.categories).encode())

@@ -1,1 +1,1 @@
-"""Two annotators of the same images: simulated, compared, drawn."""
+"""Two annotators of the same images: simulated, analysed, and what the paper found of real ones."""

@@ -1,88 +1,67 @@
-"""What lies behind a PQ: error weights, PQ†, sizes, intervals and the IoU of matches.
+"""What lies behind a PQ: PQ†, sizes, intervals and the IoU of matches.
 
-All take a `PanopticQuality`; `by_size`, `bootstrap` and `matched_ious` one that was made with
-`keep_images=True`. Metrics are fractions, areas pixels. S samples, C classes, K outcomes.
+All take a `PanopticQuality`, made with `keep_images=True` for all but PQ†. Metrics are fractions,
+areas pixels. S samples, C classes, K outcomes.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ..quality import PanopticQuality, Records, Scores, summarise
+from ..metric.records import Records
+from ..metric.scores import Scores
+from ..quality import PanopticQuality, group, summarise
 
 SIZES = ("S", "M", "L")
 MEASURES = ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st")
 
 
-def weighted(metric: PanopticQuality, alpha: float) -> Scores:
-    """Scores with FP and FN weighted by `alpha`: RQ^α = TP / (TP + α FP + α FN), PQ^α = SQ RQ^α.
-
-    One half is PQ; a lower weight raises RQ and leaves SQ. ValueError for a negative weight.
-    """
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha}: the weight of FP and FN is 0 or more.")
-    return metric.compute(alpha=alpha)
-
-
-@dataclass(frozen=True)
-class Dagger:
-    """PQ† by category id, nan where the class does not occur, and the means of those that do."""
-
-    classes: dict[int, float]
-    all: float
-    things: float
-    stuff: float
-
-
-def dagger(metric: PanopticQuality) -> Dagger:
-    """PQ† of Seamless Scene Segmentation (arXiv 1905.01220, Eq. 2).
+def dagger(metric: PanopticQuality) -> Scores:
+    """Scores whose pq is PQ† of Seamless Scene Segmentation (arXiv 1905.01220, Eq. 2).
 
     A stuff class has one segment an image, so there is nothing to detect: its score is the mean
     IoU over the true segments, whatever the IoU, and false positives do not count. Things have
     their PQ.
     """
-    scores = metric.compute()
-    classes = {}
-    for (category, score), row in zip(scores.classes.items(), metric.sums.tolist(), strict=True):
-        truths = score.tp + score.fn
-        stuff = row[4] / truths if truths else math.nan
-        classes[category] = score.pq if metric.categories[category] else stuff
-
-    def mean(wanted: bool | None) -> float:
-        values = [
-            value
-            for category, value in classes.items()
-            if wanted in (None, metric.categories[category]) and not math.isnan(value)
-        ]
-        return sum(values) / len(values) if values else math.nan
-
-    return Dagger(classes, mean(None), mean(True), mean(False))
+    classes = dict(metric.compute().classes)
+    for (category, score), row in zip(classes.items(), metric.sums.tolist(), strict=True):
+        if not metric.categories[category]:
+            truths = score.tp + score.fn
+            classes[category] = replace(score, pq=row[4] / truths if truths else math.nan)
+    return group(classes, metric.categories)
 
 
-def size_edges(metric: PanopticQuality) -> tuple[float, float]:
-    """Areas that part the smallest 25 %, the middle 50 % and the largest 25 % of true segments.
+def size_edges(metric: PanopticQuality, *, things: bool = False) -> tuple[float, float]:
+    """Areas that part the smallest 25 %, the middle 50 % and the largest 25 % of the segments.
 
-    Crowds are not among them. Both are nan without true segments. Table 2 of the paper.
+    They are those of both maps without crowds, all or only the things; nan without any. Table 2 of
+    the paper.
     """
     records = metric.records
-    areas = records.truth_area[records.kind != 1]
+    listed = [category for category, thing in metric.categories.items() if thing or not things]
+    wanted = np.isin(records.category, listed)
+    areas = np.concatenate(
+        [
+            records.truth_area[wanted & (records.kind != 1)],
+            records.prediction_area[wanted & (records.kind != 2)],
+        ]
+    )
     if not areas.size:
         return math.nan, math.nan
     low, high = np.quantile(areas, [0.25, 0.75])
     return float(low), float(high)
 
 
-def by_size(metric: PanopticQuality, edges: tuple[float, float] | None = None) -> dict[str, Scores]:
+def by_size(metric: PanopticQuality, edges: tuple[float, float]) -> dict[str, Scores]:
     """Scores of small, medium and large segments: "S" up to and with edges[0], "L" above edges[1].
 
-    TP and FN belong to the size of the true segment, FP to their own. edges: `size_edges` of this
-    metric unless given, of both annotators' segments say. Table 2 of the paper.
+    TP and FN belong to the size of the true segment, FP to their own. Table 2 of the paper.
     """
     records = metric.records
-    low, high = edges or size_edges(metric)
+    low, high = edges
     area = np.where(records.kind == 1, records.prediction_area, records.truth_area)
     size = (area > low).astype(int) + (area > high)
     return {
@@ -133,23 +112,11 @@ def _sums(metric: PanopticQuality, records: Records, times: np.ndarray) -> np.nd
     return np.concatenate([iou[:, None], counts], 1)
 
 
-def matched_ious(metric: PanopticQuality, *, category: int | None = None) -> np.ndarray:
-    """IoU of all matches, rising, float64; of one category if given.
+def ious_of_matches(metric: PanopticQuality) -> np.ndarray:
+    """IoU of all matches, rising, float64.
 
     With `threshold=0` these are all pairs of the best assignment, whose distribution shows how few
     the rule "IoU above 0.5" loses.
     """
     records = metric.records
-    wanted = records.kind == 0
-    if category is not None:
-        if category not in metric.categories:
-            raise ValueError(f"category={category} is not one of {list(metric.categories)}.")
-        wanted &= records.category == category
-    return np.sort(records.iou[wanted])
-
-
-def cumulative(values: np.ndarray, at: Sequence[float]) -> np.ndarray:
-    """Share of sorted `values` that are at most each of `at`, 0..1; nan without values."""
-    if not values.size:
-        return np.full(len(at), math.nan)
-    return np.searchsorted(values, at, side="right") / values.size
+    return np.sort(records.iou[records.kind == 0])

@@ -1,12 +1,13 @@
-"""Two simulated annotators of the same made-up scenes, for the consistency study of Sec. 6.
+"""Two simulated annotators of the same images, for the consistency study of Sec. 6.
 
 The doubly annotated images of the paper were never released, so `study.py` without files looks at
 these: people who draw borders a little differently, overlook objects, the smaller the likelier, and
-now and then name one wrongly. They draw what `study.py` gives them, or the plain shapes of `scene`.
-H x W pixels; maps are ids (H, W) int32, 0 void, with segments. Everything follows from the seed.
+now and then name one wrongly. They draw the maps that `study.py` gives them, of the built-in images
+or of the plain shapes of `scenes`. H x W pixels; maps are ids (H, W) int32, 0 void, with segments.
+Everything follows from the seed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import ndimage
 from ..files.categories import Category
 
 Segments = list[dict[str, Any]]
+Annotated = tuple[np.ndarray, Segments]  # ids (H, W) int32, and what they are
 
 CATEGORIES = {
     number: Category(number, name, number <= 6, color, "solid" if number <= 6 else "ground")
@@ -46,9 +48,7 @@ class Annotator(NamedTuple):
     confuse: float = 0.03  # things named as another class of things
 
 
-def scene(
-    generator: np.random.Generator, *, height: int = 96, width: int = 128
-) -> tuple[np.ndarray, Segments]:
+def scene(generator: np.random.Generator, *, height: int = 96, width: int = 128) -> Annotated:
     """Map and segments of a scene: four regions of stuff, before them 8 to 14 solids.
 
     Radii are log-uniform from 2.5 to 18 pixels; the larger solids lie behind. What is hidden
@@ -67,7 +67,7 @@ def scene(
         turned = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
         ids[SHAPES[kind - 1](*turned)] = number
         kinds[number] = kind
-    return ids, _listed(ids, kinds)
+    return ids, _list_segments(ids, kinds)
 
 
 def _polygon(corners: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -103,7 +103,7 @@ def annotate(
     *,
     categories: Mapping[int, bool],
     annotator: Annotator = Annotator(),  # noqa: B008 (immutable)
-) -> tuple[np.ndarray, Segments]:
+) -> Annotated:
     """The map as one person would draw it, with the ids of the segments that are left.
 
     categories: id -> whether it is a thing. What is overlooked goes to the nearest segment that is
@@ -139,10 +139,12 @@ def annotate(
         for grid, shift, size in zip(np.indices(ids.shape), field, ids.shape, strict=True)
     ]
     drawn = drawn[tuple(places)]
-    return drawn, _listed(drawn, kinds, crowds)
+    return drawn, _list_segments(drawn, kinds, crowds)
 
 
-def _listed(ids: np.ndarray, kinds: Mapping[int, int], crowds: set[int] | None = None) -> Segments:
+def _list_segments(
+    ids: np.ndarray, kinds: Mapping[int, int], crowds: set[int] | None = None
+) -> Segments:
     """Segments that are seen in the map."""
     return [
         {"id": number, "category_id": kinds[number], "iscrowd": int(number in (crowds or ()))}
@@ -151,42 +153,21 @@ def _listed(ids: np.ndarray, kinds: Mapping[int, int], crowds: set[int] | None =
     ]
 
 
-def both(
-    truth: tuple[np.ndarray, Sequence[Mapping[str, Any]]],
-    place: int,
-    *,
-    seed: int = 0,
-    categories: Mapping[int, bool],
-    annotator: Annotator = Annotator(),  # noqa: B008 (immutable)
-) -> tuple[np.ndarray, Segments, np.ndarray, Segments]:
-    """A map as the first and as the second annotator draws it: ids, segments, twice.
-
-    place: of the image among all; with the seed it decides the errors. categories: see
-    `annotate`.
-    """
-    first, second = (
-        annotate(
-            *truth,
-            np.random.default_rng([seed, place, person]),
-            categories=categories,
-            annotator=annotator,
-        )
-        for person in (1, 2)
-    )
-    return *first, *second
+def scenes(count: int = 60, *, seed: int = 0) -> Iterator[Annotated]:
+    """`count` plain scenes, none of which depends on how many there are."""
+    return (scene(np.random.default_rng([seed, i, 0])) for i in range(count))
 
 
 def pairs(
-    count: int = 60,
-    *,
-    seed: int = 0,
-    annotator: Annotator = Annotator(),  # noqa: B008 (immutable)
-) -> Iterator[tuple[np.ndarray, Segments, np.ndarray, Segments]]:
-    """`count` plain scenes as both annotators drew them: ids, segments, twice.
+    truths: Iterable[Annotated], *, seed: int = 0, categories: Mapping[int, bool]
+) -> Iterator[tuple[Annotated, Annotated]]:
+    """Each map as the first and as the second annotator draws it.
 
-    No scene and no annotator depends on how many there are.
+    The errors follow from the seed and the place of the map. categories: see `annotate`.
     """
-    things = {number: category.isthing for number, category in CATEGORIES.items()}
-    for i in range(count):
-        truth = scene(np.random.default_rng([seed, i, 0]))
-        yield both(truth, i, seed=seed, categories=things, annotator=annotator)
+    for place, truth in enumerate(truths):
+        first, second = (
+            annotate(*truth, np.random.default_rng([seed, place, person]), categories=categories)
+            for person in (1, 2)
+        )
+        yield first, second

@@ -1,1 +1,1 @@
-"""What draws."""
+"""What is drawn or printed: maps and their errors, predictions, the study, the search; scores."""

@@ -17,7 +17,8 @@ from common.draw import grid, legend, save_png
 from ..files.categories import Category
 from ..files.pixels import write_bytes
 from ..metric.matching import Matching
-from ..quality import PanopticQuality, Scores
+from ..metric.scores import Scores
+from ..quality import PanopticQuality
 from .draw import ERRORS, errors, overlay
 
 THING, STUFF, ALL = "tab:red", "tab:blue", "black"

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from common.tables.markdown import markdown
+
 from ..files.categories import Category
-from ..quality import Scores
+from ..metric.scores import Scores
 
 
 def summary(scores: Scores) -> str:
@@ -26,11 +28,11 @@ def groups(scores: Scores) -> dict[str, Any]:
 
 def source_table(sources: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown: PQ of the maps of each source, as in the paper's Table 5."""
-    rows = ["| Table 5 | PQ | PQ^Th | PQ^St |", "|:--|--:|--:|--:|"]
-    for source, scores in sources.items():
-        cells = [cell(scores[name]) for name in ("PQ", "PQ_th", "PQ_st")]
-        rows.append(f"| {source.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    lines = [
+        [source.replace("_", " "), *(cell(scores[name]) for name in ("PQ", "PQ_th", "PQ_st"))]
+        for source, scores in sources.items()
+    ]
+    return markdown(["Table 5", "PQ", "PQ^Th", "PQ^St"], lines)
 
 
 def cell(value: float) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.tables.markdown import markdown
+
 from ..merging.search import Point, best
 from .report import cell
 
@@ -12,18 +14,14 @@ def table(points: Sequence[Point], *, top: int = 10) -> str:
     """Markdown: the `top` points by PQ and the official script's thresholds, in percent."""
     ranked = sorted(points, key=lambda p: (math.isnan(p.pq), -p.pq, not p.default))
     shown = ranked[:top] + [p for p in ranked[top:] if p.default]
-    lines = [
-        "| confidence | overlap | stuff area | PQ | PQ^Th | PQ^St | SQ | RQ |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    head = ["confidence", "overlap", "stuff area", "PQ", "PQ^Th", "PQ^St", "SQ", "RQ"]
+    lines = []
     for point in shown:
-        metrics = point.scores.percent()
-        figures = " | ".join(cell(metrics[name]) for name in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ"))
         mark = " (official)" if point.default else ""
-        lines.append(
-            f"| {point.confidence:g} | {point.overlap:g} | {point.stuff_area:g}{mark} | {figures} |"
-        )
-    return "\n".join(lines)
+        line = [f"{point.confidence:g}", f"{point.overlap:g}", f"{point.stuff_area:g}{mark}"]
+        scores = point.scores.percent()
+        lines.append([*line, *(cell(scores[n]) for n in ("PQ", "PQ_th", "PQ_st", "SQ", "RQ"))])
+    return markdown(head, lines, left=0)
 
 
 def rows(points: Iterable[Point]) -> list[dict[str, float]]:

@@ -1,1 +1,1 @@
-"""Merges of several sources, their search, and what is measured of each part."""
+"""Panoptic maps of several sources, from run lengths or centres, and the merge's thresholds."""

@@ -24,7 +24,8 @@ from ..merge import (
     remove_overlaps,
     thing_segments,
 )
-from ..quality import PanopticQuality, Scores, summarise
+from ..metric.scores import Scores
+from ..quality import PanopticQuality, summarise
 
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 OVERLAPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -1,1 +1,1 @@
-"""Matching, overlaps and the tables of PQ; the peers that benchmark.py times."""
+"""What PQ is counted from: overlaps, matches, scores; AP and mIoU of the parts; the peers."""

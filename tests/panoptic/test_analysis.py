@@ -8,15 +8,7 @@ import pytest
 from pycocotools import mask as rle
 
 from common.coco import evaluate
-from panoptic.annotators.analysis import (
-    bootstrap,
-    by_size,
-    cumulative,
-    dagger,
-    matched_ious,
-    size_edges,
-    weighted,
-)
+from panoptic.annotators.analysis import bootstrap, by_size, dagger, ious_of_matches, size_edges
 from panoptic.evaluate_files import main
 from panoptic.metric.parts import without_overlap
 from panoptic.quality import PanopticQuality
@@ -52,15 +44,15 @@ def some_metric(images: int = 20, **rules) -> PanopticQuality:
 def test_the_weight_of_errors_changes_rq_alone():
     metric = some_metric()
     half = metric.compute()
-    assert weighted(metric, 0.5) == half
-    values = [weighted(metric, alpha) for alpha in (1, 1 / 2, 1 / 4, 1 / 8, 0)]
+    assert metric.compute(alpha=0.5) == half
+    values = [metric.compute(alpha=alpha) for alpha in (1, 1 / 2, 1 / 4, 1 / 8, 0)]
     assert [v.all.rq for v in values] == sorted(v.all.rq for v in values)
     assert all(v.all.sq == half.all.sq for v in values)
     assert values[-1].all.rq == 1
     one = values[0].classes[1]
     assert one.rq == one.tp / (one.tp + one.fp + one.fn)
     with pytest.raises(ValueError, match="alpha=-1"):
-        weighted(metric, -1)
+        metric.compute(alpha=-1)
 
 
 def test_modified_pq_takes_the_iou_of_stuff_below_one_half_and_no_false_positives():
@@ -70,17 +62,17 @@ def test_modified_pq_takes_the_iou_of_stuff_below_one_half_and_no_false_positive
     metric.update(*stripes([0, 10, 20], [10, 1]), *truth)
     metric.update(*stripes([0, 20], [10]), *stripes([0, 20], [1]))  # stuff that is not there
     found = dagger(metric)
-    assert found.stuff == found.classes[10] == (0.4 + 1) / 2
-    assert found.things == metric.compute().things.pq
-    assert math.isnan(found.classes[2])
-    assert found.all == (found.stuff + found.things) / 2
-    assert math.isnan(dagger(PanopticQuality(THINGS)).all)
+    assert found.stuff.pq == found.classes[10].pq == (0.4 + 1) / 2
+    assert found.things.pq == metric.compute().things.pq
+    assert math.isnan(found.classes[2].pq)
+    assert found.all.pq == (found.stuff.pq + found.things.pq) / 2
+    assert math.isnan(dagger(PanopticQuality(THINGS)).all.pq)
 
 
 def test_sizes_part_the_outcomes():
     metric = some_metric()
     low, high = size_edges(metric)
-    parts = by_size(metric)
+    parts = by_size(metric, (low, high))
     assert list(parts) == ["S", "M", "L"]
     for name in ("tp", "fp", "fn", "iou"):
         for category, score in metric.compute().classes.items():
@@ -95,7 +87,7 @@ def test_sizes_part_the_outcomes():
     assert truths["M"] / whole == pytest.approx(0.50, abs=0.05)
     assert low < high
     assert parts["S"].all.pq < parts["L"].all.pq  # a pixel matters more
-    assert by_size(metric, (low, high))["L"].all == parts["L"].all
+    assert size_edges(metric, things=True) != (low, high)
 
 
 def test_false_positives_belong_to_their_own_size():
@@ -111,7 +103,7 @@ def test_false_positives_belong_to_their_own_size():
 def test_sizes_without_segments_are_nan():
     metric = PanopticQuality(THINGS, keep_images=True)
     assert all(math.isnan(edge) for edge in size_edges(metric))
-    assert all(part.all.n == 0 for part in by_size(metric).values())
+    assert all(part.all.n == 0 for part in by_size(metric, (math.nan, math.nan)).values())
 
 
 def test_intervals_hold_the_score_and_shrink_with_more_images():
@@ -139,22 +131,13 @@ def test_equal_images_leave_no_doubt_and_absent_groups_are_nan():
         bootstrap(PanopticQuality(THINGS, keep_images=True))
 
 
-def test_the_iou_of_matches_is_told_class_by_class():
+def test_the_iou_of_matches_rises_and_adds_up_to_that_of_the_metric():
     metric = some_metric()
-    values = matched_ious(metric)
+    values = ious_of_matches(metric)
     assert (np.diff(values) >= 0).all()
     assert values.min() > 0.5
     assert values.sum() == pytest.approx(float(metric.sums[:, 0].sum()), abs=1e-9)
-    assert sum(len(matched_ious(metric, category=c)) for c in THINGS) == len(values)
-    assert matched_ious(some_metric(threshold=0)).min() < 0.5
-    with pytest.raises(ValueError, match="category=3"):
-        matched_ious(metric, category=3)
-
-
-def test_a_cumulative_share_counts_equal_values():
-    values = np.array([0.5, 0.6, 0.6, 0.9])
-    assert cumulative(values, [0.4, 0.5, 0.6, 1]).tolist() == [0, 0.25, 0.75, 1]
-    assert np.isnan(cumulative(values[:0], [0.5])).all()
+    assert ious_of_matches(some_metric(threshold=0)).min() < 0.5
 
 
 # AP without overlaps.

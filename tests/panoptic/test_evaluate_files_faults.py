@@ -12,7 +12,7 @@ from common.errors import sentence
 from panoptic.evaluate_files import evaluate_files, main
 from panoptic.files.categories import Category
 from panoptic.files.coco import write_ids, write_panoptic
-from panoptic.quality import PAPER
+from panoptic.metric.matching import PAPER
 
 THING, STUFF = Category(1, "cat", True), Category(10, "sky", False)
 OTHER = Category(2, "dog", True)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from panoptic.metric import peers
-from panoptic.metric.matching import _assign
+from panoptic.metric.matching import PAPER, _assign
 from panoptic.metric.overlaps import LIMIT, _batch_on_device, batch_overlaps, overlaps
-from panoptic.quality import PAPER, PanopticQuality, summarise
+from panoptic.quality import PanopticQuality, summarise
 
 THINGS = {7: True, 3: True, 10: False, 200: False}
 Pair = tuple[np.ndarray, list[dict], np.ndarray, list[dict]]

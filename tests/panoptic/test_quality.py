@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from panoptic.metric.matching import PAPER
 from panoptic.metric.overlaps import LIMIT
-from panoptic.quality import PAPER, PanopticQuality
+from panoptic.quality import PanopticQuality
 
 THINGS = {1: True, 2: True, 10: False, 11: False}
 
