@@ -31,6 +31,7 @@ from common.coco.fields import Categories
 from common.config import run as run_command
 from common.config import typed
 from common.run import checkpoint
+from common.tables.markdown import markdown
 from focal_loss import data
 from focal_loss.config import Config
 from focal_loss.model import Architecture, RetinaNet
@@ -174,9 +175,7 @@ def report(folder: Path) -> None:
     positives, negatives = anchor_logits(model, cfg, categories)
     rows = write(folder, positives, negatives)
     print(f"\nShare of the loss; {len(positives):,} positives, {len(negatives):,} negatives")
-    print("| " + " | ".join(rows[0]) + " |\n|" + "--:|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{value:.4g}" for value in row.values()) + " |")
+    print(markdown(list(rows[0]), [[f"{x:.4g}" for x in row.values()] for row in rows], left=0))
     print(f"\n{folder / 'cdf.png'}")
 
 
