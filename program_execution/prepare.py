@@ -62,7 +62,7 @@ def encode(
         return 0
     asked = questions.read_questions(source)
     if released:
-        known = vocabulary.released()
+        known = vocabulary.standard()
     elif build:
         known = vocabulary.build(asked, min_count=min_count)
     else:
@@ -105,7 +105,9 @@ def extract(
     extractor = extraction.Extractor(weights=None if weights == "none" else weights, std=std)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = extraction.extract(
-        *(images, out, extractor),
+        images,
+        out,
+        extractor,
         batch_size=batch_size,
         half=half,
         device=device,
@@ -146,7 +148,8 @@ def clevr(
         encode(file, target, build=build, released=given, again=again)
     for split in splits:
         extract(
-            *(root / "images" / split, out / f"{split}_features.npy"),
+            root / "images" / split,
+            out / f"{split}_features.npy",
             weights=weights,
             half=half,
             workers=workers,
@@ -185,7 +188,8 @@ def humans(
         file = questions.find_questions(root, split)
         expand = number == 0 and (again or not further.exists())
         encode(
-            *(file, out / f"humans_{split}_questions"),
+            file,
+            out / f"humans_{split}_questions",
             words=None if expand else further,
             expand=expand,
             min_count=min_count,

@@ -130,6 +130,10 @@ class FeatureOptions:
     height: int = 64  # pixels
     width: int = 64
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("grid", "pixels"):
+            raise ValueError(f"features {self.kind!r} is not one of grid, pixels")
+
 
 def build(
     *,
@@ -160,12 +164,8 @@ def build(
         raise ValueError(
             f"images={images} and per_image={per_image} must be at least 1, seed={seed} 0"
         )
-    for name, value, known in (
-        ("profile", profile, ("tiny", "full")),
-        ("features", features.kind, ("grid", "pixels")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+    if profile not in ("tiny", "full"):
+        raise ValueError(f"profile {profile!r} is not one of tiny, full")
     pixels, grid = features.kind == "pixels", features.grid
     if not pixels and grid < options.objects[1]:
         raise ValueError(

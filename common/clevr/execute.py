@@ -4,9 +4,9 @@ The functions are those of the public question engine (Johnson et al., CVPR 2017
 `unique` is strict: a set of any size but one ends the program without an answer. Other symbolic
 executors take the first of several objects; `unique="first"` does so too.
 
-A program that comes out of a decoder may be malformed in any way. `execute` therefore never raises
-but says what stopped it. The program is read from the left first, as a decoder writes it, and the
-first fault in that order counts:
+A program from a decoder may be malformed in any way. `execute` therefore never raises but says what
+stopped it. The program is first read from the left, as a decoder writes it, and the first fault in
+that order counts:
 
 1. START in front is skipped; END and NULL end the sequence.
 2. A token after the complete program is `trailing`. Else, one that is no function of CLEVR is
@@ -15,7 +15,7 @@ first fault in that order counts:
 3. If the sequence ends without END where END is required, that is `no_end`.
 4. If it ends before the program is complete, that is an `underflow`; the empty one is too.
 
-Only a program without such a fault is executed, from its last token to its first, and the first
+Only a program without such a fault is executed, from its last token to its first. The first
 `unique` that fails in that order decides between `unique_empty` and `unique_many`.
 """
 
@@ -63,7 +63,7 @@ def execute(
     unique: Unique = "strict",
     require_end: bool = False,
 ) -> Result:
-    """Answer a prefix program on a scene, or say why it has no answer; it never raises for either.
+    """Answer a prefix program on a scene, or say why it has no answer, without raising.
 
     require_end: a program without END is `no_end`, even if it is complete without.
     """

@@ -2,8 +2,8 @@
 
 Johnson et al., "CLEVR: A Diagnostic Dataset for Compositional Language and Elementary Visual
 Reasoning", CVPR 2017 (Sec. 3 and Fig. 2), in the spelling of the public question generator's
-`metadata.json`. This file is the one place that says which functions there are and what goes into
-them; vocabularies, executors and grammars read it.
+`metadata.json`. Only this file says which functions there are and what they take; vocabularies,
+executors and grammars read it.
 
 A *token* is a function with its value, `filter_color[red]`: 40 of them occur in the data.
 """
@@ -49,7 +49,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Function:
-    """One function: the kinds it takes, the kind it gives, and the values it is told (if any)."""
+    """One function: the kinds it takes, the kind it returns, and the choices for its value."""
 
     name: str
     inputs: tuple[Kind, ...]
@@ -145,7 +145,8 @@ TOKENS: Final[tuple[str, ...]] = _tokens()
 ANSWERS: Final[tuple[str, ...]] = tuple(
     sorted(
         [
-            *("yes", "no"),
+            "yes",
+            "no",
             *(str(number) for number in range(MOST_OBJECTS + 1)),
             *(value for values in ATTRIBUTES.values() for value in values),
         ]

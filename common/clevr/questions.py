@@ -37,11 +37,11 @@ TEMPLATE_FILES: Final = {  # templates in each file, in the order of the release
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one picture. Test questions have no answer, human ones no program.
+    """A question about one image. Test questions have no answer, human ones no program.
 
     `index` numbers the questions of a split. `family` is the released number of the template,
-    0..89; where a file comes from the public generator with templates unknown to this repository,
-    it is the number inside the file `template`.
+    0..89; in a file of the public generator with templates that this repository does not know, it
+    is the number inside the file `template`.
     """
 
     text: str
@@ -57,9 +57,9 @@ class Question:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a file, in its order, whichever of the four kinds it is.
+    """The questions of a file of any of the four kinds, in its order.
 
-    Raises ValueError naming the file and the question's index.
+    ValueError names the file and the question.
     """
     programs = _Programs()
     with without_collector():
@@ -69,7 +69,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Put the questions file in front of what a ValueError says of one of its questions."""
+    """Put the name of the questions file in front of the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -86,9 +86,9 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
 
 
 def find_questions(root: str | Path, split: str) -> Path:
-    """The questions file of a split below the folder of CLEVR, CoGenT or CLEVR-Humans.
+    """The questions file of a split in the folder of CLEVR, CoGenT or CLEVR-Humans.
 
-    Where a folder has both machine-made and human questions, the machine-made ones.
+    Machine-made questions come first where a folder has human ones too.
     """
     root = Path(root)
     if not root.is_dir():
@@ -106,7 +106,7 @@ def has_questions(root: str | Path, split: str) -> bool:
 
 
 def _candidates(root: Path, split: str) -> list[Path]:
-    """Where the questions file of a split may be, machine-made ones first."""
+    """Where the questions file of a split may be, machine-made questions first."""
     names = [f"CLEVR_{split}_questions.json"]
     humans = [f"CLEVR-Humans-{split}.json", f"CLEVR_humans_{split}.json"]
     candidates = [folder / name for folder in (root / "questions", root) for name in names]
@@ -190,7 +190,7 @@ def family_number(file: str, index: int) -> int:
 
 
 class _Programs:
-    """Reads programs; equal nodes and equal programs become one object, and are checked once."""
+    """Reads programs. Equal nodes become one object, and so do equal programs, checked once."""
 
     def __init__(self) -> None:
         self.nodes: dict[tuple, Node] = {}
@@ -228,7 +228,7 @@ class _Programs:
 
 
 def _row(question: Question) -> dict[str, Any]:
-    """The question as the released files have it; what it lacks is left out."""
+    """The question in the released form, without what it lacks."""
     row: dict[str, Any] = {
         "split": question.split,
         "image_index": question.image_index,

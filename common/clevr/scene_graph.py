@@ -1,7 +1,7 @@
-"""Scene graphs: what stands where in a picture, and CLEVR's scenes files.
+"""Scene graphs, which say what stands where in an image, and CLEVR's files of them.
 
-Positions are x, y, z in world units with the floor at z = 0; pixel coordinates count in the
-released pictures of 480 x 320, their third value is the depth along the optical axis.
+Positions are x, y, z in world units with the floor at z = 0. Pixel coordinates refer to the
+released images of 480 x 320; their third value is the depth along the optical axis.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..coco.files import read_json, refuse_repeated, whole
 from ..run import sealed
+from ..scenes.annotate import relationships
 from .functions import ATTRIBUTES, RELATIONS
 
 EPS = 0.2  # how much further j must lie than i, in world units, to be e.g. left of it
@@ -41,7 +42,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """The objects of a picture; `relations[r][i]` lists every j that is r of object i."""
+    """The objects of an image; `relations[r][i]` lists every j that is r of object i."""
 
     image_index: int
     image_filename: str
@@ -59,30 +60,24 @@ def relations_of(
     directions: Mapping[str, Sequence[float]],
     eps: float = EPS,
 ) -> Relations:
-    """Who is left of, right of, behind and in front of whom, from positions (n, 3).
+    """Which objects are left of, right of, behind and in front of each, from positions (n, 3).
 
-    Object j is r of object i where (p_j - p_i) . direction_r > eps, as the public generator
-    decides it. In scenes that keep CLEVR's margin of 0.4 each pair has exactly one of left and
-    right, and one of behind and front.
+    Object j is r of object i where (p_j - p_i) . direction_r > eps, as in the public generator. In
+    scenes that keep CLEVR's margin of 0.4 each pair has exactly one of left and right, and one of
+    behind and front.
     """
     points = np.asarray(positions, dtype=float).reshape(-1, 3)
-    apart = points[None] - points[:, None]  # (n, n, 3): from i to j
-    return {
-        name: tuple(
-            tuple(np.flatnonzero(row).tolist())
-            for row in apart @ np.asarray(directions[name], dtype=float) > eps
-        )
-        for name in RELATIONS
-    }
+    lists = relationships(points, directions, eps=eps)
+    return {name: tuple(map(tuple, lists[name])) for name in RELATIONS}
 
 
 def read_scenes(path: str | Path, *, check: bool = True) -> list[SceneGraph]:
     """The scenes of a file (CLEVR_val_scenes.json or a single scene) or of a folder of single ones.
 
-    They are in the order of the file, or of their image index where they are files of their own.
-    check: recompute the relations from the coordinates and refuse a scene where they differ.
+    They come in the order of the file; those of a folder in the order of their image index. check:
+    recompute the relations from the coordinates; ValueError where they differ.
 
-    Raises ValueError naming the file, the scene and the object.
+    ValueError names the file, the scene and the object.
     """
     path = Path(path)
     if not path.is_dir():
@@ -102,9 +97,10 @@ def read_scenes(path: str | Path, *, check: bool = True) -> list[SceneGraph]:
 
 
 def find_scenes(root: str | Path, split: str) -> Path:
-    """The scenes of a split below the folder of CLEVR or CoGenT: a file, or a folder of files.
+    """The file, or the folder of files, with the scenes of a split of CLEVR or CoGenT.
 
-    Raises ValueError with the expected tree; the released test splits have no scenes.
+    What executes programs on a download starts here. ValueError shows the expected tree; the
+    released test splits have no scenes.
     """
     root = Path(root)
     if not root.is_dir():
@@ -119,7 +115,7 @@ def find_scenes(root: str | Path, split: str) -> Path:
 def scenes_of(document: Any, where: str = "scenes", *, check: bool = True) -> list[SceneGraph]:
     """The scenes of a document in CLEVR's JSON form, such as `Scenes(...).clevr(split)` gives.
 
-    where: what the document is called in errors; the rest as `read_scenes`.
+    where: the name of the document in errors; all else as in `read_scenes`.
     """
     rows = document.get("scenes", [document]) if isinstance(document, dict) else None
     if not isinstance(rows, list):
@@ -140,12 +136,12 @@ def write_scenes(path: str | Path, graphs: Sequence[SceneGraph]) -> None:
 
 
 def check_file_name(name: Any, where: str) -> str:
-    """`name` where it is a picture's file name that stays inside its folder; else ValueError."""
+    """Return `name` if it names an image inside its folder; else raise ValueError."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where} has no `image_filename`")
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise ValueError(f"{where}: image_filename {name!r} leads out of the folder of pictures")
+        raise ValueError(f"{where}: image_filename {name!r} leads out of the folder of images")
     return name
 
 
@@ -217,7 +213,7 @@ def _directions(values: Any, where: str) -> dict[str, Vector]:
 
 
 def _relations(values: Any, count: int, where: str) -> Relations:
-    """The relations as the file gives them, each list sorted."""
+    """The relations of the file, each list sorted."""
     relations = {}
     for name in RELATIONS:
         lists = values.get(name) if isinstance(values, dict) else None
@@ -235,7 +231,7 @@ def _relations(values: Any, count: int, where: str) -> Relations:
 
 
 def _difference(given: Relations, computed: Relations, where: str) -> str:
-    """The sentence about the first relation that the coordinates contradict."""
+    """Name the first relation that the coordinates contradict."""
     name, i = next(
         (name, i)
         for name in RELATIONS

@@ -1,7 +1,7 @@
 """Words, program tokens and answers as numbers, with the numbering of the published models.
 
 Every table starts with <NULL> 0, <START> 1, <END> 2, <UNK> 3; the others follow in the order of
-their characters' codes. Words that are added later come last, so that old numbers stay.
+their character codes. Words that are added later come last, so that old numbers stay.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ RELEASED_WORDS = ("", ";", *_RELEASED_WORDS.split())
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a question as the public code cuts them.
+    """The words of a question, split as in the public code.
 
-    `;` and `,` are words of their own, `?` and `.` vanish, case stays, and the text is cut at each
-    single space, so that two in a row leave an empty word: published models have it in their table.
+    `;` and `,` are words of their own, `?` and `.` vanish, and case stays. The text is split at
+    every space, so that two in a row leave an empty word; published models have it in their table.
     """
     for mark in ";,":
         text = text.replace(mark, f" {mark}")
@@ -79,7 +79,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits that differ between vocabularies with any other numbering."""
+        """16 hexadecimal digits that differ for any other numbering."""
         return hashlib.sha256(json.dumps(self.document()).encode()).hexdigest()[:16]
 
     def document(self) -> dict[str, dict[str, int]]:
@@ -144,9 +144,9 @@ _KEYS = {
 }
 
 
-def released() -> Vocabulary:
+def standard() -> Vocabulary:
     """The vocabulary of CLEVR v1.0 and of the published models: 93 words, 44 tokens, 32 answers."""
-    return Vocabulary(_numbered(RELEASED_WORDS), _numbered(TOKENS), _numbered(ANSWERS))
+    return Vocabulary(_number(RELEASED_WORDS), _number(TOKENS), _number(ANSWERS))
 
 
 def build(
@@ -171,9 +171,9 @@ def build(
         if question.answer is not None:
             answers.add(question.answer)
     return Vocabulary(
-        question=_numbered(_frequent(words, min_count)),
-        program=_numbered(sorted(tokens)),
-        answer=_numbered(sorted(answers)),
+        question=_number(_frequent(words, min_count)),
+        program=_number(sorted(tokens)),
+        answer=_number(sorted(answers)),
     )
 
 
@@ -197,7 +197,7 @@ def _frequent(words: Counter[str], min_count: int) -> list[str]:
     return sorted(word for word, count in words.items() if count >= min_count)
 
 
-def _numbered(names: Sequence[str]) -> dict[str, int]:
+def _number(names: Sequence[str]) -> dict[str, int]:
     """Name -> number, the special ones first."""
     rest = [name for name in names if name not in SPECIAL]
     return {name: number for number, name in enumerate((*SPECIAL, *rest))}

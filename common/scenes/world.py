@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import product
 
-from .scene import Solid
-
 COLORS: dict[str, tuple[int, int, int]] = {  # sRGB, 0..255
     "gray": (87, 87, 87),  # the first eight are CLEVR's
     "red": (173, 35, 35),
@@ -202,14 +200,6 @@ class World:
             " ".join(value for _, value in sorted(zip(by, values, strict=True), key=_word_order))
             for values in product(*(self.values(name) for name in by))
         ]
-
-    def label(self, solid: Solid, by: tuple[str, ...] = ("shape",)) -> int:
-        """Index in `classes(by)` of a labelled solid."""
-        index = 0
-        for name in by:
-            values = self.values(name)
-            index = index * len(values) + values.index(getattr(solid, name))
-        return index
 
     def values(self, attribute: str) -> tuple[str, ...]:
         """All values of shape, color, material or size."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from common.clevr.grammar import Grammar
-from common.clevr.vocabulary import released
+from common.clevr.vocabulary import standard
 from program_execution.decoding import sample
 from program_execution.decoding.beam import beam_search
 from program_execution.net.seq2seq import END, NULL, START, ProgramGenerator
@@ -226,7 +226,7 @@ def test_a_beam_as_wide_as_the_language_finds_its_best_program():
 
 @pytest.mark.parametrize("level", ["types", "template"])
 def test_constrained_decoding_gives_well_formed_programs_only(level):
-    tokens = list(released().program)
+    tokens = list(standard().program)
     grammar = Grammar(tokens, level=level)
     torch.manual_seed(0)
     model = ProgramGenerator(embedding=16, hidden=16, attention="dot")

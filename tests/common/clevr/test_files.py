@@ -161,7 +161,7 @@ def test_a_bad_scene_is_named_with_its_fault(changes: dict, message: str) -> Non
         scenes_of({"scenes": [scene(**changes)]}, "some.json")
 
 
-def test_two_scenes_of_one_picture_are_refused(tmp_path: Path) -> None:
+def test_two_scenes_of_one_image_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image index: 'val 4' appears twice"):
         scenes_of({"scenes": [scene(4), scene(4)]})
     with pytest.raises(ValueError, match="name a scenes file"):

@@ -13,7 +13,7 @@ from common.clevr.arrays import encode, question_files
 from common.clevr.functions import TOKENS
 from common.clevr.programs import Node
 from common.clevr.questions import Question, find_questions, read_questions
-from common.clevr.vocabulary import Vocabulary, build, expand, program_tokens, released, tokenize
+from common.clevr.vocabulary import Vocabulary, build, expand, program_tokens, standard, tokenize
 
 PROGRAM = (
     Node("scene"),
@@ -37,7 +37,7 @@ QUESTIONS = [
 
 
 def test_the_released_vocabulary_has_93_words_44_tokens_and_32_answers() -> None:
-    tables = released()
+    tables = standard()
     assert [len(tables.question), len(tables.program), len(tables.answer)] == [93, 44, 32]
     for names in (tables.words, tables.tokens, tables.answers):
         assert names[:4] == ["<NULL>", "<START>", "<END>", "<UNK>"]
@@ -57,7 +57,7 @@ def test_words_are_cut_at_single_spaces_and_two_in_a_row_leave_an_empty_one() ->
 
 def test_tokens_and_answers_are_complete_unless_only_those_seen_are_wanted() -> None:
     full, seen = build(QUESTIONS), build(QUESTIONS, known_programs=False, known_answers=False)
-    assert (full.program, full.answer) == (released().program, released().answer)
+    assert (full.program, full.answer) == (standard().program, standard().answer)
     assert seen.answers[4:] == ["3", "cube"]
     assert seen.tokens[4:] == ["count", "filter_color[gray]", "query_shape", "scene", "unique"]
     assert full.words[4:9] == ["", ",", ";", "How", "There"]
@@ -72,7 +72,7 @@ def test_rare_words_are_left_out_and_become_unknown() -> None:
 
 
 def test_new_words_come_last_and_old_numbers_stay() -> None:
-    old = released()
+    old = standard()
     new = expand(old, [ask("crimson ball"), ask("zany crimson ball")], min_count=2)
     assert new.words == [*old.words, "crimson"]
     assert (new.program, new.answer) == (old.program, old.answer)
@@ -80,7 +80,7 @@ def test_new_words_come_last_and_old_numbers_stay() -> None:
 
 
 def test_decoding_gives_back_what_was_encoded() -> None:
-    tables = released()
+    tables = standard()
     tokens = program_tokens(QUESTIONS[0])
     assert tokens == ["query_shape", "unique", "filter_color[gray]", "scene"]
     assert tables.decode_program([*tables.encode_program(tokens), 0, 0]) == tokens
@@ -135,10 +135,10 @@ def test_arrays_hold_padded_rows_with_start_and_end_and_the_types() -> None:
 
 def test_questions_without_answers_or_programs_have_no_such_arrays() -> None:
     bare = [ask("What?", i, answer=None, program=None, family=None) for i in range(2)]
-    found = encode.encode(bare, released())
+    found = encode.encode(bare, standard())
     assert (found.programs, found.answers, found.families, found.types) == (None,) * 4
     with pytest.raises(ValueError, match="question 1 of val has no answer, but others have"):
-        encode.encode([QUESTIONS[0], ask("What?", 1, answer=None)], released())
+        encode.encode([QUESTIONS[0], ask("What?", 1, answer=None)], standard())
 
 
 def test_an_unknown_answer_or_program_token_is_named_with_its_question() -> None:
@@ -163,7 +163,7 @@ def test_arrays_come_back_from_a_folder_and_from_h5(tmp_path: Path) -> None:
 
 
 def test_an_h5_file_has_the_layout_of_the_public_code(tmp_path: Path) -> None:
-    question_files.write_h5(tmp_path / "val.h5", encode.encode(QUESTIONS, released()))
+    question_files.write_h5(tmp_path / "val.h5", encode.encode(QUESTIONS, standard()))
     names = ("answers", "image_idxs", "orig_idxs", "programs", "question_families", "questions")
     with h5py.File(tmp_path / "val.h5") as file:
         assert tuple(sorted(file)) == names
@@ -208,11 +208,11 @@ def test_without_h5py_the_command_that_installs_it_is_named(
     (tmp_path / "val.h5").touch()
     monkeypatch.setitem(sys.modules, "h5py", None)  # makes the import fail
     with pytest.raises(ValueError, match=r"val\.h5 needs h5py: pip install .fair-vision\[h5\]"):
-        question_files.open_questions(tmp_path / "val.h5", released())
+        question_files.open_questions(tmp_path / "val.h5", standard())
 
 
 def test_all_40_tokens_have_a_number_of_their_own() -> None:
-    assert sorted(TOKENS) == released().tokens[4:]
+    assert sorted(TOKENS) == standard().tokens[4:]
 
 
 def test_the_real_h5_file_and_its_vocabulary_are_what_we_make_of_the_json(
