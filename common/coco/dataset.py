@@ -9,6 +9,7 @@ kept as arrays, so a set of 118k images is small in memory and cheap to hand to 
 
 import pickle
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from torch.utils.data import Dataset
 
 from common.images import UnreadableImage, image_size, read_image
 
-from .evaluate import sound_truth
 from .fields import Categories, category_names, check_same_categories, read_annotations
 from .files import without_collector
-from .instances import find_instances
+from .instances import count_joints, find_sound
 from .masks import decode_mask
 
 Target = dict[str, Any]
@@ -67,8 +67,7 @@ class CocoDataset(Dataset):
         with without_collector():
             content = read_annotations(self.annotation_files, roots)
             self._label(content["categories"], categories)
-            self._load(content, strict)
-        self._serve(keep_empty)
+            self._load(content, strict=strict, keep_empty=keep_empty)
 
     def _label(self, entries: list[dict], categories: Categories | None) -> None:
         """Number the categories: by rising id, or as in the training set."""
@@ -81,56 +80,53 @@ class CocoDataset(Dataset):
         self.names = [names.get(category, str(category)) for category in self.category_ids]
         self.categories = Categories(self.category_ids, self.names, categories.where)
 
-    def _load(self, content: dict[str, list[dict]], strict: bool) -> None:
-        """Arrays over all images, and over all sound instances, sorted by image."""
-        images, annotations = content["images"], content["annotations"]
+    def _load(self, content: dict[str, list[dict]], *, strict: bool, keep_empty: bool) -> None:
+        """Arrays over the images served, and over their sound instances, sorted by image."""
+        labels = self.label_of
+        unknown = next((a for a in content["annotations"] if a["category_id"] not in labels), None)
+        if unknown:
+            raise ValueError(
+                f"{self.where}: annotation {unknown.get('id')} of image {unknown['image_id']} is "
+                f"of category {unknown['category_id']}, which is none of {sorted(labels)} in "
+                f"{self.categories.where}"
+            )
+        truth, self.problems = find_sound(content, self.where, kind=self.kind, strict=strict)
+        images, found = truth["images"], truth["annotations"]
+        if not keep_empty:
+            kept = {a["image_id"] for a in found if not a["iscrowd"]}
+            images = [image for image in images if image["id"] in kept]
+            found = [a for a in found if a["image_id"] in kept]
         self.ids = np.array([i["id"] for i in images], np.int64)
         self.files = np.array([i["file_name"] for i in images], str)
         sizes = [(i["height"], i["width"]) for i in images]
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        unknown = next((a for a in annotations if a["category_id"] not in self.label_of), None)
-        if unknown:
+        place = {image["id"]: i for i, image in enumerate(images)}
+        image = np.array([place[a["image_id"]] for a in found], np.int64)
+        self._bounds = np.searchsorted(image, np.arange(len(images) + 1))
+        xywh = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
+        high = np.minimum(xywh[:, :2] + xywh[:, 2:], self.sizes[image][:, ::-1])
+        area = np.array([a["area"] for a in found], np.float64)
+        self._arrays: dict[str, np.ndarray] = {
+            "boxes": np.concatenate([xywh[:, :2].clip(0), high], 1).astype(np.float32),
+            "labels": np.array([labels[a["category_id"]] for a in found], np.int64),
+            "iscrowd": np.array([a["iscrowd"] for a in found], bool),
+            "area": np.minimum(area, np.finfo(np.float32).max).astype(np.float32),
+        }
+        if len(found) and self._arrays["boxes"].max() <= 1:
             raise ValueError(
-                f"{self.where}: annotation {unknown.get('id')} of image {unknown['image_id']} is "
-                f"of category {unknown['category_id']}, which is none of {sorted(self.label_of)} "
-                f"in {self.categories.where}"
+                f"{self.where}: all {len(found)} boxes lie between 0 and 1, so they seem to be "
+                "shares of the image: multiply them by its width and height"
             )
-        found = find_instances(content, self.where, kind=self.kind, strict=strict)
-        self.problems, self._image, self._crowd = found.problems, found.image, found.crowd
-        labels = [self.label_of[annotations[i]["category_id"]] for i in found.position.tolist()]
-        self._labels = np.array(labels, np.int64)
-        self._area = np.minimum(found.area, np.finfo(np.float32).max).astype(np.float32)
-        limit = self.sizes[found.image][:, ::-1]  # width, height
-        low, high = found.xywh[:, :2], found.xywh[:, :2] + found.xywh[:, 2:]
-        boxes = np.concatenate([low.clip(0), np.minimum(high, limit)], 1)
-        self._boxes = boxes.astype(np.float32)
-        self._refuse_shares()
         if self.kind == "keypoints":
-            seen = found.keypoints[..., 2:] > 0
-            points = found.keypoints + np.where(seen, [0.5, 0.5, 0], 0)
-            self._keypoints = points.astype(np.float32)
+            points = np.array([a["keypoints"] for a in found], np.float64)
+            points = points.reshape(len(found), count_joints(content), 3)
+            points += np.where(points[..., 2:] > 0, [0.5, 0.5, 0], 0)
+            self._arrays["keypoints"] = points.astype(np.float32)
         elif self.kind == "masks":  # one buffer: Python lists would be copied into every worker
-            pieces = [pickle.dumps(segmentation) for segmentation in found.segmentations]
-            self._mask_stop = np.cumsum([len(p) for p in pieces], dtype=np.int64)
-            self._masks = np.frombuffer(b"".join(pieces), np.uint8)
-
-    def _refuse_shares(self) -> None:
-        """Raise ValueError where the boxes are shares of the image, as in YOLO's files."""
-        if len(self._boxes) and self._boxes.max() <= 1:
-            raise ValueError(
-                f"{self.where}: all {len(self._boxes)} boxes lie between 0 and 1, so they seem to "
-                "be shares of the image: multiply them by its width and height"
-            )
-
-    def _serve(self, keep_empty: bool) -> None:
-        """Where each image's instances start and stop; which images are served."""
-        bounds = np.searchsorted(self._image, np.arange(len(self.ids) + 1))
-        served = np.ones(len(self.ids), bool)
-        if not keep_empty:
-            served = np.bincount(self._image[~self._crowd], minlength=len(self.ids)) > 0
-        self._served = served
-        self._start, self._stop = bounds[:-1][served], bounds[1:][served]
-        self.ids, self.files, self.sizes = self.ids[served], self.files[served], self.sizes[served]
+            shapes = [a["segmentation"] for a in found]
+            pieces = [pickle.dumps(shapes[i:j]) for i, j in pairwise(self._bounds)]
+            self._piece_bounds = np.cumsum([0, *map(len, pieces)])
+            self._pieces = np.frombuffer(b"".join(pieces), np.uint8)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,30 +138,16 @@ class CocoDataset(Dataset):
 
     def target(self, index: int) -> Target:
         """The target of one image as in the file, without reading the image."""
-        part = slice(int(self._start[index]), int(self._stop[index]))
+        index = range(len(self))[index]
+        part = slice(*self._bounds[index : index + 2])
+        target: Target = {k: torch.from_numpy(v[part].copy()) for k, v in self._arrays.items()}
         height, width = self.sizes[index].tolist()
-        target = {
-            "boxes": torch.from_numpy(self._boxes[part].copy()),
-            "labels": torch.from_numpy(self._labels[part].copy()),
-            "iscrowd": torch.from_numpy(self._crowd[part].copy()),
-            "area": torch.from_numpy(self._area[part].copy()),
-            "image_id": int(self.ids[index]),
-            "file": str(self.files[index]),
-            "size": (height, width),
-        }
-        if self.kind == "keypoints":
-            target["keypoints"] = torch.from_numpy(self._keypoints[part].copy())
-        elif self.kind == "masks":
-            target["masks"] = self._decode(part, height, width)
-        return target
-
-    def _decode(self, part: slice, height: int, width: int) -> Tensor:
-        masks = np.zeros((part.stop - part.start, height, width), bool)
-        for i, k in enumerate(range(part.start, part.stop)):
-            start = self._mask_stop[k - 1] if k else 0
-            segmentation = pickle.loads(self._masks[start : self._mask_stop[k]].data)
-            masks[i] = decode_mask(segmentation, height, width)
-        return torch.from_numpy(masks)
+        if self.kind == "masks":
+            shapes = pickle.loads(self._pieces[slice(*self._piece_bounds[index : index + 2])].data)
+            masks = np.array([decode_mask(shape, height, width) for shape in shapes], bool)
+            target["masks"] = torch.from_numpy(masks.reshape(-1, height, width))
+        file = str(self.files[index])
+        return target | {"image_id": int(self.ids[index]), "file": file, "size": (height, width)}
 
     def ground_truth(self) -> dict[str, Any]:
         """What `evaluate` compares with: the instances of the files that are served here.
@@ -173,7 +155,7 @@ class CocoDataset(Dataset):
         The files are read anew: their numbers have more digits than the arrays here.
         """
         content = read_annotations(self.annotation_files)
-        truth = sound_truth(content, self.where, kind=self.kind, quiet=True)
+        truth, _ = find_sound(content, self.where, kind=self.kind, quiet=True)
         listed = {entry["id"] for entry in truth["categories"]}
         truth["categories"] += [
             {"id": category, "name": name}
@@ -184,30 +166,25 @@ class CocoDataset(Dataset):
 
     def check_image(self, index: int) -> None:
         """Open the header of an image; UnreadableImage unless it has its listed size."""
-        path, (height, width) = str(self.files[index]), self.sizes[index].tolist()
-        stored = image_size(path)
-        if stored != (height, width) and image_size(path, exif=True) != (height, width):
-            raise _other_size(path, stored, (height, width))
+        path, size = str(self.files[index]), tuple(self.sizes[index].tolist())
+        if not any(image_size(path, exif=exif) == size for exif in (False, True)):
+            raise _other_size(path, image_size(path), size)
 
     def sides(self) -> np.ndarray:
-        """Width and height (M, 2) in pixels of all instances served that are not crowds."""
-        kept = np.isin(self._image, np.flatnonzero(self._served)) & ~self._crowd
-        return self._boxes[kept, 2:] - self._boxes[kept, :2]
+        """Width and height (M, 2) in pixels of all instances that are not crowds."""
+        boxes = self._arrays["boxes"][~self._arrays["iscrowd"]]
+        return boxes[:, 2:] - boxes[:, :2]
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Instances per image (N,), and instances and crowds among them per label (K, 2)."""
-        per_image = self._stop - self._start
-        served = np.isin(self._image, np.flatnonzero(self._served))
-        labels, K = self._labels[served], len(self.category_ids)
-        crowds = np.bincount(labels[self._crowd[served]], minlength=K)
-        return per_image, np.stack([np.bincount(labels, minlength=K), crowds], 1)
+        labels, K = self._arrays["labels"], len(self.category_ids)
+        crowds = np.bincount(labels[self._arrays["iscrowd"]], minlength=K)
+        per_class = np.stack([np.bincount(labels, minlength=K), crowds], 1)
+        return np.diff(self._bounds), per_class
 
-    def aspect_groups(self, *, minimum: int = 1) -> list[int]:
-        """Per image 1 for portrait, else 0; all 0 where a group has fewer than `minimum`."""
-        portrait = self.sizes[:, 0] > self.sizes[:, 1]
-        if 0 < min(portrait.sum(), (~portrait).sum()) < minimum:
-            return [0] * len(portrait)
-        return portrait.astype(int).tolist()
+    def aspect_groups(self) -> list[int]:
+        """Per image 1 for portrait, else 0."""
+        return (self.sizes[:, 0] > self.sizes[:, 1]).astype(int).tolist()
 
 
 def _paths(paths: Paths) -> list[Path]:
@@ -216,12 +193,11 @@ def _paths(paths: Paths) -> list[Path]:
 
 def _read_as_listed(path: str, size: tuple[int, int]) -> Tensor:
     """The image (3, H, W) in its listed size: turned by its EXIF tag or, where that fits, not."""
-    image = read_image(path)
-    if image.shape[1:] != size:
-        image = read_image(path, exif=False)
-    if image.shape[1:] != size:
-        raise _other_size(path, image.shape[1:], size)
-    return image
+    for exif in (True, False):
+        image = read_image(path, exif=exif)
+        if image.shape[1:] == size:
+            return image
+    raise _other_size(path, image.shape[1:], size)
 
 
 def _other_size(path: str, found: Sequence[int], listed: Sequence[int]) -> UnreadableImage:

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from common.files import write_text
 
-from .fields import ID, category_names, check_structure, excerpt, is_number, read_annotations
-from .files import without_collector
-from .instances import find_instances
+from .fields import ID, check_structure, excerpt, is_number, read_annotations
+from .instances import find_sound
 from .masks import check_segmentation, encode
 
 SHAPES = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}  # kind -> of `CocoDataset`
@@ -107,7 +106,8 @@ def evaluate(
     where = "the ground truth"
     if isinstance(ground_truth, str | Path):
         where, ground_truth = str(ground_truth), read_annotations([ground_truth])
-    truth = sound_truth(ground_truth, where, kind=SHAPES[kind])
+    check_structure(ground_truth, where)
+    truth, _ = find_sound(ground_truth, where, kind=SHAPES[kind])
     if kind == "keypoints":
         joints, given = _joints(truth), 17 if sigmas is None else len(sigmas)
         if joints != given:
@@ -128,41 +128,6 @@ def evaluate(
         evaluation.evaluate()
         evaluation.accumulate()
     return _summary(evaluation, truth["categories"], kind, per_class)
-
-
-@without_collector()
-def sound_truth(
-    content: Any, where: str = "the ground truth", *, kind: str, quiet: bool = False
-) -> dict[str, Any]:
-    """A copy with the sound instances only, as pycocotools can evaluate it.
-
-    kind: "boxes", "masks" or "keypoints", as of `CocoDataset`, which drops the same instances. What
-    is dropped is told in one warning, unless quiet. Annotations are numbered from 1, as 0 means "no
-    match" to pycocotools. Raises ValueError for what cannot be used at all.
-    """
-    check_structure(content, where)
-    found = find_instances(content, where, kind=kind, quiet=quiet)
-    annotations = []
-    for i, position in enumerate(found.position.tolist()):
-        entry = content["annotations"][position]
-        sound = {
-            "id": i + 1,
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": found.xywh[i].tolist(),
-            "iscrowd": int(found.crowd[i]),
-            "area": float(found.area[i]),
-        }
-        if kind == "masks":
-            sound["segmentation"] = found.segmentations[i]
-        elif kind == "keypoints":
-            sound["keypoints"] = found.keypoints[i].flatten().tolist()
-            sound["num_keypoints"] = int((found.keypoints[i, :, 2] > 0).sum())
-        annotations.append(sound)
-    names = category_names(content["categories"])
-    categories = [{**c, "name": names[c["id"]]} for c in content["categories"]]
-    images = content["images"]
-    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}
 
 
 def _joints(truth: dict[str, Any]) -> int:

@@ -7,13 +7,13 @@ count in the score.
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
-from .fields import excerpt, is_number
+from .fields import category_names, excerpt, is_number
+from .files import without_collector
 from .masks import check_polygon, check_segmentation, encode
 
 # How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
@@ -22,38 +22,21 @@ CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, 
 Problems = dict[str, np.ndarray]  # kind of fault, with its remedy in (...) -> which (M,) have it
 
 
-@dataclass
-class Instances:
-    """The sound instances of a file, sorted by image.
-
-    position: (M,) in its list of annotations. image: (M,) in its list of images. xywh: (M, 4)
-    float64, crowd: (M,) bool, area: (M,) float64, all as in the file where that is sound.
-    segmentations: M of kind "masks", else none. keypoints: (M, J, 3) of kind "keypoints", as in
-    the file. problems: kind of fault -> number of instances.
-    """
-
-    position: np.ndarray
-    image: np.ndarray
-    xywh: np.ndarray
-    crowd: np.ndarray
-    area: np.ndarray
-    segmentations: list[Any]
-    keypoints: np.ndarray
-    problems: dict[str, int]
-
-
-def find_instances(
+@without_collector()
+def find_sound(
     content: dict[str, list[dict]],
     where: str,
     *,
     kind: str,
     strict: bool = False,
     quiet: bool = False,
-) -> Instances:
-    """The sound instances of a content that `fields.check_structure` has passed.
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """A content that `fields.check_structure` has passed, with its sound instances only.
 
-    kind: "boxes", "masks" or "keypoints": what must be sound. The others are dropped with one
-    warning, or none if quiet; strict raises ValueError instead.
+    And kind of fault -> number of instances. kind: "boxes", "masks" or "keypoints": what must be
+    sound. What is dropped is told in one warning, or none if quiet; strict raises ValueError
+    instead. Instances are sorted by image, have all fields that pycocotools needs, and are numbered
+    from 1, as 0 means "no match" to it.
     """
     annotations = content["annotations"]
     place = {image["id"]: i for i, image in enumerate(content["images"])}
@@ -62,31 +45,40 @@ def find_instances(
     sizes = np.array(listed, np.int64).reshape(-1, 2)[image]
     crowd = np.array([_read_crowd(a, where) for a in annotations], bool)
     xywh, problems = _check_boxes(_read_boxes(annotations, sizes), sizes)
-    segmentations: list[Any] = []
-    keypoints = np.zeros((len(annotations), 0, 3))
     if kind == "masks":
         segmentations, bad = _check_masks(annotations, sizes, where)
         problems |= bad
     elif kind == "keypoints":
-        keypoints = _read_keypoints(annotations, crowd, content["categories"], where)
-    keep = _sound(problems)
-    copies = _find_copies(annotations, image, xywh, keep)
+        keypoints = _read_keypoints(content, crowd, where)
+    sound = _sound(problems)
+    copies = _find_copies(annotations, image, xywh, sound)
     problems["an exact copy before them"] = copies
     _report(problems, annotations, where, strict=strict, quiet=quiet)
-    order = np.flatnonzero(keep & ~copies)
-    order = order[np.argsort(image[order], kind="stable")]
     area = _numbers(annotations, "area", 1)[:, 0]
     with np.errstate(over="ignore"):  # of boxes that are dropped
         area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
-    return Instances(
-        position=order,
-        image=image[order],
-        xywh=xywh[order],
-        crowd=crowd[order],
-        area=area[order],
-        segmentations=[segmentations[i] for i in order] if segmentations else [],
-        keypoints=keypoints[order],
-        problems={name: int(bad.sum()) for name, bad in problems.items() if bad.any()},
+    kept = np.flatnonzero(sound & ~copies)
+    found = []
+    for number, i in enumerate(kept[np.argsort(image[kept], kind="stable")].tolist(), 1):
+        entry = {
+            "id": number,
+            "image_id": annotations[i]["image_id"],
+            "category_id": annotations[i]["category_id"],
+            "bbox": xywh[i].tolist(),
+            "iscrowd": int(crowd[i]),
+            "area": float(area[i]),
+        }
+        if kind == "masks":
+            entry["segmentation"] = segmentations[i]
+        elif kind == "keypoints":
+            entry["keypoints"] = keypoints[i].flatten().tolist()
+            entry["num_keypoints"] = int((keypoints[i, :, 2] > 0).sum())
+        found.append(entry)
+    names = category_names(content["categories"])
+    categories = [{**c, "name": names[c["id"]]} for c in content["categories"]]
+    return (
+        {"info": {}, "images": content["images"], "categories": categories, "annotations": found},
+        {name: int(bad.sum()) for name, bad in problems.items() if bad.any()},
     )
 
 
@@ -180,13 +172,18 @@ def _check_masks(
     return kept, {"an unusable segmentation": unusable, "an unusable polygon (left out)": partly}
 
 
-def _read_keypoints(
-    annotations: list[dict], crowd: np.ndarray, categories: list[dict], where: str
-) -> np.ndarray:
+def count_joints(content: dict[str, list[dict]]) -> int:
+    """J: the joints that the categories name, else those of the first annotation with any."""
+    named = [c["keypoints"] for c in content["categories"] if isinstance(c.get("keypoints"), list)]
+    if named:
+        return max(map(len, named))
+    lists = (a.get("keypoints") for a in content["annotations"])
+    return next((len(points) // 3 for points in lists if points and isinstance(points, list)), 0)
+
+
+def _read_keypoints(content: dict[str, list[dict]], crowd: np.ndarray, where: str) -> np.ndarray:
     """Keypoints (M, J, 3) float64: x, y, visibility; zeros where a crowd has none."""
-    names = [len(c["keypoints"]) for c in categories if isinstance(c.get("keypoints"), list)]
-    lists = (a["keypoints"] for a in annotations if isinstance(a.get("keypoints"), list))
-    joints = max(names) if names else next((len(points) // 3 for points in lists if points), 0)
+    annotations, joints = content["annotations"], count_joints(content)
     values = _numbers(annotations, "keypoints", 3 * joints)
     values[crowd & np.isnan(values).any(1)] = 0
     for i in np.flatnonzero(np.isnan(values).any(1)):

@@ -630,7 +630,6 @@ def test_the_mini_set_is_counted_and_its_portraits_are_found(shared_data):
     assert [i for i, (h, w) in enumerate(dataset.sizes) if h > w] == np.flatnonzero(
         portrait
     ).tolist()
-    assert set(dataset.aspect_groups(minimum=60)) == {0}
 
 
 def test_the_real_grey_picture_is_read_as_rgb(shared_data):
