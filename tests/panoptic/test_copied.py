@@ -32,13 +32,13 @@ for module in sys.argv[2:]:
 
 import numpy as np
 import torch
-from mypkg.vision.panoptic.annotators import CATEGORIES, annotate, scene
-from mypkg.vision.panoptic.categories import kinds
-from mypkg.vision.panoptic.files import PanopticFiles, write_panoptic
+from mypkg.vision.panoptic.annotators.simulate import CATEGORIES, annotate, scene
+from mypkg.vision.panoptic.files.categories import kinds
+from mypkg.vision.panoptic.files.coco import PanopticFiles, write_panoptic
+from mypkg.vision.panoptic.inputs.targets import Labels, training_target
 from mypkg.vision.panoptic.merge import merge
-from mypkg.vision.panoptic.model import build
+from mypkg.vision.panoptic.model import Options, build
 from mypkg.vision.panoptic.quality import PanopticQuality
-from mypkg.vision.panoptic.targets import Labels, training_target
 
 generator = np.random.default_rng(0)
 truth, segments = scene(generator, height=64, width=96)
@@ -57,8 +57,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 torch.manual_seed(0)
 labels = Labels.of(CATEGORIES, "stuff")
-model = build("panoptic_fpn", thing_classes=6, stuff_classes=4, backbone="mini", norm="gn",
-              freeze_at=0)
+model = build(Options(backbone="mini", norm="gn", freeze_at=0), thing_classes=6, stuff_classes=4)
 image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
 target = training_target(torch.from_numpy(truth), segments, labels)
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -108,11 +107,15 @@ def test_the_library_files_score_merge_and_train_inside_another_package(tmp_path
     away.mkdir(parents=True)
     for folder in (away.parent, away.parent.parent):
         (folder / "__init__.py").touch()
-    for path in (REPOSITORY / "panoptic").glob("*.py"):
+    modules = []
+    for path in (REPOSITORY / "panoptic").rglob("*.py"):
         if not SCRIPT.search(path.read_text()):
-            shutil.copy(path, away)
-    modules = [path.stem for path in away.glob("*.py") if path.stem != "__init__"]
-    assert {"quality", "merge", "files", "model", "sources"} <= set(modules)
+            own = path.relative_to(REPOSITORY / "panoptic")
+            (away / own).parent.mkdir(exist_ok=True)
+            shutil.copy(path, away / own)
+            modules.append(".".join(own.with_suffix("").parts).removesuffix(".__init__"))
+    assert {"quality", "merge", "files.coco", "model", "merging.sources"} <= set(modules)
+    modules.remove("__init__")
     script = tmp_path / "nested.py"
     script.write_text(NESTED)
     printed = python("-I", str(script), str(tmp_path), *modules, cwd=tmp_path).splitlines()

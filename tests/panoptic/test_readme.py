@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import panoptic
-from panoptic.merge import join_stuff
+from panoptic.merging.join import join_stuff
 from panoptic.model import Options, build
 from panoptic.net.pspnet import PSPNet
 
 FOLDER = Path(panoptic.__file__).parent
 TEXT = (FOLDER / "README.md").read_text()
-ROWS = re.findall(
-    r"^\| (the metric|the merge|its thresholds|COCO's files|the networks) \| (.*?) \|", TEXT, re.M
-)
+COPIED = re.findall(r"^\| (?!for |:--)(.*?) \| (.*?) \|", TEXT.split("| for | copy |")[1], re.M)
+NEED_COMMON = re.search(r"need `common` as well: (.*?)\.\n", TEXT, re.S)
 
 
 def test_each_recipe_gives_the_library_s_outputs_their_quality():
@@ -32,29 +31,38 @@ def test_each_recipe_gives_the_library_s_outputs_their_quality():
     assert images == 4
 
 
-def imported(path: Path) -> set[str]:
-    """Siblings that a file imports relatively, and anything of this repository by its name."""
+def imported(path: Path) -> set[Path]:
+    """Files of the project that a file imports; anything of this repository by name is refused."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found.add(f"{node.module}.py")
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.module.split(".")[0] not in ("common", "panoptic"), path
-    return found
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            names = [alias.name for alias in node.names]
+            found |= {module / f"{n}.py" for n in names} if module.is_dir() else {module}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in ("common", "panoptic"), path
+    return {file.with_suffix(".py") for file in found}
 
 
-@pytest.mark.parametrize(("name", "cell"), ROWS)
+def files_of(cell: str) -> set[Path]:
+    """The files that are named, those of a folder too."""
+    paths = [FOLDER / name for name in re.findall(r"`([\w/]+/|[\w/]+\.py)`", cell)]
+    return {file for path in paths for file in (path.glob("*.py") if path.is_dir() else [path])}
+
+
+@pytest.mark.parametrize(("name", "cell"), COPIED)
 def test_the_files_that_are_said_to_go_together_need_no_others(name, cell):
-    files = set(re.findall(r"`(\w+\.py)`", cell))
-    if "the metric" in cell:
-        files |= set(re.findall(r"`(\w+\.py)`", dict(ROWS)["the metric"]))
+    files = files_of(cell)
+    if "the metric needs" in cell:
+        files |= files_of(dict(COPIED)["the metric"])
     assert files
-    for file in files:
-        assert imported(FOLDER / file) <= files, file
+    for file in files - files_of(NEED_COMMON[1]):
+        assert imported(file) <= files, file
 
 
 def test_every_row_of_files_was_looked_at():
-    assert len(ROWS) == 5
+    assert len(COPIED) == 6
+    assert len(files_of(NEED_COMMON[1])) == 3
 
 
 class Method(nn.Module):
