@@ -25,7 +25,7 @@ The areas are counted in integers and divided in float64, so that a tie is a tie
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,7 +36,6 @@ Array: TypeAlias = Tensor | np.ndarray
 Semantic: TypeAlias = Array | Sequence[tuple[int, Array]]
 
 CONFIDENCE, OVERLAP, STUFF_AREA = 0.5, 0.5, 64 * 64  # the official script's
-LARGEST_ID = 2**24  # ids of a panoptic PNG are below
 LARGEST_CATEGORY = 2**16  # of a semantic map; beyond it is a mistake, and a table too large
 
 
@@ -59,15 +58,22 @@ def remove_overlaps(
     shapes and kinds, and for a score that is not a number.
     """
     given = masks
-    masks, points = _tensor(masks), _tensor(scores).double().cpu()
-    _check_instances(masks, points)
+    masks, points = as_tensor(masks), as_tensor(scores).double().cpu()
+    if masks.dim() != 3 or masks.dtype != torch.bool:
+        raise ValueError(
+            f"masks must be bool (N, H, W), not {_kind(masks)}: compare soft masks with 0.5 first"
+        )
+    if points.shape != masks.shape[:1]:
+        raise ValueError(f"{len(masks)} masks come with scores of shape {tuple(points.shape)}")
+    check_scores(points.tolist())
     check_numbers(confidence=confidence, overlap=overlap)
-    order = [i for i in _by_score(points) if points[i] >= confidence]
+    ranked = points.argsort(descending=True, stable=True).tolist()
+    order = [i for i in ranked if points[i] >= confidence]
     if masks.device.type == "cpu":
         found = _claim_cropped(masks.numpy(), order, overlap)
     else:
         found = _claim_on_device(masks, order, overlap)
-    return found._replace(owner=_alike(found.owner, given))
+    return found._replace(owner=like(found.owner, given))
 
 
 def add_stuff(
@@ -86,19 +92,16 @@ def add_stuff(
     negative values of a map are void too. The new ids go on from `first`, by default from the
     largest there is. The map is returned as int32, of the kind of `ids`.
     """
-    labels = _tensor(ids)
-    if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
+    labels = whole_map(ids).to(torch.int32)
     check_numbers(stuff_area=stuff_area)
-    labels = labels.to(torch.int32)
     if first is None:
         first = int(labels.max()) + 1 if labels.numel() else 1
     least = max(1.0, stuff_area)  # an empty rest is no segment, whatever the limit
     if isinstance(semantic, Tensor | np.ndarray):
-        labels, added = _paint_map(labels, _tensor(semantic), least, things, first)
+        labels, added = _paint_map(labels, as_tensor(semantic), least, things, first)
     else:
         labels, added = _paint_masks(labels, semantic, least, things, first)
-    return _alike(labels, ids), added
+    return like(labels, ids), added
 
 
 def merge(
@@ -118,48 +121,15 @@ def merge(
     `add_stuff`. Segments of things also have their "score" and "instance", the index into the masks
     given. Raises ValueError where the parts do not fit together.
     """
-    categories = _tensor(labels).tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    categories = as_tensor(labels).tolist() if isinstance(labels, Tensor | np.ndarray) else labels
     if len(categories) != len(masks):
         raise ValueError(f"{len(masks)} masks come with {len(categories)} labels")
     found = remove_overlaps(masks, scores, confidence=confidence, overlap=overlap)
-    segments = thing_segments(found, categories, _tensor(scores).tolist())
+    segments = thing_segments(found, categories, as_tensor(scores).tolist())
     ids, stuff = add_stuff(
         found.owner, semantic, stuff_area=stuff_area, things=things, first=len(segments) + 1
     )
     return ids, segments + stuff
-
-
-def join_stuff(
-    ids: Array, segments: Sequence[Mapping[str, Any]], *, things: Collection[int]
-) -> tuple[Any, list[dict[str, Any]]]:
-    """The map with one segment for each class that is not among `things`, Sec. 3; its segments.
-
-    For the maps of others: ids (H, W) whole numbers, of which negative ones are void, and segments
-    with `id` and `category_id`. Of the segments of a stuff class the first keeps its id. Raises
-    ValueError for ids of 2^24 and more, which no panoptic PNG holds.
-    """
-    labels = _tensor(ids)
-    if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
-    labels = labels.long().clamp(min=0)
-    numbers = [segment["id"] for segment in segments]
-    if labels.numel():
-        numbers.append(int(labels.max()))
-    if wrong := [number for number in numbers if not 0 <= number < LARGEST_ID]:
-        raise ValueError(f"segment id {wrong[0]} is out of range: give 0 to {LARGEST_ID - 1}")
-    table = torch.arange(1 + max(numbers, default=0))
-    first: dict[int, int] = {}
-    kept: list[dict[str, Any]] = []
-    for segment in segments:
-        category, number = segment["category_id"], segment["id"]
-        if category in things:
-            kept.append(dict(segment))
-        elif category not in first:
-            first[category] = number
-            kept.append({key: value for key, value in segment.items() if key != "area"})
-        else:
-            table[number] = first[category]
-    return _alike(table.int().to(labels.device)[labels], ids), kept
 
 
 def thing_segments(
@@ -175,10 +145,6 @@ def thing_segments(
 def scaled_area(height: int, width: int, *, stuff_area: float = STUFF_AREA) -> int:
     """`stuff_area`, meant for 640 x 480 pixels, as the same share of an image of another size."""
     return round(stuff_area * height * width / (480 * 640))
-
-
-def _by_score(scores: Tensor) -> list[int]:
-    return scores.argsort(descending=True, stable=True).tolist()
 
 
 def _claim_cropped(masks: np.ndarray, order: list[int], overlap: float) -> Disjoint:
@@ -269,7 +235,7 @@ def _paint_masks(
         if category in seen:  # stuff is one segment a class, Sec. 3
             raise ValueError(f"category {category} has two masks: join them into one")
         seen.add(category)
-        mask = _tensor(given)
+        mask = as_tensor(given)
         if mask.dtype != torch.bool:
             raise ValueError(f"the mask of category {category} must be bool, not {mask.dtype}")
         _check_size(mask, ids, f"the mask of category {category}")
@@ -285,16 +251,6 @@ def new_segment(number: int, category: float, area: int) -> dict[str, Any]:
     if category != int(category):
         raise ValueError(f"label {category} is no category id: give whole numbers")
     return {"id": number, "category_id": int(category), "iscrowd": 0, "area": area}
-
-
-def _check_instances(masks: Tensor, scores: Tensor) -> None:
-    if masks.dim() != 3 or masks.dtype != torch.bool:
-        raise ValueError(
-            f"masks must be bool (N, H, W), not {_kind(masks)}: compare soft masks with 0.5 first"
-        )
-    if scores.shape != masks.shape[:1]:
-        raise ValueError(f"{len(masks)} masks come with scores of shape {tuple(scores.shape)}")
-    check_scores(scores.tolist())
 
 
 def check_scores(scores: Sequence[float]) -> None:
@@ -316,12 +272,20 @@ def _check_size(values: Tensor, ids: Tensor, what: str) -> None:
         raise ValueError(f"{what} is {tuple(values.shape)}, but the instances {tuple(ids.shape)}")
 
 
+def whole_map(ids: Array) -> Tensor:
+    """A map of ids as a tensor; ValueError unless it is (H, W) of whole numbers."""
+    labels = as_tensor(ids)
+    if labels.dim() != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"ids must be whole numbers (H, W), not {_kind(labels)}")
+    return labels
+
+
 def _kind(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
 
 
-def _tensor(values: Array) -> Tensor:
-    """`values` as a tensor, sharing memory where that is possible."""
+def as_tensor(values: Array) -> Tensor:
+    """`values` as a tensor that shares memory where that is possible."""
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
@@ -330,5 +294,6 @@ def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(array if usable else array.astype(array.dtype.newbyteorder("=")))
 
 
-def _alike(values: Tensor, given: Array) -> Array:
+def like(values: Tensor, given: Array) -> Array:
+    """`values` as an array if `given` is one."""
     return values if isinstance(given, Tensor) else values.numpy()

@@ -43,10 +43,11 @@ import torch
 from torch import Tensor
 
 from .files.categories import whole
-from .metric.matching import Matching, Rules, Segments, match
+from .metric.matching import Matching, Rules, match
 from .metric.overlaps import IdMap, batch_overlaps, overlaps
 from .metric.records import Records, rows_of
 from .metric.scores import ClassScore, GroupScore, Scores
+from .metric.segments import Segments
 
 
 def class_score(iou: float, tp: int, fp: int, fn: int, *, alpha: float = 0.5) -> ClassScore:

@@ -3,19 +3,16 @@
 K pairs of segments that overlap. All areas are whole numbers of pixels.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files.categories import whole
-from .overlaps import LIMIT, Overlaps
-
-Segments = Sequence[Mapping[str, Any]]  # dicts with COCO's keys: id, category_id, iscrowd, area
+from .overlaps import Overlaps
+from .segments import Segment, Segments, read, reconcile
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,6 @@ class Rules:
     crowds: str = "last"
     areas: str = "counted"
     unlisted: str = "raise"
-    bound: Fraction = field(init=False)
-    _ratio: tuple[int, int] = field(init=False, repr=False)  # bound in whole numbers
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]]
@@ -56,10 +51,16 @@ class Rules:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {words}.")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold}: choose from 0 up to, not including, 1.")
-        threshold = self.threshold
-        exact = threshold if isinstance(threshold, Fraction) else Fraction(str(threshold))
-        object.__setattr__(self, "bound", exact)
-        object.__setattr__(self, "_ratio", exact.as_integer_ratio())
+
+    @cached_property
+    def bound(self) -> Fraction:
+        """The threshold, exactly."""
+        given = self.threshold
+        return given if isinstance(given, Fraction) else Fraction(str(given))
+
+    @cached_property
+    def _ratio(self) -> tuple[int, int]:
+        return self.bound.as_integer_ratio()
 
     def exceeds(self, part: int, union: int | float) -> bool:
         """Whether part / union is above the threshold, exactly."""
@@ -67,11 +68,15 @@ class Rules:
         over, under = self._ratio
         return part * under > exact * over
 
+    def excuses(self, void: int, crowd: int, area: int) -> bool:
+        """Whether a prediction of `area` pixels, of which these are void or crowd, is ignored."""
+        if self.void_crowd == "sum":
+            return self.exceeds(void + crowd, area)
+        return self.exceeds(void, area) or self.exceeds(crowd, area)
 
-PAPER: dict[str, Any] = {
-    "void_crowd": "separate",
-    "crowds": "all",
-}  # Sec. 4.3, for `PanopticQuality(**PAPER)`
+
+# Sec. 4.3, for `PanopticQuality(**PAPER)`
+PAPER: dict[str, Any] = {"void_crowd": "separate", "crowds": "all"}
 
 
 class Outcome(NamedTuple):
@@ -101,14 +106,6 @@ class Matching(NamedTuple):
     overlapping: list[Outcome]  # all pairs of one class that share pixels, matched or not
 
 
-class _Segment(NamedTuple):
-    """An entry of a list of segments, checked."""
-
-    category: int
-    crowd: bool
-    area: int | float
-
-
 def match(
     pairs: Overlaps,
     prediction_segments: Segments,
@@ -123,11 +120,10 @@ def match(
     `where` starts the messages. Raises ValueError where ids of map and list differ (`Rules`), an id
     is listed twice or is 0 or out of range, or a category is not among `categories`.
     """
-    json = rules.areas == "json"
-    known = _Listing(categories, where, official=rules.unlisted == "official")
-    predictions = known.read(prediction_segments, "prediction")
-    truths = known.read(truth_segments, "truth", area=json)
-    rows, prediction_area, truth_area = _reconcile(pairs, predictions, truths, rules, where)
+    json, zero = rules.areas == "json", rules.unlisted == "official"
+    predictions = read(prediction_segments, "prediction", categories, where=where, zero=zero)
+    truths = read(truth_segments, "truth", categories, where=where, zero=zero, area=json)
+    rows, prediction_area, truth_area = reconcile(pairs, predictions, truths, rules.unlisted, where)
     if json:
         truth_area |= {t: segment.area for t, segment in truths.items()}
     void: dict[int, int] = {}  # pixels by prediction
@@ -155,51 +151,25 @@ def match(
     tp = [pair for pair in overlapping if rules.exceeds(pair.intersection, pair.union)]
     if 2 * rules.bound < 1:
         tp = _assign(tp)
-    fn = _missed(truths, truth_area, {pair.truth for pair in tp})
-    matched = {pair.prediction for pair in tp}
-    alone = {p: segment for p, segment in predictions.items() if p not in matched}
-    fp, ignored = _invented(alone, prediction_area, void, in_crowds, _crowds(truths, rules), rules)
-    return Matching(tp, fp, fn, ignored, overlapping)
-
-
-def _missed(
-    truths: Mapping[int, _Segment], areas: Mapping[int, int | float], found: Collection[int]
-) -> list[Outcome]:
-    """The true segments that are neither crowds nor `found`."""
-    return [
-        Outcome(segment.category, t, 0, areas.get(t, 0), 0, 0, areas.get(t, 0))
+    found, matched = {pair.truth for pair in tp}, {pair.prediction for pair in tp}
+    fn = [
+        Outcome(segment.category, t, 0, truth_area.get(t, 0), 0, 0, truth_area.get(t, 0))
         for t, segment in truths.items()
         if not segment.crowd and t not in found
     ]
-
-
-def _invented(
-    alone: Mapping[int, _Segment],
-    areas: Mapping[int, int],
-    void: Mapping[int, int],
-    in_crowds: Mapping[tuple[int, int], int],
-    crowds: Mapping[int, list[int]],
-    rules: Rules,
-) -> tuple[list[Outcome], list[Outcome]]:
-    """FP and ignored ones among the predictions without partner, Sec. 4.3."""
     fp: list[Outcome] = []
     ignored: list[Outcome] = []
-    for p, (category, _, _) in alone.items():
-        area = areas[p]
-        crowd = sum(in_crowds.get((t, p), 0) for t in crowds.get(category, ()))
-        excused = _excused(void.get(p, 0), crowd, area, rules)
-        (ignored if excused else fp).append(Outcome(category, 0, p, 0, area, 0, area))
-    return fp, ignored
+    crowds = _list_crowds(truths, rules)
+    for p, (category, _, _) in predictions.items():
+        if p not in matched:
+            area = prediction_area[p]
+            crowd_area = sum(in_crowds.get((t, p), 0) for t in crowds.get(category, ()))
+            excused = rules.excuses(void.get(p, 0), crowd_area, area)
+            (ignored if excused else fp).append(Outcome(category, 0, p, 0, area, 0, area))
+    return Matching(tp, fp, fn, ignored, overlapping)
 
 
-def _excused(void: int, crowd: int, area: int, rules: Rules) -> bool:
-    """Whether a prediction of `area` pixels, so many of them void or crowd, is not an FP."""
-    if rules.void_crowd == "sum":
-        return rules.exceeds(void + crowd, area)
-    return rules.exceeds(void, area) or rules.exceeds(crowd, area)
-
-
-def _crowds(truths: Mapping[int, _Segment], rules: Rules) -> dict[int, list[int]]:
+def _list_crowds(truths: Mapping[int, Segment], rules: Rules) -> dict[int, list[int]]:
     """Category -> ids of its crowds that count."""
     crowds: dict[int, list[int]] = {}
     for t, segment in truths.items():
@@ -225,122 +195,3 @@ def _assign(pairs: list[Outcome]) -> list[Outcome]:
         best = set(zip(*(side.tolist() for side in linear_sum_assignment(gain, True)), strict=True))
         chosen += [pair for pair in members if (rows[pair.truth], columns[pair.prediction]) in best]
     return chosen
-
-
-class _Listing(NamedTuple):
-    """Reads lists of segments, with what the messages need."""
-
-    categories: Mapping[int, Any]
-    where: str
-    official: bool
-
-    def read(self, segments: Segments, side: str, *, area: bool = False) -> dict[int, _Segment]:
-        """Id -> segment, in the order of the list; `area`: the file's is needed."""
-        found: dict[int, _Segment] = {}
-        least = 0 if self.official else 1
-        for number, entry in enumerate(segments):
-            get = entry.get
-            key, category, crowd = get("id"), get("category_id"), get("iscrowd", 0)
-            if type(key) is not int or type(category) is not int:
-                key = self._whole(entry, "id", number, side)
-                category = self._whole(entry, "category_id", number, side)
-            if (
-                not least <= key < LIMIT
-                or key in found
-                or category not in self.categories
-                or crowd not in (0, 1)
-            ):
-                fault = self._fault(key, category, crowd, repeated=key in found)
-                raise ValueError(f"{self.where}segment {key} of the {side}{fault}")
-            size = _area(entry, f"{self.where}segment {key} of the {side}") if area else 0
-            found[key] = _Segment(category, crowd == 1, size)
-        return found
-
-    def _whole(self, entry: Mapping[str, Any], name: str, number: int, side: str) -> int:
-        """A number of an entry; ValueError unless it is whole."""
-        value = whole(entry.get(name))
-        if value is None:
-            given = f"{entry[name]!r:.40} as {name!r}" if name in entry else f"no {name!r}"
-            raise ValueError(
-                f"{self.where}segment number {number} of the {side} has {given}: give a whole "
-                "number."
-            )
-        return value
-
-    def _fault(self, key: int, category: int, crowd: Any, *, repeated: bool) -> str:
-        """What is wrong with an entry."""
-        if key == 0 and not self.official:
-            return " has the id of void: number segments from 1."
-        if not 0 <= key < LIMIT:
-            return f": ids go from 1 to {LIMIT - 1}."
-        if repeated:
-            return " is listed twice: give every segment an id of its own."
-        if category not in self.categories:
-            return (
-                f" has category {category}, which is not one of the {len(self.categories)} "
-                "categories: add it there, or correct the segment."
-            )
-        return f" has iscrowd {crowd!r:.40}: give 0 or 1."
-
-
-def _area(entry: Mapping[str, Any], name: str) -> int | float:
-    """The area that a file states, which may have a fraction."""
-    area = entry.get("area")
-    number = whole(area)
-    if number is None and isinstance(area, float) and math.isfinite(area):
-        return area
-    if number is None:
-        found = "no area" if area is None else f"area {area!r:.40}"
-        raise ValueError(f'{name} has {found}: give its pixels, or use areas="counted".')
-    return number
-
-
-Row = tuple[int, int, int]  # ids of truth and prediction, pixels that they share
-
-
-def _reconcile(
-    pairs: Overlaps,
-    predictions: dict[int, _Segment],
-    truths: dict[int, _Segment],
-    rules: Rules,
-    where: str,
-) -> tuple[list[Row], dict[int, int], dict[int, int | float]]:
-    """Pixels by pair of ids, and areas of the prediction's and the truth's ids, by `unlisted`.
-
-    Under "void", entries without pixels are taken out of `predictions` and `truths`.
-    """
-    rows: list[Row] = list(zip(*(column.tolist() for column in pairs), strict=True))
-    if rules.unlisted == "void":
-        sums: dict[tuple[int, int], int] = defaultdict(int)
-        for t, p, n in rows:
-            sums[t if t in truths else 0, p if p in predictions else 0] += n
-        rows = [(t, p, n) for (t, p), n in sorted(sums.items())]
-    truth_area: dict[int, int | float] = defaultdict(int)
-    prediction_area: dict[int, int] = defaultdict(int)
-    for t, p, n in rows:
-        truth_area[t] += n
-        prediction_area[p] += n
-    for segments, area, side in (
-        (predictions, prediction_area, "prediction"),
-        (truths, truth_area, "truth"),
-    ):
-        if rules.unlisted == "void":
-            for key in segments.keys() - area.keys():
-                del segments[key]
-        elif rules.unlisted == "raise" or side == "prediction":
-            _same_ids(segments.keys(), area.keys() - {0}, side, where)
-    return rows, prediction_area, truth_area
-
-
-def _same_ids(listed: Any, drawn: Any, side: str, where: str) -> None:
-    """Complain about the first id that only one of list and map has."""
-    if drawn - listed:
-        raise ValueError(
-            f"{where}the map of the {side} has id {min(drawn - listed)}, but its segments do not "
-            'list it: add the segment, set the pixels to 0 (void), or use unlisted="void".'
-        )
-    if listed - drawn - {0}:
-        raise ValueError(
-            f"{where}segment {min(listed - drawn - {0})} of the {side} is listed, but has no pixel "
-            'in its map: leave it out, or use unlisted="void".'
-        )
