@@ -16,6 +16,7 @@ from program_execution.model import NetworkOptions
 BASELINES = ("qtype_mode", "lstm", "cnn_lstm", "cnn_lstm_sa", "cnn_lstm_sa_mlp")
 CUTS = r"short|long|(?:first|after)[1-9]\d*"  # parts of a split, see data.py
 BASELINE_KINDS = ("batch_ema", "per_type_ema", "self_critical", "none")  # of REINFORCE
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 STAGES = ("pg", "ee", "joint", "tune", "baseline")
 
 
@@ -29,18 +30,12 @@ class BuiltIn:
     profile: str = "tiny"  # tiny: fast, short programs | full: the 90 templates of CLEVR
     features: str = "grid"  # grid: a map of the ground, objects known | pixels: rendered images
     objects: list[int] = field(default_factory=lambda: [3, 6])  # of a scene
-    colors: list[str] = field(
-        default_factory=lambda: [
-            *("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
-        ]
-    )
+    colors: list[str] = field(default_factory=lambda: list(COLORS))
     shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])
     materials: list[str] = field(default_factory=lambda: ["rubber", "metal"])
     sizes: list[str] = field(default_factory=lambda: ["small", "large"])
     attributes: list[str] = field(default_factory=list)  # spoken of; empty: all of several values
-    families: list[str] = field(
-        default_factory=list
-    )  # zero_hop, same_relate/3; empty: the profile's
+    families: list[str] = field(default_factory=list)  # zero_hop, same_relate/3; empty: all
     filters: int = 4  # most attributes of a noun phrase; profile tiny
     grid: int = 8  # cells along either side of the map
     marks: float = 1.0  # factor on the map's values: stronger marks are noticed sooner
@@ -256,7 +251,7 @@ class Config:
 
     def may_change(self) -> set[str]:
         """The options that the run of a stage may be resumed with otherwise."""
-        free = {*MAY_CHANGE, *STAGES} - {self.stage}  # those of other stages do nothing here
+        free = (MAY_CHANGE | {*STAGES}) - {self.stage}  # those of other stages do nothing here
         if self.of_stage().schedule == "cosine":  # whose rates depend on how long it lasts
             free -= {f"{self.stage}.steps"}
         return free
@@ -275,11 +270,9 @@ def require_split(option: str, split: str) -> None:
 
 # What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
 # `init` too: it has been read, and under stage=all it follows from the folder's name.
-MAY_CHANGE = (
-    *(f"{stage}.{name}" for stage in STAGES for name in ("steps", "evaluate_every")),
-    *("processes", "threads", "log_every", "save_every", "init"),
-    *("only_evaluate", "keep_best", "evaluate", "model.execution", "model.share"),
-    *("data.root", "data.val", "data.also", "data.val_questions", "data.scenes", "data.workers"),
-)
+MAY_CHANGE = {f"{stage}.{name}" for stage in STAGES for name in ("steps", "evaluate_every")}
+MAY_CHANGE |= {"processes", "threads", "log_every", "save_every", "init", "only_evaluate"}
+MAY_CHANGE |= {"keep_best", "evaluate", "model.execution", "model.share", "data.root", "data.val"}
+MAY_CHANGE |= {"data.also", "data.val_questions", "data.scenes", "data.workers"}
 
 ConfigStore.instance().store("schema", Config)

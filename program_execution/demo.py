@@ -97,11 +97,11 @@ def load_run(options: Options) -> tuple[Questions, Network, Tensor | None]:
     dataset = data.build(cfg.data, options.split or cfg.data.val, words)
     network = build(cfg, dataset)
     if options.image:
-        dataset, image = ask_about_file(options, words)
-        return dataset, network, image
+        own, image = ask_about_file(options, words)
+        return own, network, image
     if options.question:
         row = min(options.index, len(dataset) - 1)
-        dataset = make_question(dataset, int(dataset.rows.image_idxs[row]), options.question)
+        dataset = make_question(options.question, dataset, int(dataset.rows.image_idxs[row]))
     return dataset, network, None
 
 
@@ -144,30 +144,34 @@ def load_released(options: Options) -> tuple[Questions, Network, Tensor]:
 
 def ask_about_file(options: Options, words: Vocabulary) -> tuple[Questions, Tensor]:
     """The question about an image file, with its features, and the image."""
-    weights_ = None if options.weights == "none" else options.weights
-    extractor = Extractor(weights=weights_)
+    extractor = Extractor(weights=None if options.weights == "none" else options.weights)
     with torch.inference_mode():
         maps = extractor(read_resized(options.image)[None]).numpy()
-    empty = encode.QuestionArrays(
-        *(np.zeros((1, 1), np.int16), None, None, np.zeros(1, np.int64), np.zeros(1, np.int64))
-    )
-    known = Questions("image", empty, words, Features(maps))
-    return make_question(known, 0, options.question), read_image(options.image)
+    rows = question_arrays(options.question, words, 0)
+    return Questions("image", rows, words, Features(maps)), read_image(options.image)
 
 
-def make_question(dataset: Questions, image: int, text: str) -> Questions:
-    """A split of this question alone, about an image of `dataset`; its program is not known.
-
-    Raises ValueError for a word that the vocabulary does not have.
-    """
-    words = dataset.words.encode_question(text, unknown="error")
-    rows = encode.QuestionArrays(
-        *(np.array([words], np.int16), None, None, np.array([image]), np.zeros(1, np.int64))
-    )
+def make_question(text: str, dataset: Questions, image: int) -> Questions:
+    """A split of this question alone, about an image of `dataset`; its program is not known."""
+    rows = question_arrays(text, dataset.words, image)
     return Questions(
-        *(dataset.split, rows, dataset.words, dataset.features),
+        dataset.split,
+        rows,
+        dataset.words,
+        dataset.features,
         kind=dataset.kind,
         scenes=dataset.scenes,
+    )
+
+
+def question_arrays(text: str, words: Vocabulary, image: int) -> encode.QuestionArrays:
+    """One question as numbers; ValueError for a word that the vocabulary does not have."""
+    return encode.QuestionArrays(
+        questions=np.array([words.encode_question(text, unknown="error")], np.int16),
+        programs=None,
+        answers=None,
+        image_idxs=np.array([image]),
+        orig_idxs=np.zeros(1, np.int64),
     )
 
 

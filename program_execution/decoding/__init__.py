@@ -1,1 +1,1 @@
-"""How programs are written: greedy, sampled, by beam search; learning from answers."""
+"""How programs are written: greedily, sampled, by beam search; REINFORCE, to learn from answers."""

@@ -1,1 +1,1 @@
-"""How programs are run: one by one, fused, on scene graphs."""
+"""How programs are run: one by one, all modules of a batch fused, or on scene graphs."""

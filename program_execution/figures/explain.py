@@ -12,12 +12,13 @@ from common.clevr.functions import SPECIAL
 from common.clevr.grammar import Grammar
 from common.clevr.scene_graph import SceneGraph
 from common.scenes.world import color_rgb
-from program_execution.config import Config, Evaluate
-from program_execution.execution.schedule import Language, parse
-from program_execution.execution.symbolic import SymbolicEngine
-from program_execution.figures import draw
-from program_execution.figures.module_maps import module_maps
-from program_execution.model import Network
+
+from ..config import Config, Evaluate
+from ..execution.schedule import Language, parse
+from ..execution.symbolic import SymbolicEngine
+from ..model import Network
+from . import draw
+from .module_maps import module_maps
 
 SPREAD = 3.0  # the built-in centres lie in [-SPREAD, SPREAD]^2, in world units
 CAMERA = ("right", "behind")  # the directions of a ground map's columns and, from below, rows

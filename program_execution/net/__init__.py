@@ -1,1 +1,1 @@
-"""Networks beside the engine: program generator, recurrence, baselines."""
+"""The program generator, its LSTM in one pass, and the baselines without programs."""

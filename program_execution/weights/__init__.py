@@ -1,1 +1,1 @@
-"""Weight files of others into ours."""
+"""Weights to start from: the public code's checkpoints, and those of other runs."""

@@ -9,8 +9,9 @@ from common.clevr.vocabulary import Vocabulary
 from common.run import checkpoint
 from common.weights import pickles
 from common.weights.formats import State, tensors_by_name
-from program_execution.model import PARTS, Network
-from program_execution.weights import formats
+
+from ..model import PARTS, Network
+from . import formats
 
 EMBEDDINGS = ("generator.encoder_embed.weight", "baseline.rnn.embed.weight")  # a row for each word
 
