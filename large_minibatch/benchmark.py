@@ -38,12 +38,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet50
 from torchvision.transforms import v2
 
-from common import dist, timing
+from common import dist, machine, timing
 from common.config import require_choice, require_range, typed
 from common.config import run as run_command
 from common.tables.markdown import markdown
 from common.timing import Calls, Row, named
-from large_minibatch import allocator, allreduce, data, sgd
+from large_minibatch import allreduce, data, sgd
 from large_minibatch.config import Config, Data, Norm
 from large_minibatch.model import resnet
 from large_minibatch.norm import ghost
@@ -84,7 +84,7 @@ def step(options: Options) -> Calls:
     """ResNet-50 of equal weights: images on the device to SGD step, plain BN over the batch.
 
     Theirs is torchvision's model and torch's SGD in a plain loop, as it is and in channels_last; on
-    a GPU also compiled. `allocator.keep_freed_memory`, which train.py calls, holds for the whole
+    a GPU also compiled. `machine.keep_freed_memory`, which train.py calls, holds for the whole
     process and so serves theirs too: keep=false leaves it out.
     """
     torch.manual_seed(0)
@@ -297,19 +297,16 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     if options.keep:
-        allocator.keep_freed_memory()
+        machine.keep_freed_memory()
     facts = timing.conditions(options.device)
     print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
     names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    rows = []
-    for name in names:
-        if name in BENCHMARKS:
-            rows += measure(name, options)
+    timed = {name: contest for name, contest in BENCHMARKS.items() if name in names}
+    rows = [row for name in timed for row in measure(name, options)]
     if rows:
         print(f"\n{timing.table(rows)}\n")
-    for name in names:
-        if name in BENCHMARKS:
-            print(f"- {name}: {' '.join((BENCHMARKS[name].__doc__ or '').split())}")
+    for name, contest in timed.items():
+        print(f"- {name}: {' '.join((contest.__doc__ or '').split())}")
     for row in rows:
         if row.benchmark == "step":
             rate = work(options) / row.quartiles[1] / 1e12

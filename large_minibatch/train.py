@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common import config, dist
+from common import config, dist, machine
 from common.data import seed_everything
 from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
-from large_minibatch import allocator, allreduce, data, recipe, sgd
+from large_minibatch import allreduce, data, recipe, sgd
 from large_minibatch.config import MAY_CHANGE, Config
 from large_minibatch.evaluate import History, contact_sheet, due, evaluate, settle_buffers
 from large_minibatch.inputs.augment import mixup
@@ -39,7 +39,7 @@ def train(cfg: Config) -> dict[str, float]:
     seed_everything(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    allocator.keep_freed_memory()
+    machine.keep_freed_memory()
     device = dist.device()
     training, validation = data.build(cfg.data, "train"), data.build(cfg.data, "val")
     plan = data.plan_of(cfg, len(training))
