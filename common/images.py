@@ -30,10 +30,9 @@ class UnreadableImage(ValueError):
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on height and width are exchanged
 
 # What Pillow raises for damaged files of one kind or another.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
+_DAMAGE: tuple[type[Exception], ...]
+_DAMAGE = OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError
+_DAMAGE += struct.error, zlib.error, Image.DecompressionBombError
 
 
 def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
@@ -139,33 +138,21 @@ def find_images(root: Path, classes: Sequence[str]) -> Iterator[tuple[str, list[
 
     Links to folders are followed, but no folder is searched twice for a class, and none above it.
     """
-    above = (root, *root.resolve().parents)
-    folders = {_identity(folder) for folder in (*above, *map(root.joinpath, classes))}
+    outside: set[tuple[int, int]] = set()
+    for folder in (root, *root.resolve().parents, *map(root.joinpath, classes)):
+        _is_new(folder, outside)
     for name in classes:
-        yield name, _find_below(root / name, set(folders))
+        searched, found = set(outside), []
+        for parent, folders, names in os.walk(root / name, followlinks=True):
+            inner = sorted(folders)
+            folders[:] = [f for f in inner if _is_new(os.path.join(parent, f), searched)]
+            images = (n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != ".")
+            found += [os.path.join(parent, image) for image in images]
+        yield name, sorted(found, key=os.path.split)
 
 
-def _find_below(folder: Path, searched: set[tuple[int, int]]) -> list[str]:
-    """Image files anywhere below a folder, but not in folders already `searched`, in order."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        new = []
-        for name in folders:  # a link may lead up again
-            identity = _identity(os.path.join(parent, name))
-            if identity not in searched:
-                searched.add(identity)
-                new.append(name)
-        folders[:] = new
-        found += [
-            os.path.join(parent, name)
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(found, key=os.path.split)
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    """Device and number of a folder, whatever links led to it."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
+def _is_new(folder: str | Path, searched: set[tuple[int, int]]) -> bool:
+    """Whether a folder is not among those searched, whatever link led to it; from now on it is."""
+    status, before = os.stat(folder), len(searched)
+    searched.add((status.st_dev, status.st_ino))
+    return len(searched) > before

@@ -19,7 +19,6 @@ from torchvision.transforms.v2 import functional as F
 Target = dict[str, Any]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0..1
-CAFFE_MEAN, CAFFE_STD = (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)  # BGR, 0..255
 # Joints 1, 3, ... are left and 2, 4, ... right ones in COCO's 17; 0 is the nose.
 COCO_MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
@@ -44,22 +43,20 @@ class HorizontalFlip:
         if "masks" in target:
             target["masks"] = target["masks"].flip(-1)
         if "keypoints" in target:
-            target["keypoints"] = self._flip_keypoints(target["keypoints"], width)
+            joints = target["keypoints"].shape[1]
+            if joints != len(self.mirrored):
+                raise ValueError(f"{joints} joints, but {len(self.mirrored)} in `mirrored`")
+            x, y, visibility = target["keypoints"][:, list(self.mirrored)].unbind(2)
+            x = torch.where(visibility > 0, width - x, x)
+            target["keypoints"] = torch.stack([x, y, visibility], 2)
         return image.flip(-1), target
-
-    def _flip_keypoints(self, keypoints: Tensor, width: int) -> Tensor:
-        if keypoints.shape[1] != len(self.mirrored):
-            raise ValueError(f"{keypoints.shape[1]} joints, but {len(self.mirrored)} in `mirrored`")
-        x, y, visibility = keypoints[:, list(self.mirrored)].unbind(2)
-        x = torch.where(visibility > 0, width - x, x)
-        return torch.stack([x, y, visibility], 2)
 
 
 @dataclass(frozen=True)
 class Resize:
     """Scale the shorter side to `short` pixels, or less so that the longer is at most `longest`.
 
-    Of several values of `short` one is drawn for each picture. Bilinear with antialiasing.
+    Of several values of `short` one is drawn for each image. Bilinear with antialiasing.
     """
 
     short: int | Sequence[int]
@@ -78,7 +75,7 @@ class Resize:
         choices = self._choices()
         short = choices[int(torch.randint(len(choices), ()))] if len(choices) > 1 else choices[0]
         H, W = image.shape[-2:]
-        new_h, new_w = resized((H, W), short, self.longest)
+        new_h, new_w = scaled_size((H, W), short, self.longest)
         if (new_h, new_w) == (H, W):
             return image, target
         sx, sy = new_w / W, new_h / H
@@ -86,35 +83,29 @@ class Resize:
         if "area" in target:
             target["area"] = target["area"] * (sx * sy)
         if "masks" in target:
-            target["masks"] = _resize_masks(target["masks"], new_h, new_w)
+            nearest = F.InterpolationMode.NEAREST_EXACT
+            masks = F.resize(target["masks"].to(torch.uint8), [new_h, new_w], interpolation=nearest)
+            target["masks"] = masks.to(target["masks"].dtype)
         if "keypoints" in target:
-            x, y, visibility = target["keypoints"].unbind(2)
-            x = torch.where(visibility > 0, x * sx, x)
-            y = torch.where(visibility > 0, y * sy, y)
-            target["keypoints"] = torch.stack([x, y, visibility], 2)
+            xy, visibility = target["keypoints"][..., :2], target["keypoints"][..., 2:]
+            xy = torch.where(visibility > 0, xy * torch.tensor([sx, sy]), xy)
+            target["keypoints"] = torch.cat([xy, visibility], 2)
         return F.resize(image, [new_h, new_w], antialias=True), target
 
 
-def resized(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
     """Height and width after scaling to shorter side `short`, longer side at most `longest`."""
     scale = min(short / min(size), longest / max(size))
     height, width = (max(1, round(n * scale)) for n in size)
     return height, width
 
 
-def _resize_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    if not len(masks):
-        return masks.new_zeros(0, height, width)
-    size, nearest = [height, width], F.InterpolationMode.NEAREST_EXACT
-    return F.resize(masks.to(torch.uint8), size, interpolation=nearest).to(masks.dtype)
-
-
 @dataclass(frozen=True)
 class Normalize:
     """uint8 RGB image to float32 (image * scale - mean) / std, per channel.
 
-    The defaults suit torchvision's weights. For Caffe's: `Normalize(mean=CAFFE_MEAN,
-    std=CAFFE_STD, scale=1, bgr=True)`; then mean and std are in the order B, G, R.
+    The defaults suit torchvision's weights; Caffe's have scale=1, std=(1, 1, 1) and bgr=True, and
+    mean and std then in the order B, G, R.
     """
 
     mean: Sequence[float] = IMAGENET_MEAN
@@ -133,8 +124,8 @@ class Normalize:
 class PadCollate:
     """Batch of (image, target): (images (N, 3, H, W), sizes int64 (N, 2), targets).
 
-    Pictures lie at the top left, zeros right and below; H and W are the largest of the batch,
-    rounded up to a multiple of `multiple`. sizes: height and width of each picture without them.
+    Images lie at the top left, zeros right and below; H and W are the largest of the batch,
+    rounded up to a multiple of `multiple`. sizes: height and width of each image without them.
     """
 
     multiple: int = 32

@@ -132,7 +132,7 @@ class Detection(Dataset):
             old = new = target["size"]
             if self.resize:
                 sides = self.cfg.short_side
-                new = transforms.resized(old, sides[len(sides) // 2], self.cfg.long_side)
+                new = transforms.scaled_size(old, sides[len(sides) // 2], self.cfg.long_side)
             down, right = new[0] / old[0], new[1] / old[1]
             own = target["boxes"][~target["iscrowd"]]
             boxes.append(own * torch.tensor([right, down, right, down]))

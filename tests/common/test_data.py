@@ -460,7 +460,7 @@ def test_cocos_mirrored_joints_are_an_involution():
     [((480, 640), (800, 1067)), ((640, 480), (1067, 800)), ((300, 900), (444, 1333))],
 )
 def test_the_shorter_side_is_800_unless_the_longer_exceeds_1333(size, expected):
-    assert transforms.resized(size, 800, 1333) == expected
+    assert transforms.scaled_size(size, 800, 1333) == expected
 
 
 def test_resizing_moves_boxes_masks_joints_and_area_alike(example):
@@ -485,11 +485,9 @@ def test_one_of_several_sizes_is_drawn(example):
 
 
 def test_normalising_for_caffe_reverses_the_channels(example):
-    caffe = transforms.Normalize(
-        mean=transforms.CAFFE_MEAN, std=transforms.CAFFE_STD, scale=1, bgr=True
-    )
+    caffe = transforms.Normalize((102.9801, 115.9465, 122.7717), (1, 1, 1), scale=1, bgr=True)
     image = caffe(*example)[0]
-    mean = torch.tensor(transforms.CAFFE_MEAN)[:, None, None]
+    mean = torch.tensor(caffe.mean)[:, None, None]
     torch.testing.assert_close(image, example[0].flip(0).float() - mean)
     plain = transforms.Normalize(mean=(0, 0, 0), std=(1, 1, 1))(*example)[0]
     torch.testing.assert_close(plain, example[0] / 255)
