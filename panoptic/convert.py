@@ -20,35 +20,36 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from common.config import run as run_command
 from panoptic.files import ade20k, cityscapes, detection, semantic, two_channel, vistas
-from panoptic.files.categories import Category, read_categories
+from panoptic.files.categories import Category
 from panoptic.files.coco import (
     PanopticFiles,
     Result,
+    load_categories,
     panoptic_folder,
     read_json,
     require_apart,
     write_json,
+    write_panoptic,
 )
-from panoptic.files.coco import write_panoptic as write
 from panoptic.files.entries import image_entries
 from panoptic.files.raw import write_split
 
 
-def load_categories(path: str | Path) -> dict[int, Category]:
-    """Categories of a JSON that is a list of them, or has one as `categories`."""
-    content = read_json(path)
-    entries = content.get("categories") if isinstance(content, dict) else content
-    return read_categories(entries, str(path))
-
-
-def show_progress(results: Iterator[Result], total: int) -> Iterator[Result]:
-    """The results, with a progress bar where there is a terminal."""
-    yield from tqdm(results, "converting", total, unit="image", leave=False, disable=None)
+def write(
+    args: argparse.Namespace,
+    images: list[dict[str, Any]],
+    categories: dict[int, Category],
+    results: Iterator[Result],
+) -> int:
+    """Write COCO panoptic files, with a progress bar where there is a terminal."""
+    bar = tqdm(results, "converting", len(images), unit="image", leave=False, disable=None)
+    return write_panoptic(args.out, args.folder, categories=categories, images=images, results=bar)
 
 
 def from_two_channel(args: argparse.Namespace) -> int:
@@ -56,8 +57,7 @@ def from_two_channel(args: argparse.Namespace) -> int:
     images = list(image_entries(read_json(args.images), str(args.images)).values())
     categories = load_categories(args.categories or args.images)
     results = two_channel.read_two_channel(args.source, images, categories, void=args.void)
-    results = show_progress(results, len(images))
-    return write(args.out, args.folder, categories=categories, images=images, results=results)
+    return write(args, images, categories, results)
 
 
 def to_two_channel(args: argparse.Namespace) -> int:
@@ -72,8 +72,7 @@ def from_detection(args: argparse.Namespace) -> int:
     categories = load_categories(args.categories or args.source)
     images = list(image_entries(content, str(args.source)).values())
     results = detection.from_detection(content, categories, where=str(args.source))
-    results = show_progress(results, len(images))
-    return write(args.out, args.folder, categories=categories, images=images, results=results)
+    return write(args, images, categories, results)
 
 
 def to_detection(args: argparse.Namespace) -> int:

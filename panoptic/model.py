@@ -20,8 +20,10 @@ from torchvision.models.detection.image_list import ImageList
 from .net.instance import MaskRCNN, Sizes
 from .net.padding import (
     Prediction,
+    Result,
     Size,
-    Target,
+    Targets,
+    Wanted,
     check_targets,
     count_labelled,
     crop_and_resize,
@@ -120,12 +122,8 @@ class PanopticFPN(nn.Module):
         )
 
     def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        *,
-        sizes: Sequence[Size] | None = None,
-    ) -> dict[str, Tensor] | list[Prediction]:
+        self, images: Sequence[Tensor], targets: Targets = None, *, sizes: Wanted = None
+    ) -> Result:
         """`MaskRCNN.forward`, and with it the semantic branch.
 
         targets: besides the instances `semantic` (H, W): 0 any thing, 1..S stuff, 255 void.
@@ -207,12 +205,8 @@ class Separate(nn.Module):
             self.instance = _mask_rcnn(options, thing_classes, sizes)
 
     def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        *,
-        sizes: Sequence[Size] | None = None,
-    ) -> dict[str, Tensor] | list[Prediction]:
+        self, images: Sequence[Tensor], targets: Targets = None, *, sizes: Wanted = None
+    ) -> Result:
         """Losses or predictions of both networks together, as `PanopticFPN` gives them.
 
         targets: `semantic` (H, W) tells all classes apart here, in 0..T+S-1.

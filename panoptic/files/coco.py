@@ -17,7 +17,7 @@ import numpy as np
 
 from .categories import Category, read_categories, to_entries, whole
 from .entries import check_segments, complete, image_entries, is_image_id, refuse_unsafe
-from .pixels import read_bytes, read_ids, write_bytes, write_ids
+from .pixels import encode_png, read_bytes, read_ids, write_bytes, write_ids
 
 Result = tuple[int | str, np.ndarray, Sequence[Mapping[str, Any]]]  # image id, ids, segments
 
@@ -51,6 +51,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def load_categories(path: str | Path) -> dict[int, Category]:
+    """Categories of a JSON that is a list of them, or has one as `categories`."""
+    content = read_json(path)
+    entries = content.get("categories") if isinstance(content, dict) else content
+    return read_categories(entries, str(path))
 
 
 class PanopticFiles:
@@ -96,8 +103,8 @@ class PanopticFiles:
             raise ValueError(
                 f"{self.file}: image {unlisted[0]!r} is annotated, but not in `images`"
             )
-        self.images = [entries.get(number, {"id": number}) for number in self._annotations]
-        self._entries = entries
+        self._entries = {n: entries.get(n, {"id": n}) for n in self._annotations}
+        self.images = [*self._entries.values()]
 
     def _add(self, annotation: Any, zero: bool) -> None:
         """Check and keep one annotation."""
@@ -124,8 +131,8 @@ class PanopticFiles:
         """The same files with some of the images, in the order given. Raises for unknown ids."""
         part = copy(self)
         part._annotations = {number: self._annotation(number) for number in image_ids}
-        part._entries = {n: self._entries[n] for n in part._annotations if n in self._entries}
-        part.images = [part._entries.get(number, {"id": number}) for number in part._annotations]
+        part._entries = {number: self._entries[number] for number in part._annotations}
+        part.images = [*part._entries.values()]
         return part
 
     def _annotation(self, image_id: int | str) -> dict[str, Any]:
@@ -149,6 +156,11 @@ class PanopticFiles:
             if path.name not in listed[folder]:
                 raise ValueError(f"{path} does not exist, but {self.file} lists it")
 
+    def write_beside(self, image_id: int | str, folder: str | Path, pixels: np.ndarray) -> None:
+        """Write pixels as a PNG of another folder, by the name of the image's PNG in this one."""
+        name = self.path(image_id).relative_to(self.folder)
+        write_bytes(Path(folder) / name, encode_png(pixels))
+
     def path(self, image_id: int | str) -> Path:
         """The PNG of an image."""
         return self.folder / self._annotation(image_id)["file_name"]
@@ -156,7 +168,7 @@ class PanopticFiles:
     def ids(self, image_id: int | str) -> np.ndarray:
         """Ids (H, W) int32 of an image; ValueError also where the JSON gives another size."""
         ids = read_ids(self.path(image_id))
-        entry = self._entries.get(image_id, {})
+        entry = self._entries[image_id]
         size = (entry.get("height", ids.shape[0]), entry.get("width", ids.shape[1]))
         if ids.shape != size:
             raise ValueError(

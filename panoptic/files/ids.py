@@ -69,8 +69,7 @@ class SegmentIds:
 
     The first segment of a stuff class gets the class's very colour, things get others, so that
     instances can be told apart. Ids are never repeated nor 0, also where classes share a colour or
-    have black; they depend on nothing but the order of the calls. There is no search that could
-    run forever: each class walks once over all colours, the nearer ones first.
+    have black; they depend on nothing but the order of the calls.
     """
 
     def __init__(self, categories: Mapping[int, Category], *, taken: Collection[int] = ()) -> None:
@@ -98,7 +97,7 @@ class SegmentIds:
 
 
 def _walk(category: Category) -> Iterator[int]:
-    """All 2**24 ids, once each: scattered over the cube around the colour, then shell by shell."""
+    """All ids: first those of the cube around the colour, scattered over it."""
     middle, number = _SIDE**3 // 2, _SIDE**3
     for k in chain(range(1, number), [0]) if category.isthing else range(number):
         rest, blue = divmod((middle + k * _STRIDE) % number, _SIDE)
@@ -106,16 +105,4 @@ def _walk(category: Category) -> Iterator[int]:
         near = [c + d - _NEAR for c, d in zip(category.color, (red, green, blue), strict=True)]
         if min(near) >= 0 and max(near) <= 255:
             yield near[0] + (near[1] << 8) + (near[2] << 16)
-    for radius in range(_NEAR + 1, 256):
-        yield from _shell(category.color, radius)
-
-
-def _shell(color: tuple[int, int, int], radius: int) -> Iterator[int]:
-    """Ids of the colours whose largest difference to `color` in a channel is `radius`."""
-    red, green, blue = (range(max(0, c - radius), min(255, c + radius) + 1) for c in color)
-    ends = [c for c in (color[2] - radius, color[2] + radius) if 0 <= c <= 255]
-    for r in red:
-        for g in green:
-            border = radius in (abs(r - color[0]), abs(g - color[1]))
-            for b in blue if border else ends:
-                yield r + (g << 8) + (b << 16)
+    yield from range(1, LIMIT)

@@ -21,8 +21,8 @@ MAX_PIXELS = 2**26  # a PNG of more is refused: decoded, it would take a gigabyt
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 33  # bytes of the signature and the first chunk
 _KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGBA"}
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError)
-_DAMAGE += (struct.error, zlib.error, Image.DecompressionBombError)  # what Pillow raises for it
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError)
+_DAMAGE = (*_BROKEN, struct.error, zlib.error, Image.DecompressionBombError)  # of Pillow
 
 
 def read_ids(path: str | Path) -> np.ndarray:

@@ -16,7 +16,6 @@ import numpy as np
 
 from .categories import Category
 from .coco import PanopticFiles
-from .pixels import encode_png, write_bytes
 
 LAYOUTS = ("category", "contiguous", "stuff")
 
@@ -67,5 +66,5 @@ def write_semantic(
     for image in files.images:
         number = image["id"]
         pixels = to_semantic(files.ids(number), files.segments(number), labels, label)
-        write_bytes(Path(folder) / files.path(number).relative_to(files.folder), encode_png(pixels))
+        files.write_beside(number, folder, pixels)
     return len(files)

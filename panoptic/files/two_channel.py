@@ -14,7 +14,7 @@ import numpy as np
 from .categories import Category
 from .coco import PanopticFiles, Result, png_name
 from .ids import SegmentIds, present, relabel
-from .pixels import encode_png, read_labels, write_bytes
+from .pixels import read_labels
 
 
 def from_two_channel(
@@ -109,5 +109,5 @@ def write_two_channel(files: PanopticFiles, folder: str | Path, *, void: int = 0
             void=void,
             where=f"{files.path(number)} (image {number!r})",
         )
-        write_bytes(Path(folder) / files.path(number).relative_to(files.folder), encode_png(pixels))
+        files.write_beside(number, folder, pixels)
     return len(files)

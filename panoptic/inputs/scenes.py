@@ -86,7 +86,9 @@ class PanopticScenes:
 
 def world(cfg: ScenesConfig, shapes: Sequence[str]) -> World:
     """The family of scenes that shows `shapes`; options of one name are the same thing."""
-    options: dict[str, Any] = asdict(cfg) | {"shapes": tuple(shapes)}
+    options: dict[str, Any] = asdict(cfg) | {"shapes": shapes}
     for own in ("train_images", "val_images", "together", "seed"):
         del options[own]
-    return World(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})
+    for name in ("objects", "shapes", "radius", "clutter", "patches"):
+        options[name] = tuple(options[name])
+    return World(**options)

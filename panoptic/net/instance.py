@@ -19,7 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from .backbone import Pyramid, body
-from .padding import Prediction, Size, Target, check_targets, pad, predict_by_size
+from .padding import Prediction, Result, Size, Targets, Wanted, check_targets, pad, predict_by_size
 from .regions import Anchors, ProposalHead, RegionHeads, RoIAlign, Sampler, paste
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled regions, FPN Sec. 5.2 and MRCNN Fig. 4
@@ -109,12 +109,8 @@ class MaskRCNN(nn.Module):
         return self.rpn.head.cls_logits.weight.device
 
     def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        *,
-        sizes: Sequence[Size] | None = None,
-    ) -> dict[str, Tensor] | list[Prediction]:
+        self, images: Sequence[Tensor], targets: Targets = None, *, sizes: Wanted = None
+    ) -> Result:
         """Losses in training, predictions in evaluation.
 
         images: N of (3, H, W), red, green, blue, uint8 or float in 0..1, of any sizes.

@@ -15,8 +15,10 @@ VOID = 255  # of semantic targets: no loss there
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue in 0..1, ImageNet's
 
 Size = tuple[int, int]  # height, width
-Target = Mapping[str, Any]
+Targets = Sequence[Mapping[str, Any]] | None  # None in evaluation
+Wanted = Sequence[Size] | None  # sizes of predictions; None: as large as their images
 Prediction = dict[str, Tensor]
+Result = dict[str, Tensor] | list[Prediction]  # losses by name, or a prediction of each image
 
 
 def pad(images: Sequence[Tensor], divisible: int, device: torch.device) -> ImageList:
@@ -45,7 +47,7 @@ def pad(images: Sequence[Tensor], divisible: int, device: torch.device) -> Image
 
 def check_targets(
     images: Sequence[Tensor],
-    targets: Sequence[Target] | None,
+    targets: Targets,
     device: torch.device,
     *,
     things: int | None = None,
@@ -103,7 +105,7 @@ def check_targets(
 
 def predict_by_size(
     images: Sequence[Tensor],
-    sizes: Sequence[Size] | None,
+    sizes: Wanted,
     predict: Callable[[ImageList, list[Size]], list[Prediction]],
     divisible: int,
     device: torch.device,

@@ -14,8 +14,10 @@ from torchvision.models.detection.image_list import ImageList
 from .backbone import NormLayer, body, norm_layer
 from .padding import (
     Prediction,
+    Result,
     Size,
-    Target,
+    Targets,
+    Wanted,
     check_targets,
     count_labelled,
     crop_and_resize,
@@ -94,12 +96,8 @@ class PSPNet(nn.Module):
         return self.body.strides[-1]
 
     def forward(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target] | None = None,
-        *,
-        sizes: Sequence[Size] | None = None,
-    ) -> dict[str, Tensor] | list[Prediction]:
+        self, images: Sequence[Tensor], targets: Targets = None, *, sizes: Wanted = None
+    ) -> Result:
         """Losses in training, predictions in evaluation.
 
         images: N of (3, H, W), red, green, blue, uint8 or float in 0..1, of any sizes.

@@ -43,19 +43,14 @@ class Report:
         return "\n".join([*lines, *self.notes])
 
 
+BLOCK = r"backbone\.body\.layer(\d)\.(\d+)\."
 RULES = [  # our name, detectron2's; {+1}: the number found there plus one
     (r"backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
     (r"backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
-    (r"backbone\.body\.layer(\d)\.(\d+)\.conv(\d)\.", "backbone.bottom_up.res{+1}.{}.conv{}."),
-    (r"backbone\.body\.layer(\d)\.(\d+)\.bn(\d)\.", "backbone.bottom_up.res{+1}.{}.conv{}.norm."),
-    (
-        r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.0\.",
-        "backbone.bottom_up.res{+1}.{}.shortcut.",
-    ),
-    (
-        r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.1\.",
-        "backbone.bottom_up.res{+1}.{}.shortcut.norm.",
-    ),
+    (BLOCK + r"conv(\d)\.", "backbone.bottom_up.res{+1}.{}.conv{}."),
+    (BLOCK + r"bn(\d)\.", "backbone.bottom_up.res{+1}.{}.conv{}.norm."),
+    (BLOCK + r"downsample\.0\.", "backbone.bottom_up.res{+1}.{}.shortcut."),
+    (BLOCK + r"downsample\.1\.", "backbone.bottom_up.res{+1}.{}.shortcut.norm."),
     (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", "backbone.fpn_lateral{+2}."),
     (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", "backbone.fpn_output{+2}."),
     (r"rpn\.head\.conv\.0\.0\.", "proposal_generator.rpn_head.conv."),
