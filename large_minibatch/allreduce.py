@@ -26,6 +26,7 @@ NCCL, which pairs messages by their order, everything runs in one lane, a CUDA s
 The caller's part: on all ranks equal sizes and dtypes, and the same order of calls with one `tag`.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,10 +80,8 @@ class Transport:
 
     def among(self, ranks: Sequence[int]) -> "Transport":
         """The same transport between some of its ranks alone, numbered 0, 1, ... in that order."""
-        part = object.__new__(Transport)
-        part.group, part.tag, part._me = self.group, self.tag, self._me
+        part = copy.copy(self)  # which counts in the same `traffic`
         part.ranks = [self.ranks[rank] for rank in ranks]
-        part.traffic = self.traffic
         return part
 
     def exchange(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:

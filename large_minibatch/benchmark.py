@@ -106,24 +106,21 @@ def step(options: Options) -> Calls:
 
 def ghosts(options: Options) -> Calls:
     """ResNet-50 step with BN in groups of an eighth of the batch beside BN over the whole batch."""
-    torch.manual_seed(0)
-    plain = resnet("resnet50", norm="worker")
-    grouped = ghost.convert(copy.deepcopy(plain), group=max(2, options.batch // 8))
-    return {
-        "ghost BN, 8 groups": _training(grouped, options, ours=True),
-        "plain BN": _training(plain, options, ours=True),
-    }
+    return _norms("resnet50", options)
 
 
 def mini(options: Options) -> Calls:
     """The net of the miniature tables, 256 images of 32 pixels: 8 ghost groups, plain BN."""
-    small = replace(options, size=32, batch=256)
+    return _norms("mini", replace(options, size=32, batch=256), classes=16)
+
+
+def _norms(name: str, options: Options, classes: int = 1000) -> Calls:
     torch.manual_seed(0)
-    plain = resnet("mini", num_classes=16, norm="worker")
-    grouped = ghost.convert(copy.deepcopy(plain), group=32)
+    plain = resnet(name, num_classes=classes, norm="worker")
+    grouped = ghost.convert(copy.deepcopy(plain), group=max(2, options.batch // 8))
     return {
-        "ghost BN, 8 groups": _training(grouped, small, ours=True, classes=16),
-        "plain BN": _training(plain, small, ours=True, classes=16),
+        "ghost BN, 8 groups": _training(grouped, options, ours=True, classes=classes),
+        "plain BN": _training(plain, options, ours=True, classes=classes),
     }
 
 

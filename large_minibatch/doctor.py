@@ -28,6 +28,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 import inspect
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,10 +220,10 @@ def table(findings: list[Finding], width: int = 100) -> str:
         lines.append(head)
         for text in texts:
             lines += textwrap.wrap(text, width, initial_indent=" " * 13, subsequent_indent=" " * 13)
-    counts = dict.fromkeys(("found", "advice", "ok", "not examined"), 0)
-    for finding in findings:
-        counts[finding.status] += 1
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    counts = Counter(finding.status for finding in findings)
+    summary = ", ".join(
+        f"{counts[each]} {each}" for each in ("found", "advice", "ok", "not examined")
+    )
     return "\n".join([*lines, "", summary])
 
 

@@ -52,9 +52,7 @@ class Panel:
 def fig1(groups: Sequence[Group], kn: int | None) -> Figure:
     """Error against minibatch; the bars are two standard deviations, as in the paper."""
     chosen = family(groups, {"batch_size"}, "fig1")
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes, "minibatch kn", "validation error, %")
+    figure, axes = _plot("minibatch kn", "validation error, %")
     points = [(group.kn, *recipe.mean_std(group.errors()), len(group.runs)) for group in chosen]
     for size, mean, std, runs in points:
         spread = "" if math.isnan(std) else f" ± {std:.2f}"
@@ -124,9 +122,7 @@ def fig7() -> Figure:
     """Seconds of an iteration, and minutes of an epoch, against the minibatch: a model."""
     layers = _layers()
     work = communication.Work(jitter=communication.jitter_for(layers))
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    left = figure.add_subplot()
-    _style(left, "minibatch kn, 32 a GPU", "seconds an iteration (model)")
+    figure, left = _plot("minibatch kn, 32 a GPU", "seconds an iteration (model)")
     right = left.twinx()
     right.set(ylabel="minutes an epoch (model)", yscale="log")
     plain = [communication.predict(gpus, layers) for gpus in GPUS]
@@ -159,9 +155,7 @@ def fig8() -> Figure:
     """Images a second against GPUs: a model."""
     layers = _layers()
     work = communication.Work(jitter=communication.jitter_for(layers))
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes, "GPUs", "images a second (model)")
+    figure, axes = _plot("GPUs", "images a second (model)")
     variants: dict[str, dict[str, Any]] = {
         "halving/doubling": {},
         "ring": {"algorithm": "ring"},
@@ -230,6 +224,13 @@ def draw(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
+def _plot(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, xlabel, ylabel)
+    return figure, axes
+
+
 def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
@@ -243,11 +244,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 MEASURED: dict[str, Callable[[Sequence[Group], int | None], Figure]] = {
-    "fig1": fig1,
-    "fig2": fig2,
-    "fig3": fig3,
-    "fig4": fig4,
-    "fig5": fig5,
+    figure.__name__: figure for figure in (fig1, fig2, fig3, fig4, fig5)
 }
 PREDICTED: dict[str, Callable[[], Figure]] = {"fig7": fig7, "fig8": fig8}
 USAGE = "usage: python figures.py fig1 [fig2 ...] [runs=FOLDER ...] [kn=256] [out=FOLDER]"

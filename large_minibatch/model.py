@@ -11,14 +11,13 @@ Legend: N images, K classes; maps are (N, C, H, W).
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
-from .norm.ghost import GhostBatchNorm2d
+from .norm.ghost import GhostBatchNorm2d, norm_layer
 
 NormLayer = Callable[[int], nn.Module]  # channels -> norm
 
@@ -137,18 +136,6 @@ class Mini(nn.Module):
         return self.fc(pool(x))
 
 
-def _norm_layer(norm: str, group: int, running: str) -> NormLayer:
-    match norm:
-        case "ghost":
-            return partial(GhostBatchNorm2d, group=group, running=running)
-        case "worker":
-            return nn.BatchNorm2d
-        case "sync":
-            return nn.SyncBatchNorm
-        case _:
-            raise ValueError(f"norm = {norm!r} is not one of ghost, worker, sync.")
-
-
 def resnet(
     name: str,
     *,
@@ -167,22 +154,21 @@ def resnet(
     width, blocks: channels of the first stage of "mini", 8 or more, blocks of each of its stages.
     zero_gamma: every residual block starts as its shortcut: its last norm has gamma = 0.
     fc_std: standard deviation of the last layer's weights; its bias starts at 0.
-    norm: "ghost": statistics of `group` images, see `GhostBatchNorm2d` for `running`; "worker": of
-        all images of a process, nn.BatchNorm2d; "sync": of all processes' images.
+    norm: "ghost", "worker" or "sync", see `norm_layer`; `running`: see `GhostBatchNorm2d`.
     """
     if name not in MODELS:
         raise ValueError(f"model = {name!r} is not one of {', '.join(MODELS)}.")
     if width < 8:  # On CPUs without AVX512 the backward pass of oneDNN's 1x1 stride-2 convolution
         # in channels_last writes beyond the gradient of 2 to 7 input channels (torch 2.14).
         raise ValueError(f"width = {width} must be at least 8.")
-    norm_layer = _norm_layer(norm, group, running)
+    make = norm_layer(norm, group=group, running=running)
     net: ResNet | Mini
     if name == "mini":
         net = Mini(
             width,
             blocks,
             num_classes=num_classes,
-            norm_layer=norm_layer,
+            norm_layer=make,
             zero_gamma=zero_gamma,
         )
     else:
@@ -194,7 +180,7 @@ def resnet(
             zero_init_residual=zero_gamma,
             groups=groups,
             width_per_group=group_width,
-            norm_layer=norm_layer,
+            norm_layer=make,
         )
     net.to(memory_format=torch.channels_last)
     nn.init.normal_(net.fc.weight, std=fc_std)

@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -45,24 +46,13 @@ _MARK = ".resized.json"  # how a resized tree was made
 _NUMBERED = re.compile(r"_(\d+)\.\w+$")  # ILSVRC2012_val_00000001.JPEG
 
 
-def check(
-    root: str | Path,
-    *,
-    name: str = "imagenet",
-    train: str = "train",
-    val: str = "val",
-    classes: str = "",
-    evaluated: str = "",
-    decode: bool = False,
-) -> None:
+def check(root: str | Path, *, decode: bool = False, **options: Any) -> None:
     """Print what is in a data set; ValueError for what its layout lacks or the first bad file.
 
-    Options as in data.*; decode: read every pixel instead of every header.
+    decode: read every pixel instead of every header. options: as in data.*.
     """
-    cfg = Data(
-        name=name, root=str(root), train=train, val=val, classes=classes, evaluated=evaluated
-    )
-    print(f"expected: {root}/{{{train},{val}}}/<class>/<image>")
+    cfg = Data(root=str(root), **options)
+    print(f"expected: {root}/{{{cfg.train},{cfg.val}}}/<class>/<image>")
     for split in ("train", "val"):
         paths, labels, names = data.find_files(cfg, training=split == "train")
         counts = labels.bincount(minlength=len(names))

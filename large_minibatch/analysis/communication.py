@@ -22,7 +22,6 @@ Times are seconds, sizes bytes, rates bytes per second.
 """
 
 import copy
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,7 +62,7 @@ class Cluster:
     network: float = 50e9 / 8  # a server's card, 50 Gbit/s Ethernet, Sec. 4.3
     overhead: float = 15 / 12.8  # bytes on the wire for each of ours: the smudge factor, Sec. 4.3
     # Assumption: the ring is 3 times slower on 32 servers (Sec. 4.1) with the tensors of ResNet-50
-    # summed one after another, which holds for this latency (`latency_for`).
+    # summed one after another, which holds for this latency.
     latency: float = 14.4e-6  # of a step between servers
     # Assumption: NCCL moves what one NVLink of a P100 does, 20 GB/s in a direction.
     nvlink: float = 20e9
@@ -185,30 +184,6 @@ def mean_of_slowest(workers: int) -> float:
     x = torch.linspace(-9, 9, 3601, dtype=torch.float64)
     below = torch.special.ndtr(x) ** workers  # probability that all of them are below x
     return 9 - torch.trapezoid(below, x).item()
-
-
-def latency_for(
-    gradients: Sequence[Gradient],
-    *,
-    times: float = 3.0,
-    servers: int = 32,
-    cluster: Cluster | None = None,
-) -> float:
-    """Latency of a step with which the ring is `times` slower: Sec. 4.1 says 3 on 32 servers.
-
-    Sums one after another: ring (R a + B) = times (H a + B), a the latency, R and H the steps of
-    both algorithms, B the seconds on the wire of a mean gradient, alike for both.
-    """
-    cluster = cluster or Cluster()
-    many, few = steps("ring", servers), steps("halving_doubling", servers)
-    if servers & (servers - 1) or not 1 < times < many / few:
-        raise ValueError(
-            f"no latency makes the ring {times:g} times slower on {servers} servers: take a power "
-            f"of two of servers and between 1 and {many / max(1, few):g} times."
-        )
-    mean = statistics.fmean(gradient.size for gradient in gradients)
-    wire = volume("ring", servers) * mean * cluster.overhead / cluster.network
-    return (times - 1) * wire / (many - times * few)
 
 
 def jitter_for(

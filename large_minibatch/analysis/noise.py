@@ -27,7 +27,8 @@ def squared_norm(gradients: Iterable[Tensor | None]) -> Tensor:
     parts = [part.detach() for part in gradients if part is not None]
     if not parts:
         raise ValueError("No gradient has been computed: call backward() first.")
-    norms = [torch.linalg.vector_norm(part, dtype=_wide(part.dtype)) for part in parts]
+    types = [torch.promote_types(part.dtype, torch.float32) for part in parts]
+    norms = [torch.linalg.vector_norm(p, dtype=t) for p, t in zip(parts, types, strict=True)]
     return torch.stack(norms).square().sum()
 
 
@@ -169,8 +170,3 @@ def advice(noise_scale: float, *, batch_size: int, group: int = 32) -> str:
         f"{examples_factor(batch_size, noise_scale):.2f} times the fewest examples; above about "
         f"{largest_batch(noise_scale, group=group):,}, larger minibatches save few steps."
     )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """At least float32."""
-    return torch.promote_types(dtype, torch.float32)

@@ -41,11 +41,6 @@ class FineTuning:
     milestones: tuple[int, ...]  # iterations done at which the rate is divided by 10
     warmup: int  # first iterations, in which the rate rises
 
-    @property
-    def images(self) -> int:
-        """Images seen in all: the same for every k."""
-        return self.batch_size * self.iterations
-
 
 def fine_tuning(
     gpus: int,

@@ -27,16 +27,10 @@ def broadcast_first(model: nn.Module) -> None:
     """Give every process the buffers of the first, as DistributedDataParallel does."""
     if not _several():
         return
-    statistics = _statistics(model)
-    flat = torch.cat(statistics)
-    dist.broadcast(flat, 0)
-    _fill(statistics, flat)
-    counts = [norm.num_batches_tracked for norm in norms(model)]
-    flat = torch.stack([count for count in counts if count is not None])
-    dist.broadcast(flat, 0)
-    for count, value in zip(counts, flat, strict=True):
-        assert count is not None
-        count.copy_(value)
+    for norm in norms(model):
+        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked):
+            if buffer is not None:
+                dist.broadcast(buffer, 0)
 
 
 def average(model: nn.Module) -> None:
@@ -46,10 +40,13 @@ def average(model: nn.Module) -> None:
     """
     if not _several():
         return
-    statistics = _statistics(model)
-    flat = torch.cat([s.double() for s in statistics])
+    pairs = [(norm.running_mean, norm.running_var) for norm in norms(model)]
+    statistics = [tensor for pair in pairs for tensor in pair if tensor is not None]
+    flat = torch.cat([tensor.double() for tensor in statistics])
     dist.all_reduce(flat)
-    _fill(statistics, flat / dist.get_world_size())
+    means = (flat / dist.get_world_size()).split([len(tensor) for tensor in statistics])
+    for tensor, mean in zip(statistics, means, strict=True):
+        tensor.copy_(mean)
 
 
 @dataclass
@@ -135,15 +132,3 @@ def _replace(norm: Norm, population: _Population) -> None:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances of all norms, (C,) each."""
-    pairs = [(norm.running_mean, norm.running_var) for norm in norms(model)]
-    return [statistic for pair in pairs for statistic in pair if statistic is not None]
-
-
-def _fill(tensors: list[Tensor], flat: Tensor) -> None:
-    """Copy consecutive parts of `flat` into the tensors."""
-    for tensor, part in zip(tensors, flat.split([len(t) for t in tensors]), strict=True):
-        tensor.copy_(part)

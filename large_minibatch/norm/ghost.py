@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .groups import normalise
 
 RUNNING = ("mean", "first", "sequential")
-KINDS = ("ghost", "worker", "sync")
+Layer = Callable[..., nn.BatchNorm2d | nn.SyncBatchNorm]
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
@@ -193,6 +193,26 @@ def _update(norms: list[GhostBatchNorm2d]) -> None:
         norm.seen, norm.pending = 0, False
 
 
+def norm_layer(
+    norm: str, *, group: int = 32, running: str = "mean", allow_partial: bool = False
+) -> Layer:
+    """What makes a batch norm from its number of channels.
+
+    norm: "ghost": groups of `group` images; "worker": nn.BatchNorm2d, all images of a process;
+        "sync": nn.SyncBatchNorm, all images of all processes.
+    """
+    match norm:
+        case "ghost":
+            return partial(
+                GhostBatchNorm2d, group=group, running=running, allow_partial=allow_partial
+            )
+        case "worker":
+            return nn.BatchNorm2d
+        case "sync":
+            return nn.SyncBatchNorm
+    raise ValueError(f"The norm {norm!r} is not one of ghost, worker, sync.")
+
+
 def convert(
     model: nn.Module,
     group: int = 32,
@@ -201,32 +221,24 @@ def convert(
     running: str = "mean",
     allow_partial: bool = False,
 ) -> nn.Module:
-    """The model with its 2-D batch norms replaced in place; weights and names are kept.
+    """The model with its 2-D batch norms replaced in place, see `norm_layer`.
 
-    kind: "ghost": groups of `group` images; "worker": nn.BatchNorm2d, all images of a process;
-        "sync": nn.SyncBatchNorm, all images of all processes.
-    A model that is a batch norm itself is returned replaced, not changed.
+    Weights and names are kept. A model that is a batch norm itself is returned replaced, not
+    changed.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r} is not one of {', '.join(KINDS)}.")
+    layer = norm_layer(kind, group=group, running=running, allow_partial=allow_partial)
+    return _replace(model, layer)
+
+
+def _replace(model: nn.Module, layer: Layer) -> nn.Module:
     if isinstance(model, nn.BatchNorm2d | nn.SyncBatchNorm):
-        layers: dict[str, Callable[..., nn.BatchNorm2d | nn.SyncBatchNorm]] = {
-            "ghost": partial(
-                GhostBatchNorm2d, group=group, running=running, allow_partial=allow_partial
-            ),
-            "worker": nn.BatchNorm2d,
-            "sync": nn.SyncBatchNorm,
-        }
-        return _like(model, layers[kind])
+        return _like(model, layer)
     for name, child in model.named_children():
-        new = convert(child, group, kind=kind, running=running, allow_partial=allow_partial)
-        model.add_module(name, new)
+        model.add_module(name, _replace(child, layer))
     return model
 
 
-def _like(
-    norm: nn.BatchNorm2d | nn.SyncBatchNorm, layer: Callable[..., nn.BatchNorm2d | nn.SyncBatchNorm]
-) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+def _like(norm: nn.BatchNorm2d | nn.SyncBatchNorm, layer: Layer) -> nn.Module:
     """A `layer` with the parameters (the same objects), buffers and mode of `norm`."""
     if norm.running_mean is None:
         raise ValueError("a batch norm with track_running_stats=False cannot be converted.")

@@ -213,7 +213,7 @@ def test_conversion_keeps_weights_names_buffers_and_mode():
         assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert convert(nn.BatchNorm2d(4), 16).group == 16
     assert type(convert(net, kind="worker")[1][0]) is nn.BatchNorm2d
-    with pytest.raises(ValueError, match="kind = 'batch'"):
+    with pytest.raises(ValueError, match="norm 'batch' is not one of ghost"):
         convert(net, kind="batch")
 
 

@@ -152,7 +152,7 @@ def test_options_reach_every_norm():
 def test_unknown_names_are_refused_with_those_there_are():
     with pytest.raises(ValueError, match=f"resnet51.*{MODELS[0]}"):
         resnet("resnet51")
-    with pytest.raises(ValueError, match="norm = 'group' is not one of ghost, worker, sync"):
+    with pytest.raises(ValueError, match="norm 'group' is not one of ghost, worker, sync"):
         resnet("resnet18", norm="group")
 
 
