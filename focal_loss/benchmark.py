@@ -4,7 +4,7 @@
     python benchmark.py what=loss repeats=21 threads=1 out=loss.json
     python benchmark.py what=step device=cuda batch=16  # 800 pixels, bfloat16
 
-The contestants run by turns in one process, each round another one first, after they were seen to
+The contestants run by turns in one process, each round another one first, after a check that they
 give the same results. `theirs / ours` is the ratio of the medians: above 1, ours is faster. Where
 other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting threads from blocking them.
 """
@@ -40,6 +40,7 @@ from focal_loss.detect import Detector
 from focal_loss.loss import IGNORED, focal_loss
 from focal_loss.net.anchors import Anchors
 from focal_loss.targets.assign import assign
+from focal_loss.weights.export import torchvision_state
 
 
 @dataclass
@@ -89,7 +90,7 @@ def loss(options: Options) -> Calls:
     torch.manual_seed(0)
     logits, labels, targets = peers.loss_inputs(options.batch, options.anchors, options.device)
     positives = int((labels[0] >= 0).sum())
-    # To leave out the ignored anchors and to divide costs theirs one product, the least possible.
+    # To leave out ignored anchors and to divide costs theirs one product, the least possible.
     weights = ((labels != IGNORED) / positives).float().unsqueeze(-1)  # (N, A, 1)
 
     def theirs(function: Callable[..., Tensor]) -> Tensor:
@@ -113,7 +114,7 @@ def loss(options: Options) -> Calls:
 
 
 def step(options: Options) -> Calls:
-    """R-50-FPN of equal weights: list of images, losses, gradients, SGD step; 8 objects an image.
+    """R-50-FPN with equal weights: list of images, losses, gradients, SGD step; 8 objects an image.
 
     torchvision's time includes its resizing, which changes nothing here.
     """
@@ -142,7 +143,7 @@ def step(options: Options) -> Calls:
 
 
 def _sgd_step(model: nn.Module, losses: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """A step of SGD, too small to part the contestants' weights."""
+    """An SGD step too small to make the contestants' weights differ."""
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-9, momentum=0.9, weight_decay=1e-4)
@@ -158,7 +159,7 @@ def _sgd_step(model: nn.Module, losses: Callable[[], list[Tensor]]) -> Callable[
 
 
 def inference(options: Options) -> Calls:
-    """R-50-FPN of equal weights: from a list of images to the 100 best detections of each.
+    """R-50-FPN with equal weights: from a list of images to the 100 best detections of each.
 
     The random weights are set so that `pairs` of anchor and class an image exceed the threshold.
     """
@@ -166,7 +167,7 @@ def inference(options: Options) -> Calls:
     images = peers.random_images(options.batch, options.size, options.device)
     ours, theirs = peers.networks(options.size, options.device)
     peers.make_confident(ours.eval(), peers.normalise(images), options.pairs)
-    theirs.load_state_dict(peers.torchvision_state(ours))
+    theirs.load_state_dict(torchvision_state(ours))
     last = copy.deepcopy(theirs.eval()).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -227,7 +228,7 @@ BENCHMARKS = {
 
 
 def measure(what: str, options: Options) -> list[Row]:
-    """Rows of one benchmark, ours first, after a look at the results in float32."""
+    """Rows of one benchmark, ours first, after comparing the results in float32."""
     contest = BENCHMARKS[what]
     calls = contest(options)
     exact = calls if not options.amp else contest(replace(options, amp=False))

@@ -28,7 +28,7 @@ class Scenes:
     distractor_shapes: list[str] = field(default_factory=lambda: ["cone", "pyramid", "torus"])
     clutter: list[int] = field(default_factory=lambda: [8, 14])  # pebbles, an image
     radius: list[float] = field(default_factory=lambda: [0.3, 0.65])  # world units, log-uniform
-    spread: float = 2.2  # centres lie within so many world units of the middle
+    spread: float = 2.2  # largest distance of a centre from the middle along either axis
     margin: float = 0.1  # least distance of two centres along either axis of the floor
     min_gap: float = 0.05  # least free distance between two solids
     elevation: float = 45.0  # of the camera above the floor, degrees
@@ -69,7 +69,7 @@ class Data:
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many images; 0: all
+    limit: int = 0  # train on this many images, the first ones; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ class Config:
     log_every: int = 20  # steps
     save_every: int = 1000  # steps
     evaluate_every: int = 0  # steps; 0: only at the end
-    evaluate_images: int = 0  # then score the first so many, as AP_first_300, ...; 0: all, as AP
+    evaluate_images: int = 0  # then score only this many, as AP_first_300, ...; 0: all, as AP
     only_evaluate: bool = False  # score `init`, or the folder's checkpoint, without training
     versus: dict[str, list[str]] = field(default_factory=dict)  # other settings trained beside it
     output_dir: str = "${hydra:runtime.output_dir}"
@@ -234,7 +234,7 @@ class Config:
             )
 
 
-# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+# What may differ when a run is resumed: its length, where and how fast it runs, what it prints.
 MAY_CHANGE = (
     "steps",
     "processes",

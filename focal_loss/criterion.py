@@ -29,7 +29,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Assignment:
-    """What the anchors of a batch answer for, and what its losses are divided by.
+    """What the anchors of a batch have to predict, and what its losses are divided by.
 
     labels, match: (N, A), see `assign`. boxes: (N, M, 4), padded. class_divisor, box_divisor: (N,).
     images: of the whole batch, also in a piece of it.

@@ -6,7 +6,7 @@ N images of a batch, padded to one size (H, W); M boxes of an image, float xyxy 
 import math
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ from focal_loss.weights.initialise import Report
 
 
 def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> "Detection":
-    """The images of `split`, "train" or "val", with what that split does to them.
+    """Data set of `split`, "train" or "val", resized and flipped as that split is.
 
-    categories: those of the training set, which this split must follow; by default the file's own
-    by rising id.
+    categories: those of the training set, which this split must follow; by default the file's own,
+    sorted by id.
     """
     training = split == "train"
     if cfg.name == "scenes":
@@ -49,24 +49,11 @@ def build(cfg: DataConfig, split: str, categories: Categories | None = None) -> 
 
 
 def scenes(cfg: ScenesConfig, training: bool) -> Scenes:
-    """The built-in images; the validation split continues the world's numbering."""
-    world = World(
-        height=cfg.height,
-        width=cfg.width,
-        objects=(cfg.objects[0], cfg.objects[1]),
-        distractors=(cfg.distractors[0], cfg.distractors[1]),
-        clutter=(cfg.clutter[0], cfg.clutter[1]),
-        radius=(cfg.radius[0], cfg.radius[1]),
-        shapes=tuple(cfg.shapes),
-        distractor_shapes=tuple(cfg.distractor_shapes),
-        floor=cfg.floor,
-        tint=cfg.tint,
-        min_gap=cfg.min_gap,
-        margin=cfg.margin,
-        spread=cfg.spread,
-        noise=cfg.noise,
-        elevation=cfg.elevation,
-    )
+    """The built-in images of a split."""
+    options: dict[str, Any] = asdict(cfg)
+    for own in ("train_images", "val_images", "classes", "seed"):
+        del options[own]
+    world = World(**options)
     count = cfg.train_images if training else cfg.val_images
     # The training images lie a million further on, so that either split may grow.
     start = 1_000_000 if training else 0
@@ -191,7 +178,7 @@ class Batch:
 
 
 class Collate:
-    """Makes a `Batch` of (image, target) pairs; a class, so that spawned workers can have it."""
+    """Makes a `Batch` of (image, target) pairs; a class, so that it reaches spawned workers."""
 
     def __init__(self, cfg: DataConfig) -> None:
         scale = 1.0 if cfg.bgr else 1 / 255
@@ -222,9 +209,9 @@ def require_pixels(cfg: DataConfig, report: Report) -> None:
 
 
 def check_objects(training: Detection, validation: Detection, cfg: Config) -> None:
-    """Say that there is nothing to find in the validation split, if so.
+    """Print a line if the validation split has nothing to find.
 
-    Raises ValueError where there is nothing to learn from.
+    Raises ValueError if the training split has nothing to learn from.
     """
     if not cfg.only_evaluate and not training.has_objects():
         raise ValueError(
@@ -235,7 +222,7 @@ def check_objects(training: Detection, validation: Detection, cfg: Config) -> No
 
 
 def report_unmatched(dataset: Detection, grid: Anchors, loss: Loss) -> None:
-    """Print how many of the training objects no anchor answers for, if there are any."""
+    """Print how many training objects have no positive anchor, if any."""
     boxes, sizes = dataset.objects()
     best = grid.best_overlap(boxes, sizes)
     least = {"none": loss.positive_iou, "d1": loss.negative_iou, "any": 0.0}[loss.low_quality]

@@ -42,9 +42,7 @@ def evaluate(
     for batch in tqdm(batches, "evaluate", leave=False, disable=None if dist.is_main() else True):
         batch = batch.to(dist.device())
         started = time.perf_counter()
-        found += detect(
-            model, batch, cfg, dataset.category_ids
-        )  # ends on the CPU: all is waited for
+        found += detect(model, batch, cfg, dataset.category_ids)  # on the CPU, so it waits for all
         seconds += time.perf_counter() - started
         ids += [target["image_id"] for target in batch.targets]
     model.train(training)
@@ -102,9 +100,9 @@ def detect(model: RetinaNet, batch: data.Batch, cfg: Config, category_ids: list[
 
 
 def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) -> Tensor:
-    """The first images, each with its objects and beside that with what was found; (3, H, W) uint8.
+    """The first images, each beside itself, with its objects and with those found; (3, H, W) uint8.
 
-    Those of alike shape stand together, so that little of the sheet stays white.
+    Images of similar shape stand together, so that little of the sheet stays white.
     """
     by_image: dict[int, list[dict]] = {}
     for detection in detections:

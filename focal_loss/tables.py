@@ -83,11 +83,6 @@ def final(name: str, backbone: str, width: int, figures: str) -> Row:
     return row(name, overrides, figures, BY_SIZE, [f"model.width={width}", "steps=5250"])
 
 
-def losses(name: str, overrides: list[str], figures: str) -> Row:
-    """A row of Table 3."""
-    return row(name, overrides, figures)
-
-
 TABLE1A = [
     alpha_ce(0.10, "0/0/0"),
     alpha_ce(0.25, "10.8/16.0/11.7"),
@@ -159,14 +154,14 @@ TABLE2 = [
     final("RetinaNet, ResNeXt-101-FPN", "resnext101_32x8d", 24, "40.8/61.1/44.1/24.1/44.2/51.2"),
 ]
 TABLE3 = [
-    losses("CE", ["loss.gamma=0", "loss.alpha=0.75"], "31.1/49.4/33.0"),
-    losses("FL, gamma = 2", ["loss.gamma=2", "loss.alpha=0.25"], "34.0/52.5/36.5"),
-    losses(
+    row("CE", ["loss.gamma=0", "loss.alpha=0.75"], "31.1/49.4/33.0"),
+    row("FL, gamma = 2", ["loss.gamma=2", "loss.alpha=0.25"], "34.0/52.5/36.5"),
+    row(
         "FL*, gamma = 2, beta = 1",
         ["loss.kind=focal_star", "loss.gamma=2", "loss.beta=1"],
         "33.8/52.7/36.3",
     ),
-    losses(
+    row(
         "FL*, gamma = 4, beta = 0",
         ["loss.kind=focal_star", "loss.gamma=4", "loss.beta=0"],
         "33.9/51.8/36.4",
@@ -208,7 +203,7 @@ TABLES = [
         claims=[
             Gap(
                 better="focal loss",
-                than=[mined_row.name for mined_row in TABLE1D[:-1]],
+                than=[each.name for each in TABLE1D[:-1]],
                 column="AP",
                 paper=3.2,
             )

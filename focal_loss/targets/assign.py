@@ -1,4 +1,4 @@
-"""Which anchor answers for which object (Sec. 4, "Anchors").
+"""Which anchor is responsible for which object (Sec. 4, "Anchors").
 
 An anchor goes to the object it overlaps most if their IoU reaches 0.5, is background if that IoU is
 below 0.4, and is ignored in between. A box per object would then be enough, but an object may have

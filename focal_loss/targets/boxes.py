@@ -94,7 +94,7 @@ def box_loss(
     """Loss (P,) of the `offsets` predicted from `anchors` towards `boxes`, each (P, 4).
 
     `weights` and `plus_one` are those of `encode`. With P = 0 the sum is exactly 0 and still
-    hangs on the graph of `offsets`.
+    belongs to the graph of `offsets`.
     """
     offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
     if kind in OVERLAP:

@@ -63,8 +63,8 @@ def initialise(
     source: a file (.pkl, .pth, .pt), or "imagenet": torchvision's backbone, downloaded once.
     category_ids: the data set's category id of each label; COCO's 80 let torchvision's 91
         classifier channels find theirs.
-    to_rgb: turn the first convolution round, so that weights made for blue, green, red take red,
-        green, blue.
+    to_rgb: reverse the first convolution's input channels, so that weights made for blue, green,
+        red take red, green, blue.
 
     Weights of a backbone leave the rest as it is, those of torchvision's Faster, Mask and Keypoint
     R-CNN give backbone and pyramid; weights for other classes or anchors leave the predicting
