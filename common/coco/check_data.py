@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from common import spawn
 from common.coco.dataset import CocoDataset
-from common.coco.fields import Categories
 from common.coco.files import find_split, has_split
 from common.images import ImageFolder, image_size
 
@@ -29,52 +28,30 @@ KINDS = ("coco", "coco_format", "image_folder")
 SMALL = 64  # square pixels, as of a box of 8 x 8
 
 
-def check(
-    kind: str,
-    root: str | Path,
-    *,
-    splits: Sequence[str] | None = None,
-    annotations: str = "boxes",
-    decode: bool = False,
-) -> None:
-    """Print the contents of a data set; raise ValueError for the first missing or bad file.
+def check_coco(root: Path, splits: Sequence[str], kind: str, *, decode: bool) -> None:
+    """Print the contents of these splits; ValueError for the first missing or bad file.
 
-    kind: "coco" (2017 or 2014: train and val), "coco_format" (those of train, val and test that
-    are there), "image_folder" (one folder per class). splits: these instead, all of them needed.
-    annotations: "boxes", "masks" or "keypoints". decode: every pixel instead of every header.
+    kind: "boxes", "masks" or "keypoints". decode: every pixel instead of every header.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
-    if kind == "image_folder":
-        _check_folder(root, decode)
-    else:
-        categories = None
-        for split in splits or _splits(kind, Path(root), annotations):
-            categories = _check_split(root, split, annotations, categories, decode)
-    print("\nno fault found" + ("" if decode else "; damaged pixels show with --decode only"))
+    categories = None
+    for split in splits:
+        folders, files = find_split(root, split, kind=kind)
+        print(f"\n{split}: {', '.join(map(str, files))}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = CocoDataset(folders, files, kind=kind, categories=categories)
+        for warning in caught:
+            print(f"warning: {warning.message}")
+        categories = dataset.categories  # which the next split must follow
+        _describe(dataset)
+        if not len(dataset.sides()):
+            if split.startswith("train"):
+                raise ValueError(f"{dataset.where} has nothing to train on: no instance but crowds")
+            print(f"{split} has no objects: AP will be left out.")
+        _open_all(dataset, decode)
 
 
-def _check_split(
-    root: str | Path, split: str, kind: str, categories: Categories | None, decode: bool
-) -> Categories:
-    """Look through one split, which must follow `categories` of the one before; its own."""
-    folders, files = find_split(root, split, kind=kind)
-    print(f"\n{split}: {', '.join(map(str, files))}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dataset = CocoDataset(folders, files, kind=kind, categories=categories)
-    for warning in caught:
-        print(f"warning: {warning.message}")
-    _describe(dataset)
-    if not len(dataset.sides()):
-        if split.startswith("train"):
-            raise ValueError(f"{dataset.where} has nothing to train on: no instance but crowds")
-        print(f"{split} has no objects: AP will be left out.")
-    _open_all(dataset, decode)
-    return dataset.categories
-
-
-def _splits(kind: str, root: Path, annotations: str) -> list[str]:
+def find_splits(kind: str, root: Path, annotations: str) -> list[str]:
     """The splits to look through; where there are none, the one to miss."""
     if kind == "coco":
         of_2014 = list((root / "annotations").glob("instances_*2014.json"))
@@ -93,8 +70,8 @@ def _describe(dataset: CocoDataset) -> None:
         f"{boxes} instances ({crowds} crowds) of {len(dataset.names)} classes"
     )
     print(f"{'label':>5} {'id':>6}  {'class':<30} {'all':>8} {'crowds':>8}")
-    for label, (category, name) in enumerate(zip(dataset.category_ids, dataset.names, strict=True)):
-        n, c = per_class[label].tolist()
+    rows = zip(dataset.category_ids, dataset.names, per_class.tolist(), strict=True)
+    for label, (category, name, (n, c)) in enumerate(rows):
         print(f"{label:>5} {category:>6}  {name:<30} {n:>8} {c:>8}")
     areas = dataset.sides().prod(1)
     if (areas < SMALL).any():
@@ -104,7 +81,8 @@ def _describe(dataset: CocoDataset) -> None:
         )
 
 
-def _check_folder(root: str | Path, decode: bool) -> None:
+def check_folder(root: Path, *, decode: bool) -> None:
+    """The same for a folder of images in a folder per class."""
     dataset = ImageFolder(root)
     counts = Counter(dataset.labels)
     print(f"{len(dataset)} images of {len(dataset.classes)} classes")
@@ -136,10 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--decode", action="store_true", help="read all pixels, not the headers")
     a = parser.parse_args(arguments)
     try:
-        check(a.kind, a.root, splits=a.splits, annotations=a.annotations, decode=a.decode)
+        if a.kind == "image_folder":
+            check_folder(a.root, decode=a.decode)
+        else:
+            splits = a.splits or find_splits(a.kind, a.root, a.annotations)
+            check_coco(a.root, splits, a.annotations, decode=a.decode)
     except (ValueError, OSError) as error:
         print(f"bad data: {error}", file=sys.stderr)
         return 2
+    print("\nno fault found" + ("" if a.decode else "; damaged pixels show with --decode only"))
     return 0
 
 

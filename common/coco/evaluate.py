@@ -106,20 +106,21 @@ def evaluate(
     where = "the ground truth"
     if isinstance(ground_truth, str | Path):
         where, ground_truth = str(ground_truth), read_annotations([ground_truth])
-    check_structure(ground_truth, where)
+    else:
+        check_structure(ground_truth, where)
     truth, _ = find_sound(ground_truth, where, kind=SHAPES[kind])
     if kind == "keypoints":
         joints, given = _joints(truth), 17 if sigmas is None else len(sigmas)
         if joints != given:
             raise ValueError(f"{joints} keypoints need as many sigmas; there are {given}")
-    _check_detections(detections, truth, kind)
+    results = _read_detections(detections, truth, kind)
     chosen = None if image_ids is None else sorted(set(image_ids))
     unknown = set(chosen or ()) - {image["id"] for image in truth["images"]}
     if unknown:
         raise ValueError(f"image_ids: the ground truth has no image {min(unknown)}")
     limits = list(max_detections or ([20] if kind == "keypoints" else [1, 10, 100]))
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries print
-        evaluation = _evaluation(truth, _results(detections, kind), kind, backend)
+        evaluation = _evaluation(truth, results, kind, backend)
         evaluation.params.maxDets = limits
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, float)
@@ -136,17 +137,22 @@ def _joints(truth: dict[str, Any]) -> int:
     return len(annotations[0]["keypoints"]) // 3 if annotations else 17
 
 
-def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None:
-    """Raise ValueError for the first detection that cannot be compared."""
+def _read_detections(detections: Any, truth: dict[str, Any], kind: str) -> list[dict]:
+    """Copies with the one shape that `kind` compares, so that its area is that shape's.
+
+    Raises ValueError for the first detection that cannot be compared.
+    """
     if not isinstance(detections, list):
         raise ValueError(f"the detections are {excerpt(detections)}, not a list")
     images = {image["id"]: image for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
-    values = 3 * _joints(truth) if kind == "keypoints" else 4
+    field, values = FIELDS[kind], 3 * _joints(truth) if kind == "keypoints" else 4
+    results = []
     for i, d in enumerate(detections):
         if not isinstance(d, dict):
             raise ValueError(f"detection {i} is {excerpt(d)}, not an object {{...}}")
-        image, category, score = (d.get(key) for key in ("image_id", "category_id", "score"))
+        given: list[Any] = [d.get(key) for key in ("image_id", "category_id", "score", field)]
+        image, category, score, shape = given
         if not ID.fits(image) or image not in images:
             fault: str | None = "the ground truth has no such image"
         elif not ID.fits(category) or category not in categories:
@@ -154,9 +160,13 @@ def _check_detections(detections: Any, truth: dict[str, Any], kind: str) -> None
         elif not is_number(score):
             fault = f"its score is {excerpt(score)}, not a finite number"
         else:
-            fault = _find_fault(d.get(FIELDS[kind]), images[image], kind, values)
+            fault = _find_fault(shape, images[image], kind, values)
         if fault:
             raise ValueError(f"detection {i} (image {excerpt(image)}): {fault}")
+        shape = encode(shape, *shape["size"]) if kind == "segm" else list(map(float, shape))
+        found = {"image_id": image, "category_id": category, "score": float(score), field: shape}
+        results.append(found)
+    return results
 
 
 def _find_fault(shape: Any, image: dict, kind: str, values: int) -> str | None:
@@ -176,17 +186,6 @@ def _find_fault(shape: Any, image: dict, kind: str, values: int) -> str | None:
     if len(shape) != values:
         return f"it has {len(shape)} keypoint values, not {values}"
     return None
-
-
-def _results(detections: list[dict], kind: str) -> list[dict]:
-    """Copies with the one shape that `kind` compares, so that its area is that shape's."""
-    results = []
-    for d in detections:
-        shape: Any = d[FIELDS[kind]]
-        shape = encode(shape, *shape["size"]) if kind == "segm" else [float(v) for v in shape]
-        ids = {key: d[key] for key in ("image_id", "category_id")}
-        results.append(ids | {"score": float(d["score"]), FIELDS[kind]: shape})
-    return results
 
 
 def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> Any:

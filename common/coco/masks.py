@@ -98,10 +98,7 @@ def _decompress(text: str | bytes) -> np.ndarray | None:
 
 def run_lengths(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Run lengths int64 of 0 and 1 in turn, column by column, of a sound segmentation."""
-    counts = encode(segmentation, height, width)["counts"]
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        counts = segmentation["counts"]
-    runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts)
+    runs = _decompress(encode(segmentation, height, width)["counts"])
     assert runs is not None, "the segmentation was not checked"
     return runs
 
