@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import dist
-from ..data import SampleStream
+from ..sampling import SampleStream
 from .arrays.encode import QuestionArrays
 from .arrays.features import ByImage, Features
 from .arrays.scenes import PackedScenes, pack

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from common.clevr.grammar import Grammar
-from common.data import SampleStream
 from common.run import checkpoint
+from common.sampling import SampleStream
 from program_execution import data, evaluate
 from program_execution.config import BuiltIn, Config, Data, Evaluate, Model, Reinforce, Stage, Tune
 from program_execution.decoding import sample
