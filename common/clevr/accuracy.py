@@ -60,10 +60,6 @@ class TypeAccuracy:
         self.counts[:, 0] += torch.bincount(rows[correct], minlength=len(TYPES) + 1)
         self.counts[:, 1] += torch.bincount(rows, minlength=len(TYPES) + 1)
 
-    def merge(self, other: "TypeAccuracy") -> None:
-        """Count all the questions of another one too."""
-        self.counts += other.counts
-
     def compute(self) -> dict[str, float]:
         """Percent under "overall", the names of `TYPES` and of `GROUPS`; nan without questions.
 

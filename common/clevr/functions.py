@@ -115,21 +115,6 @@ def signature(text: str) -> Function:
     return function
 
 
-def arity(text: str) -> int:
-    """Return the number of inputs that the public code of program execution reads off a token.
-
-    0 for `scene`; 2 for the binary set operations, the comparisons of numbers and every name with
-    "equal" in it; 1 for all else, special tokens included. It agrees with `signature` on every
-    token of CLEVR, and is total, which decoders of arbitrary token sequences need.
-    """
-    name, _ = parse_token(text)
-    if name == "scene":
-        return 0
-    if "equal" in name or name in ("union", "intersect", "less_than", "greater_than"):
-        return 2
-    return 1
-
-
 def _tokens() -> tuple[str, ...]:
     tokens = []
     for function in FUNCTIONS.values():

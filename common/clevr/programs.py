@@ -58,12 +58,12 @@ class Tree:
     children: tuple["Tree", ...] = ()
 
 
-def check_nodes(nodes: Sequence[Node], where: str, *, max_length: int = MOST_FUNCTIONS) -> None:
+def check_nodes(nodes: Sequence[Node], where: str) -> None:
     """Raise ProgramError, its sentence starting with `where`, unless `nodes` is a CLEVR program.
 
     Checked are the functions and their values, the number of inputs, that each input comes before
-    its node, and that the tree of the root has at most `max_length` functions. Whether the kinds of
-    the inputs fit is for `execute.check_program` to say.
+    its node, and that the tree of the root has at most MOST_FUNCTIONS functions. Whether the kinds
+    of the inputs fit is for `execute.check_program` to say.
     """
     for position, node in enumerate(nodes):
         name = f"{where}: node {position} ({node.function})"
@@ -88,17 +88,17 @@ def check_nodes(nodes: Sequence[Node], where: str, *, max_length: int = MOST_FUN
                 f"{_several(len(function.inputs), 'input')}",
                 "arity",
             )
-    _check_shape(nodes, f"{where}: ", max_length)
+    _check_shape(nodes, f"{where}: ")
 
 
-def to_tree(nodes: Sequence[Node], *, max_length: int = MOST_FUNCTIONS) -> Tree:
+def to_tree(nodes: Sequence[Node]) -> Tree:
     """Return the tree under the last node.
 
     Any set of functions will do: only the inputs are looked at. Raises ProgramError for an empty
-    list, an input outside the list or not before its node, and a tree of more than `max_length`
+    list, an input outside the list or not before its node, and a tree of more than MOST_FUNCTIONS
     functions.
     """
-    _check_shape(nodes, "", max_length)
+    _check_shape(nodes, "")
     trees: list[Tree] = []
     for node in nodes:
         children = tuple(trees[source] for source in node.inputs)
@@ -106,10 +106,10 @@ def to_tree(nodes: Sequence[Node], *, max_length: int = MOST_FUNCTIONS) -> Tree:
     return trees[-1]
 
 
-def _check_shape(nodes: Sequence[Node], where: str, max_length: int) -> None:
+def _check_shape(nodes: Sequence[Node], where: str) -> None:
     if not nodes:
         raise ProgramError(f"{where}the program has no functions", "empty")
-    sizes: list[int] = []  # functions in the tree of each node, up to max_length + 1
+    sizes: list[int] = []  # functions in the tree of each node, up to MOST_FUNCTIONS + 1
     for position, node in enumerate(nodes):
         name = f"{where}node {position} ({node.function})"
         size = 1
@@ -127,11 +127,11 @@ def _check_shape(nodes: Sequence[Node], where: str, max_length: int) -> None:
                     "cycle",
                 )
             size += sizes[source]
-        sizes.append(min(size, max_length + 1))
-    if sizes[-1] > max_length:
+        sizes.append(min(size, MOST_FUNCTIONS + 1))
+    if sizes[-1] > MOST_FUNCTIONS:
         raise ProgramError(
-            f"{where}the program has more than {max_length} functions when it is written out as a "
-            "tree",
+            f"{where}the program has more than {MOST_FUNCTIONS} functions when it is written out "
+            "as a tree",
             "deep",
         )
 

@@ -113,7 +113,7 @@ def find_scenes(root: str | Path, split: str) -> Path:
 
 
 def scenes_of(document: Any, where: str = "scenes", *, check: bool = True) -> list[SceneGraph]:
-    """The scenes of a document in CLEVR's JSON form, such as `Scenes(...).clevr(split)` gives.
+    """The scenes of a document in CLEVR's JSON form.
 
     where: the name of the document in errors; all else as in `read_scenes`.
     """

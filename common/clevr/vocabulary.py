@@ -153,17 +153,16 @@ def build(
     questions: Iterable[Question],
     *,
     min_count: int = 1,
-    known_programs: bool = True,
-    known_answers: bool = True,
+    complete: bool = True,
 ) -> Vocabulary:
     """The vocabulary of training questions.
 
-    min_count: how often a word must occur. known_programs, known_answers: number all of CLEVR's
-    tokens and answers, whether they occur or not, as the released tables do.
+    min_count: how often a word must occur. complete: number all of CLEVR's tokens and answers,
+    whether they occur or not, as the released tables do.
     """
     words: Counter[str] = Counter()
-    tokens = set(TOKENS) if known_programs else set()
-    answers = set(ANSWERS) if known_answers else set()
+    tokens = set(TOKENS) if complete else set()
+    answers = set(ANSWERS) if complete else set()
     for question in questions:
         words.update(tokenize(question.text))
         if question.program is not None:

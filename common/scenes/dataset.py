@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .annotate import KEYPOINTS, SKELETON, clevr_scene, keypoints, visible_boxes
+from .annotate import KEYPOINTS, SKELETON, keypoints, visible_boxes
 from .cache import cache_folder, fill, read_shard
 from .place import place, place_all
 from .render import RENDERER, render
@@ -111,10 +111,6 @@ class Scenes(Dataset):
         """Instances (H, W) uint8: 0 no solid, j + 1 is object j of `scene(i)`."""
         return torch.from_numpy(self._record(i)["ids"].copy())
 
-    def depth(self, i: int) -> Tensor:
-        """Depth (H, W) float32 along the optical axis in world units; rendered anew."""
-        return render(self.world, [self.scene(i)]).depth[0]
-
     def images(self) -> Tensor:
         """All images (N, 3, H, W) uint8 in memory."""
         out = np.empty((self.count, 3, self.world.height, self.world.width), np.uint8)
@@ -131,13 +127,6 @@ class Scenes(Dataset):
             solids = solids[np.arange(len(solids)), biggest]
             out[first:last] = np.where(solids["area"] > 0, self._labels(solids), -1)
         return torch.from_numpy(out)
-
-    def clevr(self, split: str) -> dict:
-        """All scenes in the form of CLEVR_<split>_scenes.json."""
-        info = {"split": split, "version": "1.0", "date": "", "license": ""}
-        indices = range(self.start, self.start + self.count)
-        scenes = place_all(self.world, self.seed, indices)
-        return {"info": info, "scenes": [clevr_scene(scene, split) for scene in scenes]}
 
     def coco(self, kind: str = "boxes") -> dict:
         """Ground truth in COCO's JSON format; kind is "boxes", "masks" or "keypoints".

@@ -445,7 +445,6 @@ def test_cached_images_equal_rendered_ones_also_after_pickling(tmp_path: Path) -
         rendered = render(world, [scene])
         assert torch.equal(image, rendered.images[0])
         assert torch.equal(again.regions(i), rendered.regions[0])
-        assert torch.equal(again.depth(i), rendered.depth[0])
         assert torch.equal(target["keypoints"], torch.from_numpy(keypoints([scene])[0]))
     assert len(list(tmp_path.rglob("*.npy"))) == 2
     with pytest.raises(IndexError):
@@ -535,13 +534,6 @@ def test_coco_ground_truth_loads_and_scores_itself_perfectly(tmp_path: Path) -> 
                 assert truth.cats[1]["keypoints"] == list(KEYPOINTS)
     with pytest.raises(ValueError, match="boxes, masks, keypoints"):
         scenes.coco("polygons")
-
-
-def test_the_clevr_file_lists_every_scene(tmp_path: Path) -> None:
-    scenes = Scenes(World(height=48, width=64), count=3, cache=tmp_path, start=2)
-    document = scenes.clevr("val")
-    assert [s["image_index"] for s in document["scenes"]] == [2, 3, 4]
-    assert document["scenes"][1] == clevr_scene(scenes.scene(1), "val")
 
 
 def test_scenes_without_solids_have_empty_targets(tmp_path: Path) -> None:

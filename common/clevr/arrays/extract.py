@@ -85,15 +85,10 @@ class Extractor(nn.Module):
 
 
 def read_resized(path: str | Path) -> Tensor:
-    """An image file as uint8 (3, 224, 224) RGB, as the extractor takes it."""
-    return resize(read_image(path))
-
-
-def resize(image: Tensor) -> Tensor:
-    """An image uint8 (3, H, W), resized by Pillow's bicubic filter to (3, 224, 224)."""
+    """An image file as uint8 (3, 224, 224) RGB, resized by Pillow's bicubic filter."""
     from PIL import Image
 
-    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    pixels = Image.fromarray(read_image(path).permute(1, 2, 0).contiguous().numpy())
     array = np.array(pixels.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 

@@ -20,13 +20,10 @@ class Features:
 
     Indexed with int (B,) they give float32 (B, C, H, W) in that order; float16 and float32 are
     taken as they are, uint8 (pixels) is scaled to 0..1. `source` is a .npy or .h5 file, of which
-    each process opens its own handle, or an array in memory. `expect`: the C, H, W that the maps
-    must have.
+    each process opens its own handle, or an array in memory.
     """
 
-    def __init__(
-        self, source: str | Path | np.ndarray, *, expect: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, source: str | Path | np.ndarray) -> None:
         self.path = None if isinstance(source, np.ndarray) else Path(source)
         self._rows: Any = source if self.path is None else None
         self._owner = os.getpid()
@@ -38,11 +35,6 @@ class Features:
             raise ValueError(
                 f"{name} holds {self.dtype} of shape {self.shape}: expected float16, float32 or "
                 "uint8 of images x channels x height x width"
-            )
-        if expect is not None and self.shape[1:] != tuple(expect):
-            raise ValueError(
-                f"{name} holds maps of {_times(self.shape[1:])}, where the model expects "
-                f"{_times(expect)}: extract features of that size, or change the model's"
             )
 
     def __len__(self) -> int:
@@ -132,10 +124,6 @@ class ByImage:
             )
         n = self.batch_size // world
         return self.batch(step)[rank * n : (rank + 1) * n]
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def map_array(path: Path) -> np.ndarray:

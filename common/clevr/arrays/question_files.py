@@ -37,11 +37,11 @@ def open_questions(path: str | Path, vocabulary: Vocabulary) -> QuestionArrays:
     raise ValueError(f"{path} is no questions file: expected .json, .h5 or a folder of .npy files")
 
 
-def read_h5(path: str | Path, vocabulary: Vocabulary | None = None) -> QuestionArrays:
-    """The questions of an H5 file of the public code.
+def read_h5(path: str | Path, vocabulary: Vocabulary) -> QuestionArrays:
+    """The questions of an H5 file of the public code, whose numbers must be in the vocabulary.
 
-    vocabulary: all numbers must be in it; it also gives the types. Types that the file itself holds
-    are not read: their numbering changes from run to run of the code that wrote them.
+    Question types come from the programs. Those that a file itself holds are not read: their
+    numbering changes from run to run of the code that wrote them.
     """
     parts: dict[str, Any] = dict.fromkeys(_OPTIONAL)
     with open_h5(Path(path)) as file:
@@ -101,7 +101,7 @@ def save(folder: str | Path, arrays: QuestionArrays, vocabulary: Vocabulary) -> 
     sealed.write(folder / "arrays.json", lambda file: file.write(content))
 
 
-def load(folder: str | Path, vocabulary: Vocabulary | None = None) -> QuestionArrays:
+def load(folder: str | Path, vocabulary: Vocabulary) -> QuestionArrays:
     """The arrays of a folder written by `save`, memory-mapped.
 
     Raises ValueError where the folder is not whole, or was written with another vocabulary.
@@ -122,15 +122,13 @@ def load(folder: str | Path, vocabulary: Vocabulary | None = None) -> QuestionAr
 
 
 def _check_arrays(
-    parts: dict[str, Any], vocabulary: Vocabulary | None, digest: str | None, where: str | Path
+    parts: dict[str, Any], vocabulary: Vocabulary, digest: str | None, where: str | Path
 ) -> QuestionArrays:
     """The arrays of a file; ValueError where a number leads out of the vocabulary's tables."""
     try:
         arrays = QuestionArrays(**parts)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
-    if vocabulary is None:
-        return arrays
     if digest is not None and digest != vocabulary.digest:
         raise ValueError(
             f"{where} was encoded with the vocabulary {digest}, but this one is "

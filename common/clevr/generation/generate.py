@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Final
@@ -38,25 +38,6 @@ _OVER = 1.1  # how much more often than the second most frequent an answer may h
 _MEDIAN = 5  # and how much more often than the median, which counts as 5 at least
 
 
-@dataclass
-class Statistics:
-    """What a run of the generator did; fill it by `generate(..., statistics=Statistics())`."""
-
-    images: int = 0
-    questions: int = 0
-    searches: int = 0
-    capped: int = 0  # searches that ended at the cap
-    failed: int = 0  # searches without a question, the capped ones among them
-    short: int = 0  # images with fewer questions than asked for
-    states: int = 0  # partial questions looked at
-    families: Counter[int] = field(default_factory=Counter)  # questions of each
-
-    def add(self, other: "Statistics") -> None:
-        """Add the counts of another part of the run."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
 def generate(
     scenes: Sequence[SceneGraph],
     *,
@@ -68,7 +49,6 @@ def generate(
     kinds: Sequence[Kind] = KINDS,
     workers: int = 0,
     progress: bool = False,
-    statistics: Statistics | None = None,
 ) -> list[Question]:
     """At most `per_image` questions about each scene, each of another template.
 
@@ -84,14 +64,12 @@ def generate(
         (first, list(scenes[first : first + RESET])) for first in range(0, len(scenes), RESET)
     ]
     questions: list[Question] = []
-    total = statistics if statistics is not None else Statistics()
     hidden = None if progress else True  # None: hidden unless there is a terminal
     with tqdm(total=len(scenes), desc="questions", unit="image", disable=hidden) as bar:
-        for found, counts in _run(settings, blocks, workers):
+        for (_, block), found in zip(blocks, _run(settings, blocks, workers), strict=True):
             start = len(questions)
             questions += [replace(q, index=start + i) for i, q in enumerate(found)]
-            total.add(counts)
-            bar.update(counts.images)
+            bar.update(len(block))
     return questions
 
 
@@ -105,10 +83,9 @@ class _Settings:
 
 
 Block = tuple[int, list[SceneGraph]]  # position of the first scene, and up to RESET scenes
-Made = tuple[list[Question], Statistics]
 
 
-def _run(settings: _Settings, blocks: list[Block], workers: int) -> Iterator[Made]:
+def _run(settings: _Settings, blocks: list[Block], workers: int) -> Iterator[list[Question]]:
     """The questions of each block, made here or by worker processes."""
     work = partial(_block, settings)
     if workers < 2 or len(blocks) < 2:
@@ -121,11 +98,10 @@ def _run(settings: _Settings, blocks: list[Block], workers: int) -> Iterator[Mad
         yield from made
 
 
-def _block(settings: _Settings, block: Block) -> Made:
+def _block(settings: _Settings, block: Block) -> list[Question]:
     first, scenes = block
     search = _Search(settings, random.Random(f"full {settings.seed} {first}"))
-    questions = [question for scene in scenes for question in search.ask(scene)]
-    return questions, search.statistics
+    return [question for scene in scenes for question in search.ask(scene)]
 
 
 class _Search:
@@ -133,7 +109,6 @@ class _Search:
 
     def __init__(self, settings: _Settings, generator: random.Random) -> None:
         self.settings, self.random = settings, generator
-        self.statistics = Statistics()
         self.used = Counter({template.family: 0 for template in settings.templates})
         self.given = {t.family: Counter(dict.fromkeys(t.answers, 0)) for t in settings.templates}
 
@@ -151,20 +126,14 @@ class _Search:
             self.used[template.family] += 1
             self.given[template.family][answer] += 1
             out.append(make_question(template, values, answer, scene, self.random))
-        self.statistics.images += 1
-        self.statistics.questions += len(out)
-        self.statistics.families.update(q.family for q in out if q.family is not None)
-        self.statistics.short += len(out) < self.settings.per_image
         return out
 
     def find(self, template: Template, view: View) -> tuple[Values, str] | None:
         """Values of the template that the scene answers acceptably, and the answer."""
-        self.statistics.searches += 1
         stack: list[tuple[tuple[Output, ...], Values]] = [((), Values())]
         for _ in range(CAP):
             if not stack:
                 break
-            self.statistics.states += 1
             outputs, values = stack.pop()
             outputs = self._forward(template, view, outputs, values)
             if not outputs:
@@ -176,9 +145,6 @@ class _Search:
             assert answer is not None, template.name
             if self._welcome(template, answer) and not degenerate(template, view, values, answer):
                 return values, answer
-        else:
-            self.statistics.capped += bool(stack)
-        self.statistics.failed += 1
         return None
 
     def _forward(

@@ -269,11 +269,10 @@ def test_accuracies_are_means_over_questions_of_all_of_a_group_and_of_a_type():
     rng = np.random.default_rng(0)
     types = rng.integers(-1, 12, 500)  # none of the last type
     correct = rng.random(500) < 0.6
-    whole, half = TypeAccuracy(), TypeAccuracy()
-    whole.update(torch.tensor(correct[:200]), torch.tensor(types[:200]))
-    half.update(correct[200:], types[200:].astype(np.int8))
-    whole.merge(half)
-    figures = whole.compute()
+    accuracy = TypeAccuracy()
+    accuracy.update(torch.tensor(correct[:200]), torch.tensor(types[:200]))
+    accuracy.update(correct[200:], types[200:].astype(np.int8))
+    figures = accuracy.compute()
     assert figures["overall"] == pytest.approx(100 * correct.mean())
     for index, name in enumerate(TYPES[:-1]):
         assert figures[name] == pytest.approx(100 * correct[types == index].mean())

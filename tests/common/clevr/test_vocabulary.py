@@ -56,7 +56,7 @@ def test_words_are_cut_at_single_spaces_and_two_in_a_row_leave_an_empty_one() ->
 
 
 def test_tokens_and_answers_are_complete_unless_only_those_seen_are_wanted() -> None:
-    full, seen = build(QUESTIONS), build(QUESTIONS, known_programs=False, known_answers=False)
+    full, seen = build(QUESTIONS), build(QUESTIONS, complete=False)
     assert (full.program, full.answer) == (standard().program, standard().answer)
     assert seen.answers[4:] == ["3", "cube"]
     assert seen.tokens[4:] == ["count", "filter_color[gray]", "query_shape", "scene", "unique"]
@@ -142,7 +142,7 @@ def test_questions_without_answers_or_programs_have_no_such_arrays() -> None:
 
 
 def test_an_unknown_answer_or_program_token_is_named_with_its_question() -> None:
-    small = build(QUESTIONS[:1], known_programs=False, known_answers=False)
+    small = build(QUESTIONS[:1], complete=False)
     with pytest.raises(ValueError, match="question 1 of val: the program token 'count' is not"):
         encode.encode(QUESTIONS, small)
     with pytest.raises(ValueError, match="question 7 of val: the answer 'a fez' is not"):
@@ -193,10 +193,10 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.npy"
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"questions\.npy is not a \.npy file, or was cut off"):
-        question_files.load(tmp_path)
+        question_files.load(tmp_path, tables)
     (tmp_path / "arrays.json").unlink()
     with pytest.raises(ValueError, match=r"arrays\.json does not exist"):
-        question_files.load(tmp_path)
+        question_files.load(tmp_path, tables)
     (tmp_path / "some.h5").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"some\.h5 is not an H5 file"):
         question_files.open_questions(tmp_path / "some.h5", tables)
@@ -221,7 +221,7 @@ def test_the_real_h5_file_and_its_vocabulary_are_what_we_make_of_the_json(
     root = shared_data / "clevr_small"
     theirs = Vocabulary.load(root / "questions" / "vocab.v1.json")
     questions = read_questions(find_questions(root, "train"))
-    assert build(questions, known_programs=False, known_answers=False) == theirs
+    assert build(questions, complete=False) == theirs
     file = question_files.open_questions(root / "questions" / "train_questions.v1.h5", theirs)
     own = encode.encode(questions, theirs)
     for name, array in own.parts().items():
