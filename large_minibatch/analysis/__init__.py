@@ -1,1 +1,1 @@
-"""What finished runs and the all-reduce tell: curves, communication, gradient noise."""
+"""Beside the training: curves of finished runs, a model of the communication, gradient noise."""

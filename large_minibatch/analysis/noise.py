@@ -158,15 +158,3 @@ def largest_batch(noise_scale: float, *, group: int = 32, waste: float = 1.0) ->
             "above 0."
         )
     return max(1, int(noise_scale * waste) // group) * group
-
-
-def advice(noise_scale: float, *, batch_size: int, group: int = 32) -> str:
-    """One sentence: what a minibatch of `batch_size` costs at this noise scale."""
-    if not math.isfinite(noise_scale) or noise_scale <= 0:
-        return "The noise scale could not be told from these gradients: measure more batches."
-    return (
-        f"At a noise scale of {noise_scale:,.0f} examples, a minibatch of {batch_size:,} needs "
-        f"{steps_factor(batch_size, noise_scale):.2f} times the fewest steps and "
-        f"{examples_factor(batch_size, noise_scale):.2f} times the fewest examples; above about "
-        f"{largest_batch(noise_scale, group=group):,}, larger minibatches save few steps."
-    )

@@ -1,1 +1,1 @@
-"""What doctor.py runs on a user's training loop, a file for each kind of pitfall."""
+"""The checks of doctor.py, by part of a training loop: step, pieces, workers, data; an example."""

@@ -1,1 +1,1 @@
-"""What data.py is put together from: folders, decoding, augmentation, images in memory."""
+"""What data.py is put together from: folders, decoding, augmentation, memory, built-in images."""

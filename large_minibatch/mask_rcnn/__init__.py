@@ -1,1 +1,1 @@
-"""Mask R-CNN on a trained trunk, Sec. 5.4."""
+"""Mask R-CNN on a pre-trained backbone, Sec. 5.4, and COCO with masks; transfer.py trains it."""

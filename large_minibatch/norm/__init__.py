@@ -1,1 +1,1 @@
-"""Batch normalisation over groups that are not the process's batch."""
+"""Batch norm over n images, Sec. 2.3: the layer, its arithmetic, the evaluation's statistics."""

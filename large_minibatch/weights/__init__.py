@@ -1,1 +1,1 @@
-"""Weight files of others into ours."""
+"""Weight files of others into our networks, and ours into a file for others."""

@@ -1,4 +1,4 @@
-"""Gradient noise scale: known noise is found again, the advice follows from it."""
+"""Gradient noise scale: known noise is found again, minibatches follow from it."""
 
 import copy
 import math
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from large_minibatch.analysis.noise import (
     NoiseScale,
-    advice,
     examples_factor,
     largest_batch,
     measure,
@@ -115,14 +114,6 @@ def test_at_the_noise_scale_steps_and_examples_are_twice_the_fewest():
     assert largest_batch(5000, waste=0.1) == 480
     assert largest_batch(10) == 32
     assert examples_factor(1, 0) == math.inf
-
-
-def test_the_advice_is_a_sentence_with_the_numbers():
-    text = advice(4000.0, batch_size=8000)
-    assert "4,000 examples" in text
-    assert "8,000 needs 1.50 times the fewest steps and 3.00 times the fewest examples" in text
-    assert "could not be told" in advice(math.inf, batch_size=8000)
-    assert "could not be told" in advice(math.nan, batch_size=8000)
 
 
 def test_wrong_use_is_refused_in_a_sentence():
