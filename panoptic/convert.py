@@ -25,18 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from common.config import run as run_command
-from panoptic.files import ade20k, cityscapes, detection, semantic, two_channel, vistas
+from panoptic.files import ade20k, cityscapes, coco, detection, semantic, two_channel, vistas
 from panoptic.files.categories import Category
-from panoptic.files.coco import (
-    PanopticFiles,
-    Result,
-    load_categories,
-    panoptic_folder,
-    read_json,
-    require_apart,
-    write_json,
-    write_panoptic,
-)
+from panoptic.files.coco import PanopticFiles, load_categories, read_json
 from panoptic.files.entries import image_entries
 from panoptic.files.raw import write_split
 
@@ -45,11 +36,13 @@ def write(
     args: argparse.Namespace,
     images: list[dict[str, Any]],
     categories: dict[int, Category],
-    results: Iterator[Result],
+    results: Iterator[coco.Result],
 ) -> int:
     """Write COCO panoptic files, with a progress bar where there is a terminal."""
     bar = tqdm(results, "converting", len(images), unit="image", leave=False, disable=None)
-    return write_panoptic(args.out, args.folder, categories=categories, images=images, results=bar)
+    return coco.write_panoptic(
+        args.out, args.folder, categories=categories, images=images, results=bar
+    )
 
 
 def from_two_channel(args: argparse.Namespace) -> int:
@@ -78,7 +71,7 @@ def from_detection(args: argparse.Namespace) -> int:
 def to_detection(args: argparse.Namespace) -> int:
     """COCO panoptic -> COCO detection annotations."""
     files = PanopticFiles(args.source, args.folder)
-    write_json(args.out, detection.to_detection(files, things_only=args.things_only))
+    coco.write_json(args.out, detection.to_detection(files, things_only=args.things_only))
     return len(files)
 
 
@@ -94,10 +87,10 @@ def require_sources_kept(args: argparse.Namespace) -> None:
     inputs = {"source": args.source} | {n: given.get(n) for n in ("images", "categories")}
     outputs = {"out": args.out}
     if args.command.startswith("from"):
-        outputs["folder"] = panoptic_folder(args.out, args.folder)
+        outputs["folder"] = coco.panoptic_folder(args.out, args.folder)
     else:
-        inputs["folder"] = panoptic_folder(args.source, args.folder)
-    require_apart(outputs, inputs)
+        inputs["folder"] = coco.panoptic_folder(args.source, args.folder)
+    coco.require_apart(outputs, inputs)
 
 
 def raw(args: argparse.Namespace) -> int:

@@ -17,20 +17,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from .net import padding
 from .net.instance import MaskRCNN, Sizes
-from .net.padding import (
-    Prediction,
-    Result,
-    Size,
-    Targets,
-    Wanted,
-    check_targets,
-    count_labelled,
-    crop_and_resize,
-    pad,
-    predict_by_size,
-    semantic_loss,
-)
+from .net.padding import Prediction, Result, Size, Targets, Wanted
 from .net.pspnet import PSPNet
 from .net.semantic_fpn import SemanticFPN
 
@@ -133,18 +122,18 @@ class PanopticFPN(nn.Module):
         network = self.instance
         if not self.training:
             size, device = network.divisible, network.device
-            return predict_by_size(images, sizes, self._predict, size, device)
-        truth = check_targets(
+            return padding.predict_by_size(images, sizes, self._predict, size, device)
+        truth = padding.check_targets(
             images,
             targets,
             network.device,
             things=self.thing_classes,
             classes=self.semantic_classes,
         )
-        batch = pad(images, network.divisible, network.device)
-        self.labelled = count_labelled(truth)
+        batch = padding.pad(images, network.divisible, network.device)
+        self.labelled = padding.count_labelled(truth)
         features = network.backbone(batch.tensors)
-        semantic = semantic_loss(self.semantic_logits(features), truth)
+        semantic = padding.semantic_loss(self.semantic_logits(features), truth)
         losses = network.instance_losses(batch, features, truth)
         return losses | {"semantic": self.semantic_weight * semantic}
 
@@ -153,7 +142,7 @@ class PanopticFPN(nn.Module):
         found = self.instance.detect(batch, features, sizes)
         logits = self.semantic_logits(features)
         return [
-            one | {"semantic": crop_and_resize(semantic, own, size)}
+            one | {"semantic": padding.crop_and_resize(semantic, own, size)}
             for one, semantic, own, size in zip(
                 found, logits, batch.image_sizes, sizes, strict=True
             )

@@ -14,6 +14,7 @@ void. Where both maps speak of a pixel the instance is believed, as it was drawn
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,33 +100,24 @@ def decode(file: Path, *, categories: dict[int, Category], things: dict[int, int
             f"{file}: the semantic map has the shape {semantic.shape}, the instance map "
             f"{instance.shape[:2]}"
         )
-    new = SegmentIds(categories)
-    owners: dict[int, int] = {}  # category by segment id
-    stuff: dict[int, int] = {}
-    for label in present(semantic):
-        if label and label not in categories:
-            raise ValueError(f"{file}: class {label} is not in objectInfo150.txt")
-        if label and not categories[label].isthing:
-            stuff[label] = new.new(label)
-            owners[stuff[label]] = label
+    unknown = [label for label in present(semantic) if label and label not in categories]
+    if unknown:
+        raise ValueError(f"{file}: class {unknown[0]} is not in objectInfo150.txt")
+    stuff = relabel(semantic, {c.id: c.id for c in categories.values() if not c.isthing})
     packed = 256 * instance[..., 0] + instance[..., 1]
     packed[(instance == 0).any(axis=-1)] = 0  # a class without an instance, or the reverse
-    objects: dict[int, int] = {}
-    for value in present(packed):
-        if value and value // 256 not in things:
-            raise ValueError(f"{file}: thing class {value // 256} is not in categoryMapping.txt")
-        if value:
-            category = things[value // 256]
-            objects[value] = new.new(category)
-            owners[objects[value]] = category
-    ids = np.where(packed > 0, relabel(packed, objects), relabel(semantic, stuff))
-    found = set(np.unique(ids).tolist())  # an object may have covered all of a stuff class
-    segments = [
-        {"id": number, "category_id": category, "iscrowd": 0}
-        for number, category in owners.items()
-        if number in found
-    ]
-    return ids, segments
+    keys = np.where(packed > 0, packed, stuff)  # below 256: a stuff class
+    new = SegmentIds(categories)
+    numbers: dict[int, int] = {}
+    segments: list[dict[str, Any]] = []
+    for key in present(keys):
+        if key >= 256 and key // 256 not in things:
+            raise ValueError(f"{file}: thing class {key // 256} is not in categoryMapping.txt")
+        if key:
+            category = things[key // 256] if key >= 256 else key
+            numbers[key] = new.new(category)
+            segments.append({"id": numbers[key], "category_id": category, "iscrowd": 0})
+    return relabel(keys, numbers), segments
 
 
 def converted(root: str | Path, split: str) -> Path:

@@ -18,41 +18,28 @@ from .raw import Annotation, RawSplit
 EXPECTED = "expected ROOT/gtFine/{train,val,test}/<city>/<id>_gtFine_instanceIds.png"
 LABELS = 34  # label ids are 0..33; those that are not below are ignored in the evaluation
 
-_TABLE = """
-7 road flat 128 64 128
-8 sidewalk flat 244 35 232
-11 building construction 70 70 70
-12 wall construction 102 102 156
-13 fence construction 190 153 153
-17 pole object 153 153 153
-19 traffic_light object 250 170 30
-20 traffic_sign object 220 220 0
-21 vegetation nature 107 142 35
-22 terrain nature 152 251 152
-23 sky sky 70 130 180
-24 person human 220 20 60
-25 rider human 255 0 0
-26 car vehicle 0 0 142
-27 truck vehicle 0 0 70
-28 bus vehicle 0 60 100
-31 train vehicle 0 80 100
-32 motorcycle vehicle 0 0 230
-33 bicycle vehicle 119 11 32
-"""
-
-
-def _categories() -> dict[int, Category]:
-    categories = {}
-    for line in _TABLE.strip().splitlines():
-        number, name, group, red, green, blue = line.split()
-        color = (int(red), int(green), int(blue))
-        isthing = int(number) >= 24  # humans and vehicles are annotated one by one
-        category = Category(int(number), name.replace("_", " "), isthing, color, group)
-        categories[category.id] = category
-    return categories
-
-
-CATEGORIES = _categories()
+_LISTED = (  # humans and vehicles are annotated one by one
+    Category(7, "road", False, (128, 64, 128), "flat"),
+    Category(8, "sidewalk", False, (244, 35, 232), "flat"),
+    Category(11, "building", False, (70, 70, 70), "construction"),
+    Category(12, "wall", False, (102, 102, 156), "construction"),
+    Category(13, "fence", False, (190, 153, 153), "construction"),
+    Category(17, "pole", False, (153, 153, 153), "object"),
+    Category(19, "traffic light", False, (250, 170, 30), "object"),
+    Category(20, "traffic sign", False, (220, 220, 0), "object"),
+    Category(21, "vegetation", False, (107, 142, 35), "nature"),
+    Category(22, "terrain", False, (152, 251, 152), "nature"),
+    Category(23, "sky", False, (70, 130, 180), "sky"),
+    Category(24, "person", True, (220, 20, 60), "human"),
+    Category(25, "rider", True, (255, 0, 0), "human"),
+    Category(26, "car", True, (0, 0, 142), "vehicle"),
+    Category(27, "truck", True, (0, 0, 70), "vehicle"),
+    Category(28, "bus", True, (0, 60, 100), "vehicle"),
+    Category(31, "train", True, (0, 80, 100), "vehicle"),
+    Category(32, "motorcycle", True, (0, 0, 230), "vehicle"),
+    Category(33, "bicycle", True, (119, 11, 32), "vehicle"),
+)
+CATEGORIES = {category.id: category for category in _LISTED}
 
 
 def open_split(root: str | Path, split: str) -> RawSplit:

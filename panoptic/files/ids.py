@@ -6,6 +6,7 @@ red + 256 green + 65536 blue.
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,13 @@ def relabel(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     table = np.zeros(1 << 16, np.int32)
     table[list(numbers)] = list(numbers.values())
     return table[labels]
+
+
+def paint(ids: np.ndarray, values: Mapping[int, Any], void: Any, kind: Any) -> np.ndarray:
+    """Ids (H, W) replaced by their `values`, numbers or tuples, of the type `kind`; else `void`."""
+    found, place = np.unique(ids, return_inverse=True)
+    table = np.array([values.get(number, void) for number in found.tolist()], kind)
+    return table[place.reshape(ids.shape)]
 
 
 def present(labels: np.ndarray) -> list[int]:

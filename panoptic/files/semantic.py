@@ -16,6 +16,7 @@ import numpy as np
 
 from .categories import Category
 from .coco import PanopticFiles
+from .ids import paint
 
 LAYOUTS = ("category", "contiguous", "stuff")
 
@@ -52,10 +53,8 @@ def to_semantic(
 ) -> np.ndarray:
     """Labels (H, W) of ids (H, W), uint8 or, where a label is beyond 255, uint16."""
     kind = np.uint8 if max(void, *labels.values()) < 256 else np.uint16
-    found, place = np.unique(ids, return_inverse=True)
     classes = {segment["id"]: labels[segment["category_id"]] for segment in segments}
-    table = np.array([classes.get(number, void) for number in found.tolist()], kind)
-    return table[place.reshape(ids.shape)]
+    return paint(ids, classes, void, kind)
 
 
 def write_semantic(

@@ -13,7 +13,7 @@ import numpy as np
 
 from .categories import Category
 from .coco import PanopticFiles, Result, png_name
-from .ids import SegmentIds, present, relabel
+from .ids import SegmentIds, paint, present, relabel
 from .pixels import read_labels
 
 
@@ -58,9 +58,7 @@ def to_two_channel(
     256 on, or more than 255 instances of a class; and where `void` is a category.
     """
     _require_void(void, categories, where)
-    found, place = np.unique(ids, return_inverse=True)
-    table = np.zeros((len(found), 3), np.uint8)
-    table[:, 0] = void
+    values: dict[int, tuple[int, int, int]] = {}
     counts: dict[int, int] = {}
     for segment in segments:
         category = categories[segment["category_id"]]
@@ -71,8 +69,8 @@ def to_two_channel(
                 f"{where}: segment {segment['id']} would be instance {instance} of category "
                 f"{category.id}, and the two-channel format ends at 255"
             )
-        table[found == segment["id"]] = category.id, instance, 0
-    return table[place.reshape(ids.shape)]
+        values[segment["id"]] = (category.id, instance, 0)
+    return paint(ids, values, (void, 0, 0), np.uint8)
 
 
 def _require_void(void: int, categories: Mapping[int, Category], where: str) -> None:

@@ -18,8 +18,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
+from . import padding
 from .backbone import Pyramid, body
-from .padding import Prediction, Result, Size, Targets, Wanted, check_targets, pad, predict_by_size
+from .padding import Prediction, Result, Size, Targets, Wanted
 from .regions import Anchors, ProposalHead, RegionHeads, RoIAlign, Sampler, paste
 
 BOX_SIDE, MASK_SIDE = 7, 14  # of pooled regions, FPN Sec. 5.2 and MRCNN Fig. 4
@@ -123,10 +124,10 @@ class MaskRCNN(nn.Module):
         asked for, `labels` (M,) in 0..T-1, `scores` (M,) falling, `masks` (M, *size) bool.
         """
         if self.training:
-            truth = check_targets(images, targets, self.device, things=self.thing_classes)
-            batch = pad(images, self.divisible, self.device)
+            truth = padding.check_targets(images, targets, self.device, things=self.thing_classes)
+            batch = padding.pad(images, self.divisible, self.device)
             return self.instance_losses(batch, self.backbone(batch.tensors), truth)
-        return predict_by_size(images, sizes, self._predict, self.divisible, self.device)
+        return padding.predict_by_size(images, sizes, self._predict, self.divisible, self.device)
 
     def _predict(self, batch: ImageList, sizes: Sequence[Size]) -> list[Prediction]:
         return self.detect(batch, self.backbone(batch.tensors), sizes)

@@ -11,20 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from . import padding
 from .backbone import NormLayer, body, norm_layer
-from .padding import (
-    Prediction,
-    Result,
-    Size,
-    Targets,
-    Wanted,
-    check_targets,
-    count_labelled,
-    crop_and_resize,
-    pad,
-    predict_by_size,
-    semantic_loss,
-)
+from .padding import Prediction, Result, Size, Targets, Wanted
 
 
 class PyramidPooling(nn.Module):
@@ -107,26 +96,26 @@ class PSPNet(nn.Module):
         is the mean over.
         """
         if self.training:
-            truth = check_targets(images, targets, self.device, classes=self.classes)
+            truth = padding.check_targets(images, targets, self.device, classes=self.classes)
             if len(images) == 1 and self.norm == "bn":
                 raise ValueError(
                     "PSPNet's batch norm sees one value a channel where one image is pooled to "
                     "1 x 1: train on 2 or more images at a time, or with norm gn"
                 )
-            batch = pad(images, self.stride, self.device)
-            self.counts = dict.fromkeys(self.counts, count_labelled(truth))
+            batch = padding.pad(images, self.stride, self.device)
+            self.counts = dict.fromkeys(self.counts, padding.count_labelled(truth))
             logits, auxiliary = self.logits(batch.tensors)
             assert auxiliary is not None
             return {
-                "semantic": semantic_loss(logits, truth),
-                "auxiliary": self.auxiliary_weight * semantic_loss(auxiliary, truth),
+                "semantic": padding.semantic_loss(logits, truth),
+                "auxiliary": self.auxiliary_weight * padding.semantic_loss(auxiliary, truth),
             }
-        return predict_by_size(images, sizes, self._predict, self.stride, self.device)
+        return padding.predict_by_size(images, sizes, self._predict, self.stride, self.device)
 
     def _predict(self, batch: ImageList, sizes: Sequence[Size]) -> list[Prediction]:
         logits, _ = self.logits(batch.tensors)
         return [
-            {"semantic": crop_and_resize(one, own, size)}
+            {"semantic": padding.crop_and_resize(one, own, size)}
             for one, own, size in zip(logits, batch.image_sizes, sizes, strict=True)
         ]
 
