@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Let `fill` write a file beside `path`, then rename it there in one stroke."""
+def write(path: Path, fill: Callable[[IO[bytes]], Any], *, sync: bool = False) -> None:
+    """Let `fill` write a file beside `path`, then rename it there in one stroke.
+
+    sync: force it to the disk, so that it is there even if the machine fails.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with part.open("wb") as file:
+        with part.open("w+b") as file:
             fill(file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+    if sync and os.name == "posix":
+        entry = os.open(path.parent, os.O_RDONLY)
+        os.fsync(entry)
+        os.close(entry)
 
 
 def write_text(path: Path, text: str) -> None:

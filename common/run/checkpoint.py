@@ -10,7 +10,6 @@ class names: resuming with another one stops; so do other `Options`, but for tho
 All ranks call `save` and `resume`; rank 0 writes. `sealed.py` describes the file.
 """
 
-import random
 import shutil
 import socket
 import sys
@@ -18,20 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import dist
 from . import lock as folder_lock
-from . import log
+from . import log, random_states
+from .lock import release as unlock
 from .options import Options
 from .sealed import CheckpointError, load, plain, seal, write
 
 __all__ = [
     "CheckpointError",
     "load",
-    "load_backbone",
     "load_matching",
     "lock",
     "resume",
@@ -39,6 +37,7 @@ __all__ = [
     "unlock",
 ]
 
+KEEP = 2  # checkpoints of a run
 R = TypeVar("R")
 
 
@@ -46,21 +45,18 @@ def save(
     folder: str | Path,
     step: int,
     *,
-    keep: int = 2,
     best: dict[str, float] | None = None,
     **parts: Any,
 ) -> Path:
-    """Write `folder/checkpoint-<step>.pt`, then remove all but the `keep` newest up to it.
+    """Write `folder/checkpoint-<step>.pt`, then remove all but the `KEEP` newest up to it.
 
     `best`: {"AP": 31.2}, higher is better: also writes `best.pt` unless that has as high a first
     value. Wrapped modules are saved unwrapped. Raises CheckpointError on all ranks where rank 0
     could not write, e.g. on a full disk; the files that were there are left as they were.
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint must be kept.")
     path = Path(folder) / f"checkpoint-{step:08d}.pt"
-    random_states = dist.gather(_random_state())
-    _on_main(lambda: _save(path, random_states, keep, best, parts))
+    states = dist.gather(random_states.get())
+    _on_main(lambda: _save(path, states, best, parts))
     dist.saved(step)
     return path
 
@@ -89,7 +85,10 @@ def resume(folder: str | Path, *, steps: int | None = None, **parts: Any) -> int
         )
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            _fit(part, stored[name], path)
+            try:
+                load_matching(part, stored[name])
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from None
         elif hasattr(part, "load_state_dict"):
             try:
                 part.load_state_dict(stored[name])
@@ -101,7 +100,7 @@ def resume(folder: str | Path, *, steps: int | None = None, **parts: Any) -> int
                 _warn(f"{path} was written with {key} {meta[key]}, this is {value}.")
         log.note_changes(folder, meta["step"], changed)
     if meta["world_size"] == dist.world_size():
-        _restore_random(content["random"][dist.rank()])
+        random_states.restore(content["random"][dist.rank()])
     dist.reached(meta["step"])
     dist.saved(meta["step"])
     return meta["step"]
@@ -119,51 +118,30 @@ def require_weights(folder: str | Path, start: int, init: str = "") -> None:
         )
 
 
-def load_matching(model: nn.Module, state: dict[str, Tensor], *, strict: bool = True) -> str:
-    """Load `state` into `model`; a report such as `320 of 320 tensors loaded`.
+def load_matching(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """Load `state` into `model`; a report: `320 of 320 tensors loaded`.
 
-    `strict=False` leaves the tensors of `model` as they are whose name or shape is not in `state`.
-    Raises CheckpointError listing the first ten missing, unexpected and mis-shaped names if strict,
-    and where nothing fits at all.
+    Raises CheckpointError listing the first ten missing, unexpected and mis-shaped names.
     """
-    model = _unwrapped(model)
+    model = _unwrap(model)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
-    fitting = {name: value for name, value in state.items() if own.get(name) == given[name]}
-    shared = own.keys() & given.keys() - fitting.keys()
+    shared = [name for name in own if name in given]
+    differing = [name for name in shared if own[name] != given[name]]
+    report = f"{len(shared) - len(differing)} of {len(own)} tensors loaded"
     problems = {
         "missing": [f"{name} {own[name]}" for name in own if name not in given],
         "unexpected": [f"{name} {given[name]}" for name in given if name not in own],
-        "of another shape": [
-            f"{name} {given[name]} for {own[name]}" for name in own if name in shared
-        ],
+        "of another shape": [f"{name} {given[name]} for {own[name]}" for name in differing],
     }
-    report = f"{len(fitting)} of {len(own)} tensors loaded"
     for title, names in problems.items():
         if names:
             more = f", and {len(names) - 10} more" if len(names) > 10 else ""
             report += f"; {len(names)} {title}: {', '.join(names[:10])}{more}"
-    if (strict and any(problems.values())) or (own and not fitting):
+    if any(problems.values()):
         raise CheckpointError(f"these weights do not fit the model: {report}.")
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(state)
     return report
-
-
-def load_backbone(backbone: nn.Module, path: str | Path, *, prefix: str = "backbone.") -> str:
-    """Load `backbone` from a plain file of weights, or from a checkpoint's model below `prefix`.
-
-    The file may hold more, such as a classifier, but no tensor of `backbone` may be absent or have
-    another shape. Returns a report; raises CheckpointError.
-    """
-    content = load(path)
-    if "parts" in content:
-        model = content["parts"].get("model", {})
-        content = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
-    names = _unwrapped(backbone).state_dict().keys()
-    _fit(backbone, {name: value for name, value in content.items() if name in names}, path)
-    rest = [name for name in content if name not in names]
-    left = f"; not used: {', '.join(rest[:10])}" if rest else ""
-    return f"{path}: {len(names)} tensors of the backbone loaded{left}"
 
 
 def lock(folder: str | Path) -> None:
@@ -172,11 +150,6 @@ def lock(folder: str | Path) -> None:
     Raises CheckpointError where another run has it, or nothing can be written there.
     """
     _on_main(lambda: folder_lock.acquire(Path(folder)))
-
-
-def unlock(folder: str | Path) -> None:
-    """Give `folder` back before the process ends."""
-    folder_lock.release(Path(folder))
 
 
 def _on_main(work: Callable[[], R]) -> R:
@@ -196,9 +169,7 @@ def _on_main(work: Callable[[], R]) -> R:
     return result
 
 
-def _save(
-    path: Path, random_states: list, keep: int, best: dict[str, float] | None, parts: dict[str, Any]
-) -> None:
+def _save(path: Path, states: list, best: dict[str, float] | None, parts: dict[str, Any]) -> None:
     """`save` on rank 0."""
     folder_lock.require(path.parent)
     meta = {
@@ -207,14 +178,14 @@ def _save(
         "best": {name: float(value) for name, value in (best or {}).items()},
         **_origin(),
     }
-    states = {name: plain(_state(part), name) for name, part in parts.items()}
-    content = {"meta": meta, "random": random_states, "parts": states}
+    plain_parts = {name: plain(_state(part), name) for name, part in parts.items()}
+    content = {"meta": meta, "random": states, "parts": plain_parts}
     write(path, lambda file: seal(content, file))
     if best and _better(path.with_name("best.pt"), best):
         with open(path, "rb") as source:
             write(path.with_name("best.pt"), lambda file: shutil.copyfileobj(source, file))
     # A later file is a damaged one that the run had to go back from.
-    for old in [other for other in _files(path.parent) if _step(other) <= _step(path)][keep:]:
+    for old in [other for other in _files(path.parent) if _step(other) <= _step(path)][KEEP:]:
         old.unlink()
 
 
@@ -265,14 +236,6 @@ def _require_same(parts: dict[str, Any], stored: dict[str, Any], path: Path) -> 
     return changed
 
 
-def _fit(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load `state` into `module`, naming the file where it does not fit."""
-    try:
-        load_matching(module, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
 def _better(path: Path, best: dict[str, float]) -> bool:
     """Whether the first value of `best` is above that of the file `path`, or there is none."""
     name, value = next(iter(best.items()))
@@ -300,7 +263,7 @@ def _origin() -> dict[str, str]:
     return {"torch": str(torch.__version__), "host": socket.gethostname()}
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def _unwrap(module: nn.Module) -> nn.Module:
     """`module` without the wrapping of DistributedDataParallel and torch.compile."""
     while True:
         inner = getattr(module, "_orig_mod", None)
@@ -314,7 +277,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _state(part: Any) -> Any:
     """What is saved of `part`."""
     if isinstance(part, nn.Module):
-        part = _unwrapped(part)
+        part = _unwrap(part)
     return part.state_dict() if hasattr(part, "state_dict") else part
 
 
@@ -327,31 +290,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     return type(a) is type(b) and a == b
-
-
-def _random_state() -> dict[str, Any]:
-    """States of all random generators of this rank, as plain values."""
-    version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(numbers), gauss],
-        "numpy": [str(name), np.asarray(keys).tolist(), *map(float, rest)],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state(dist.device())
-    return state
-
-
-def _restore_random(state: dict[str, Any]) -> None:
-    """Set the generators of this rank to `state`."""
-    torch.set_rng_state(state["torch"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), int(rest[0]), int(rest[1]), rest[2]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"], dist.device())
 
 
 def _warn(message: str) -> None:

@@ -51,9 +51,9 @@ def require(folder: Path) -> None:
         )
 
 
-def release(folder: Path) -> None:
+def release(folder: str | Path) -> None:
     """Give `folder` back before the process ends."""
-    file = _held.pop(folder.resolve(), None)
+    file = _held.pop(Path(folder).resolve(), None)
     if file is not None:
         file.close()
 

@@ -16,6 +16,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from .. import files
+
 MARK = b"sha256:"
 SEAL = len(MARK) + 64  # bytes of the closing comment
 END = b"PK\5\6"  # starts the 22 bytes that close a zip without comment
@@ -47,24 +49,11 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Let `fill` write a temporary file, force it to the disk and rename it to `path`.
-
-    Raises CheckpointError, leaving nothing behind, where the disk is full or fails.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Let `fill` write `path`; CheckpointError, leaving nothing behind, where the disk fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w+b") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":
-            entry = os.open(path.parent, os.O_RDONLY)
-            os.fsync(entry)
-            os.close(entry)
+        files.write(path, fill, sync=True)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # torch.save hides a full disk in a RuntimeError about its position in the file.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         if not isinstance(cause, OSError):
