@@ -18,7 +18,7 @@ from common.data import BadImages, eval_loader, train_loader
 from panoptic.config import Config
 from panoptic.config import Data as DataConfig
 from panoptic.files.categories import Category, require_equal
-from panoptic.inputs.augment import Augment, fit, resize
+from panoptic.inputs.augment import augment, fit, resize
 from panoptic.inputs.photos import Photos, open_photos
 from panoptic.inputs.scenes import PanopticScenes
 from panoptic.inputs.targets import Labels, training_target
@@ -64,15 +64,6 @@ class Panoptic(Dataset):
         self.source, self.cfg, self.training, self.labels = source, cfg, training, labels
         self.categories: dict[int, Category] = source.categories
         self.files: Sequence[str] = source.files
-        self.augment = Augment(
-            short_side=tuple(cfg.short_side) if cfg.resize else (),
-            long_side=cfg.long_side,
-            scale=(cfg.scale[0], cfg.scale[1]),
-            rotate=cfg.rotate,
-            blur=cfg.blur,
-            flip=cfg.flip,
-            crop=cfg.crop,
-        )
         limit = cfg.limit if training else cfg.val_limit
         self.count = min(len(source), limit or len(source))
 
@@ -88,7 +79,7 @@ class Panoptic(Dataset):
             "segments": segments,
         }
         if self.training:
-            image, ids = self.augment(image, ids)
+            image, ids = augment(image, ids, self.cfg)
             target |= training_target(ids, segments, self.labels)
         elif self.cfg.resize:
             size = fit(ids.shape, self.cfg.test_short_side, self.cfg.test_long_side)

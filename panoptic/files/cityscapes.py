@@ -15,7 +15,6 @@ from .ids import present, relabel
 from .pixels import read_labels
 from .raw import Annotation, RawSplit
 
-EXPECTED = "expected ROOT/gtFine/{train,val,test}/<city>/<id>_gtFine_instanceIds.png"
 LABELS = 34  # label ids are 0..33; those that are not below are ignored in the evaluation
 
 _LISTED = (  # humans and vehicles are annotated one by one
@@ -50,7 +49,10 @@ def open_split(root: str | Path, split: str) -> RawSplit:
     folder = _gt_folder(root) / split
     files = sorted(folder.glob("*/*_instanceIds.png"))
     if not files:
-        raise ValueError(f"{folder} has no */*_instanceIds.png: {EXPECTED}")
+        raise ValueError(
+            f"{folder} has no */*_instanceIds.png: expected "
+            "ROOT/gtFine/{train,val,test}/<city>/<id>_gtFine_instanceIds.png"
+        )
     return RawSplit(
         CATEGORIES,
         {file.name.replace("_gtFine_instanceIds.png", ""): file for file in files},

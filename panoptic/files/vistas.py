@@ -23,8 +23,8 @@ from .raw import Annotation, RawSplit
 VERSIONS = ("", "v1.2", "v2.0")  # in the order in which they are looked for
 
 
-def read_labels_file(path: str | Path) -> tuple[list[Category], list[bool]]:
-    """The category of each label of a Vistas configuration, and whether it is evaluated.
+def read_labels_file(path: str | Path) -> list[Category | None]:
+    """The category of each label of a Vistas configuration; None where it is not evaluated.
 
     Raises ValueError, naming the file and the label, where one lacks what is needed.
     """
@@ -32,19 +32,20 @@ def read_labels_file(path: str | Path) -> tuple[list[Category], list[bool]]:
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, list) or not labels:
         raise ValueError(f"{path} has no list `labels`: is it a configuration of Vistas?")
-    categories, evaluated = [], []
+    categories: list[Category | None] = []
     for place, label in enumerate(labels):
         try:
             name, isthing = str(label["name"]), bool(label["instances"])
             red, green, blue = (int(value) for value in label["color"])
-            evaluated.append(bool(label.get("evaluate", True)))
+            evaluated = label.get("evaluate", True)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: label {place} has no proper `name`, `instances` and `color`"
             ) from error
         group = name.rpartition("--")[0]
-        categories.append(Category(place + 1, name, isthing, (red, green, blue), group))
-    return categories, evaluated
+        category = Category(place + 1, name, isthing, (red, green, blue), group)
+        categories.append(category if evaluated else None)
+    return categories
 
 
 def open_split(root: str | Path, split: str, version: str | None = None) -> RawSplit:
@@ -69,9 +70,9 @@ def open_split(root: str | Path, split: str, version: str | None = None) -> RawS
             f"{folder} has no *.png: expected ROOT/{{training,validation}}/{version or ''}"
             f"{'/' if version else ''}instances/*.png"
         )
-    categories, evaluated = read_labels_file(config)
-    kept = {c.id: c for c, used in zip(categories, evaluated, strict=True) if used}
-    read = partial(decode, categories=categories, evaluated=evaluated)
+    categories = read_labels_file(config)
+    kept = {category.id: category for category in categories if category}
+    read = partial(decode, categories=categories)
     return RawSplit(kept, {file.stem: file for file in files}, read)
 
 
@@ -79,7 +80,7 @@ def _config(root: Path, version: str) -> Path:
     return root / (f"config_{version}.json" if version else "config.json")
 
 
-def decode(file: Path, *, categories: list[Category], evaluated: list[bool]) -> Annotation:
+def decode(file: Path, *, categories: list[Category | None]) -> Annotation:
     """Ids (H, W) int32 and segments of an instance PNG; stuff is one segment a class.
 
     Raises ValueError, naming the file, for a label that the configuration lacks.
@@ -94,8 +95,7 @@ def decode(file: Path, *, categories: list[Category], evaluated: list[bool]) -> 
                 f"{file}: value {value} is of label {label}, but the configuration has only "
                 f"{len(categories)} labels"
             )
-        if evaluated[label]:
-            category = categories[label]
+        if category := categories[label]:
             number = 256 + (value if category.isthing else label * 256)
             numbers[value] = number
             segments[number] = {"id": number, "category_id": category.id, "iscrowd": 0}

@@ -6,51 +6,35 @@ for each example.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from ..config import Data
+
 FILL = (124, 116, 104)  # the mean colour of ImageNet, beside and around warped images
 
 
-@dataclass(frozen=True)
-class Augment:
-    """The random changes of one recipe, applied in the order of the fields.
+def augment(image: Tensor, ids: Tensor, cfg: Data) -> tuple[Tensor, Tensor]:
+    """Image uint8 (3, H, W) and ids (H, W), changed at random by the recipe, both of one new size.
 
-    short_side, long_side: one of the former (pixels) is drawn for the shorter side, less so that
-        the longer side is at most the latter; empty: the image keeps its size.
-    scale: bounds of a random factor on the size, drawn uniformly; (1, 1): none.
-    rotate: largest angle in degrees. blur: probability of a Gaussian blur with a deviation of up to
-        1 pixel. flip: probability of a mirror image.
-    crop: side of a random square in pixels, the image padded to it where it is smaller; 0: none.
+    In this order: resizing, scaling, rotation, blur with a deviation of up to 1 pixel, flip, crop.
     """
-
-    short_side: Sequence[int] = ()
-    long_side: int = 0
-    scale: tuple[float, float] = (1.0, 1.0)
-    rotate: float = 0.0
-    blur: float = 0.0
-    flip: float = 0.5
-    crop: int = 0
-
-    def __call__(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Image uint8 (3, H, W) and ids (H, W), both of the new size."""
-        if self.short_side:
-            choice = self.short_side[int(torch.randint(len(self.short_side), ()))]
-            image, ids = resize(image, ids, fit(ids.shape, choice, self.long_side))
-        if self.scale != (1.0, 1.0):
-            factor = uniform(*self.scale)
-            height, width = (max(1, round(factor * side)) for side in ids.shape)
-            image, ids = resize(image, ids, (height, width))
-        if self.rotate:
-            image, ids = rotate(image, ids, uniform(-self.rotate, self.rotate))
-        if self.blur and torch.rand(()) < self.blur:
-            image = F.gaussian_blur(image, [5, 5], [uniform(0.1, 1.0)])
-        if torch.rand(()) < self.flip:
-            image, ids = image.flip(-1), ids.flip(-1)
-        return crop(image, ids, self.crop) if self.crop else (image, ids)
+    if cfg.resize:
+        choice = cfg.short_side[int(torch.randint(len(cfg.short_side), ()))]
+        image, ids = resize(image, ids, fit(ids.shape, choice, cfg.long_side))
+    if cfg.scale != [1.0, 1.0]:
+        factor = uniform(*cfg.scale)
+        height, width = (max(1, round(factor * side)) for side in ids.shape)
+        image, ids = resize(image, ids, (height, width))
+    if cfg.rotate:
+        image, ids = rotate(image, ids, uniform(-cfg.rotate, cfg.rotate))
+    if cfg.blur and torch.rand(()) < cfg.blur:
+        image = F.gaussian_blur(image, [5, 5], [uniform(0.1, 1.0)])
+    if torch.rand(()) < cfg.flip:
+        image, ids = image.flip(-1), ids.flip(-1)
+    return crop(image, ids, cfg.crop) if cfg.crop else (image, ids)
 
 
 def uniform(low: float, high: float) -> float:

@@ -19,7 +19,7 @@ from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
 from panoptic.files.entries import complete
 from panoptic.files.ids import id_to_rgb
-from panoptic.inputs.augment import Augment, crop, fit, resize, rotate
+from panoptic.inputs.augment import augment, crop, fit, resize, rotate
 from panoptic.inputs.photos import open_photos
 from panoptic.inputs.targets import VOID, Labels, training_target
 
@@ -186,7 +186,7 @@ def test_an_image_without_things_has_empty_targets():
 def test_a_flip_moves_picture_and_ids_alike():
     ids = torch.arange(12, dtype=torch.int32).view(3, 4)
     image = ids.byte().expand(3, -1, -1)
-    flipped, map_ = Augment(flip=1.0)(image, ids)
+    flipped, map_ = augment(image, ids, Data(root="", resize=False, flip=1.0))
     assert torch.equal(map_, ids.flip(1))
     assert torch.equal(flipped[0].int(), map_)
 
@@ -217,11 +217,11 @@ def test_a_crop_of_a_smaller_picture_is_filled_up_with_void():
 
 def test_the_pspnet_recipe_changes_pictures_and_keeps_their_ids():
     torch.manual_seed(0)
-    recipe = Augment(scale=(0.5, 2.0), rotate=10.0, blur=1.0, crop=48)
+    recipe = Data(root="", resize=False, scale=[0.5, 2.0], rotate=10.0, blur=1.0, crop=48)
     ids = torch.ones(40, 60, dtype=torch.int32)
     ids[10:20, 20:40] = 2**24 - 1
     for _ in range(5):
-        image, map_ = recipe(torch.full((3, 40, 60), 90, dtype=torch.uint8), ids)
+        image, map_ = augment(torch.full((3, 40, 60), 90, dtype=torch.uint8), ids, recipe)
         assert image.shape == (3, 48, 48)
         assert {*map_.unique().tolist()} <= {0, 1, 2**24 - 1}
 
