@@ -9,7 +9,7 @@
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="config")
     def main(cfg: DictConfig) -> None:
-        config: Config = typed(cfg)
+        config: Config = to_dataclass(cfg)
         dist.launch(train, config, config.processes)
 
     if __name__ == "__main__":
@@ -45,7 +45,7 @@ from omegaconf.errors import (
 
 from . import spawn
 from .errors import UserError, going_on, sentence, under_way
-from .files import shown
+from .files import relative
 
 EXPECTED = {  # what OmegaConf says of a value of another type: what we say
     "converted to Float": "a number",
@@ -56,7 +56,7 @@ EXPECTED = {  # what OmegaConf says of a value of another type: what we say
 }
 
 
-def typed(cfg: DictConfig) -> Any:
+def to_dataclass(cfg: DictConfig) -> Any:
     """The dataclass that `cfg` was composed from, filled in.
 
     Raises UserError: a value that must be given is missing, an option is unknown or out of range,
@@ -138,10 +138,10 @@ def _command(folder: str) -> str:
     overrides = HydraConfig.get().overrides
     words = [*overrides.task, *overrides.hydra]
     words = [word for word in words if not re.match(r"hydra\.(run|sweep|mode|launcher)\b", word)]
-    place = shown(Path(folder))
+    place = relative(Path(folder))
     if re.search(r"[^\w./-]", place):  # Hydra's quoting
         place = "'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return shlex.join(["python", shown(Path(sys.argv[0])), *words, f"hydra.run.dir={place}"])
+    return shlex.join(["python", relative(Path(sys.argv[0])), *words, f"hydra.run.dir={place}"])
 
 
 def _no_folder(error: Exception, main: Callable[[], Any]) -> str | None:

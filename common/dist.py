@@ -145,14 +145,14 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def reached(step: int) -> None:
+def note_step(step: int) -> None:
     """Note that `step` was finished, for the message of a run that fails; `Log` calls this."""
     _here.step = step
     if _here.steps is not None:
         _here.steps[rank()] = step
 
 
-def saved(step: int) -> None:
+def note_saved(step: int) -> None:
     """Note that `step` is safe on the disk; `checkpoint` calls this."""
     _here.saved = step
 

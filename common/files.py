@@ -50,6 +50,6 @@ def parse(text: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def shown(path: Path) -> str:
+def relative(path: Path) -> str:
     """The path as a reader wants it: from the current directory where it lies below that."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

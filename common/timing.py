@@ -51,7 +51,7 @@ class Row:
         return [self.benchmark, self.name, *times, ratio, memory]
 
 
-def named(package: str) -> str:
+def version_of(package: str) -> str:
     """An installed package and its version."""
     return f"{package} {version(package)}"
 

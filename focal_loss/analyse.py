@@ -29,7 +29,7 @@ from tqdm import tqdm
 from common import dist, files
 from common.coco.fields import Categories
 from common.config import run as run_command
-from common.config import typed
+from common.config import to_dataclass
 from common.run import checkpoint
 from common.tables.markdown import markdown
 from focal_loss import data
@@ -132,7 +132,7 @@ def load(folder: Path) -> tuple[RetinaNet, Config, Categories]:
         raise ValueError(f"{folder} holds no finished run: give run=outputs/... of train.py.")
     parts = checkpoint.load(checkpoints[-1])["parts"]
     schema = OmegaConf.structured(Config)
-    cfg: Config = typed(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
+    cfg: Config = to_dataclass(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
     model = RetinaNet(Architecture(num_classes=len(parts["category_ids"]), **asdict(cfg.model)))
     averaged = {  # AveragedModel's names
         name.removeprefix("module."): value

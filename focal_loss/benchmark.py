@@ -31,9 +31,9 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from common import timing
 from common.coco import evaluate
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
-from common.timing import Calls, Row, named
+from common.timing import Calls, Row, version_of
 from focal_loss import peers
 from focal_loss.criterion import DetectionLoss
 from focal_loss.detect import Detector
@@ -104,12 +104,12 @@ def loss(options: Options) -> Calls:
 
     forward: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: focal_loss(logits, labels, normalizer=float(positives)),
-        named("torchvision"): partial(theirs, sigmoid_focal_loss),
+        version_of("torchvision"): partial(theirs, sigmoid_focal_loss),
     }
     if find_spec("fvcore"):
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch.jit
             from fvcore.nn import sigmoid_focal_loss_jit  # the one that detectron2 uses
-        forward[named("fvcore")] = partial(theirs, sigmoid_focal_loss_jit)
+        forward[version_of("fvcore")] = partial(theirs, sigmoid_focal_loss_jit)
     return {name: partial(backward, each) for name, each in forward.items()}
 
 
@@ -137,7 +137,7 @@ def step(options: Options) -> Calls:
 
     return {
         "ours": _sgd_step(ours, our_losses),
-        named("torchvision"): _sgd_step(theirs, partial(their_losses, theirs)),
+        version_of("torchvision"): _sgd_step(theirs, partial(their_losses, theirs)),
         "the same in channels_last": _sgd_step(last, partial(their_losses, last)),
     }
 
@@ -182,7 +182,7 @@ def inference(options: Options) -> Calls:
 
     return {
         "ours": our_detections,
-        named("torchvision"): partial(their_detections, theirs),
+        version_of("torchvision"): partial(their_detections, theirs),
         "the same in channels_last": partial(their_detections, last),
     }
 
@@ -202,7 +202,7 @@ def assignment(options: Options) -> Calls:
     def theirs() -> Tensor:
         return torch.stack([matcher(box_iou(each, anchors)) for each in boxes])
 
-    return {"ours": ours, named("torchvision"): theirs}
+    return {"ours": ours, version_of("torchvision"): theirs}
 
 
 def coco(options: Options) -> Calls:
@@ -213,8 +213,8 @@ def coco(options: Options) -> Calls:
         values = evaluate.evaluate(content, found, backend=backend).values()
         return torch.tensor(list(values), dtype=torch.float64)
 
-    backends = {f"evaluator=faster, {named('faster-coco-eval')}": "faster"}
-    backends |= {named("pycocotools"): "pycocotools"}
+    backends = {f"evaluator=faster, {version_of('faster-coco-eval')}": "faster"}
+    backends |= {version_of("pycocotools"): "pycocotools"}
     return {name: partial(metrics, backend) for name, backend in backends.items()}
 
 
@@ -265,7 +265,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options = typed(cfg).with_defaults()
+    options = to_dataclass(cfg).with_defaults()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     facts = timing.conditions(options.device)

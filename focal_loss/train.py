@@ -152,13 +152,13 @@ def score(model: RetinaNet, cfg: Config, validation: data.Detection) -> dict[str
 
 def run(cfg: Config) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    return result.recorded(train, cfg, columns=COLUMNS)
+    return result.record(train, cfg, columns=COLUMNS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
-    settings: Config = config.typed(cfg)
+    settings: Config = config.to_dataclass(cfg)
     if settings.versus:
         count = settings.evaluate_images
         curve = f"AP_first_{count}" if count else "AP"

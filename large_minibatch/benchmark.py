@@ -39,10 +39,10 @@ from torchvision.models import resnet50
 from torchvision.transforms import v2
 
 from common import dist, machine, timing
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
 from common.tables.markdown import markdown
-from common.timing import Calls, Row, named
+from common.timing import Calls, Row, version_of
 from large_minibatch import allreduce, data, sgd
 from large_minibatch.config import Config, Data, Norm
 from large_minibatch.model import resnet
@@ -93,7 +93,7 @@ def step(options: Options) -> Calls:
     ours.load_state_dict(theirs.state_dict())
     calls = {
         "ours": _training(ours, options, ours=True),
-        named("torchvision"): _training(theirs, options, layout=torch.contiguous_format),
+        version_of("torchvision"): _training(theirs, options, layout=torch.contiguous_format),
         "the same in channels_last": _training(copy.deepcopy(theirs), options),
     }
     if options.device == "cuda":
@@ -205,7 +205,7 @@ def loader(options: Options) -> Calls:
 
     return {
         "ours": partial(take, our_batches()),
-        named("torchvision"): partial(take, their_batches()),
+        version_of("torchvision"): partial(take, their_batches()),
     }
 
 
@@ -290,7 +290,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = typed(cfg).with_defaults()
+    options: Options = to_dataclass(cfg).with_defaults()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     if options.keep:

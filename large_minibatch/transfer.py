@@ -285,13 +285,13 @@ def detect(model: MaskRCNN, dataset: Instances, cfg: TransferConfig) -> Iterator
 
 def run(cfg: TransferConfig) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    return result.recorded(train, cfg, columns=COLUMNS)
+    return result.record(train, cfg, columns=COLUMNS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="transfer")
 def main(cfg: DictConfig) -> None:
     """Fine-tune and evaluate one setting."""
-    settings: TransferConfig = config.typed(cfg)
+    settings: TransferConfig = config.to_dataclass(cfg)
     dist.launch(run, settings, settings.processes)
 
 

@@ -26,9 +26,9 @@ import torch
 from omegaconf import OmegaConf
 
 from common import timing
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
-from common.timing import Calls, Row, named
+from common.timing import Calls, Row, version_of
 from panoptic import merge
 from panoptic.files.categories import kinds
 from panoptic.files.coco import PanopticFiles, write_json
@@ -165,7 +165,7 @@ def torchmetrics(options: Options) -> Calls:
         metric.update(*pairs)
         return metric.compute().double()
 
-    return {"ours": ours, named("torchmetrics"): theirs}
+    return {"ours": ours, version_of("torchmetrics"): theirs}
 
 
 BENCHMARKS: Mapping[str, Callable[[Options], Calls]] = {
@@ -236,7 +236,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = typed(cfg)
+    options: Options = to_dataclass(cfg)
     torch.set_num_threads(options.threads)
     facts = timing.conditions(options.device)
     print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from common import dist
 from common.coco import evaluate
 from common.coco.files import read_json
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
 from panoptic.figures.report import class_csv, class_table, content, summary, without_nan
 from panoptic.files.categories import kinds, require_equal
@@ -214,7 +214,7 @@ def parse(words: Sequence[str], kind: type) -> Any:
     """The options of this dataclass from words `name=value` and switches."""
     cfg = OmegaConf.structured(kind)
     cfg.merge_with_dotlist([_pair(word) for word in words])
-    return typed(cfg)
+    return to_dataclass(cfg)
 
 
 def print_quality(options: Options) -> None:

@@ -19,42 +19,34 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
 from common import dist
-from common.config import require_range, typed
+from common.config import require_range, to_dataclass
 from common.config import run as run_command
-from panoptic.figures.report import csv_text
-from panoptic.figures.search import heat_maps, rows, table
-from panoptic.files.categories import kinds, read_categories, whole
+from panoptic.figures.search import table, write_search
+from panoptic.files.categories import kinds
 from panoptic.files.coco import (
     PanopticFiles,
     Result,
     panoptic_folder,
-    read_json,
     require_apart,
     write_panoptic,
 )
-from panoptic.files.detection import decode, run_lengths
-from panoptic.files.entries import image_entries, is_image_id
-from panoptic.files.ids import SegmentIds
-from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
-from panoptic.merging.runs import merge_runs
-from panoptic.merging.search import CONFIDENCES, Point, Prediction, best, search
+from panoptic.merging.results import Results
+from panoptic.merging.search import CONFIDENCES, Point, best, search
 
-Entry = Mapping[str, Any]
-INPUTS = ("instances", "semantic", "images", "categories", "gt")  # options that name a file
+INPUTS = ("instances", "semantic", "images", "categories")
 FEW = 8  # images a process: for fewer another one is not worth its start
 
 
@@ -87,167 +79,55 @@ class Options:
             raise ValueError(f"gt={self.gt} is for the search: add search=true.")
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """The files of results, as `Results` takes them."""
+        return {name: getattr(self, name) for name in INPUTS}
+
+    @property
     def thresholds(self) -> dict[str, float]:
         """As `merge` takes them."""
-        return {
-            "confidence": self.confidence,
-            "overlap": self.overlap,
-            "stuff_area": self.stuff_area,
-        }
-
-
-class Results:
-    """Instance and semantic results by image."""
-
-    def __init__(self, options: Options) -> None:
-        self.images = image_entries(read_json(options.images), options.images)
-        for number, image in self.images.items():
-            if not {"height", "width"} <= image.keys():
-                raise ValueError(f"{options.images}: image {number!r} has no height and width")
-        content = read_json(options.categories)
-        listed = content.get("categories") if isinstance(content, dict) else content
-        self.categories = read_categories(listed, options.categories)
-        self.unlisted: dict[str, int] = {}  # results of images that are not listed, by file
-        self.instances = self._read(options.instances, things=True)
-        self.semantic = self._read(options.semantic, things=False)
-
-    def _read(self, file: str, *, things: bool) -> dict[int | str, list[Entry]]:
-        """Checked entries by image, in the order of the file; of instances, or of stuff."""
-        content = read_json(file)
-        entries = content.get("annotations") if isinstance(content, dict) else content
-        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise ValueError(f"{file} is no list of results {{image_id, category_id, ...}}")
-        found: dict[int | str, list[Entry]] = {number: [] for number in self.images}
-        for place, entry in enumerate(entries):
-            image, number = entry.get("image_id"), whole(entry.get("category_id"))
-            where = f"{file}: result {place} (of image {image!r:.40})"
-            category = None if number is None else self.categories.get(number)
-            if not is_image_id(image):
-                raise ValueError(f"{where} has no `image_id` that is text or a whole number")
-            if category is None:
-                raise ValueError(
-                    f"{where} is of category {entry.get('category_id')!r:.40}, which is not one of "
-                    f"the {len(self.categories)} categories"
-                )
-            if things and not category.isthing:
-                raise ValueError(f"{where} is of {category.name}, which is stuff, not a thing")
-            if things and not _finite(entry.get("score")):
-                raise ValueError(f"{where} has no `score`: these must be detection results")
-            if image not in found:
-                self.unlisted[file] = self.unlisted.get(file, 0) + 1
-            elif things or not category.isthing:
-                found[image].append({**entry, "category_id": number, "where": where})
-        return found
-
-    def prediction(self, number: int | str, *, confidence: float = 0.0) -> Prediction:
-        """Of one image, turned on its side, without instances below `confidence`.
-
-        Run-length codes go down the columns, so that the masks come out as (N, W, H) at no cost.
-        """
-        image = self.images[number]
-        size = image["height"], image["width"]
-        # The others would be dropped anyway: that saves decoding them.
-        instances = [e for e in self.instances[number] if e["score"] >= confidence]
-        semantic = self.semantic[number]
-        masks = [
-            decode(entry.get("segmentation"), *size, where=entry["where"]).T
-            for entry in (*instances, *semantic)
-        ]
-        things, stuff = masks[: len(instances)], masks[len(instances) :]
-        return Prediction(
-            np.stack(things) if things else np.zeros((0, *size[::-1]), bool),
-            np.array([entry["score"] for entry in instances], np.float64),
-            [entry["category_id"] for entry in instances],
-            [(entry["category_id"], mask) for entry, mask in zip(semantic, stuff, strict=True)],
-            image=number,
-        )
-
-
-def _finite(score: Any) -> bool:
-    """Whether it is a number that a float can hold."""
-    number = isinstance(score, int | float) and not isinstance(score, bool)
-    return number and abs(score) <= sys.float_info.max
+        return {name: getattr(self, name) for name in ("confidence", "overlap", "stuff_area")}
 
 
 _results: Results  # of a worker process
 
 
-def _start(options: Options) -> None:
+def _start(inputs: dict[str, str]) -> None:
     """Read the files once in each worker, instead of sending them image by image."""
     global _results
     torch.set_num_threads(1)
-    _results = Results(options)
+    _results = Results(**inputs)
 
 
-def _merge_one(number: int | str, thresholds: Mapping[str, float]) -> Result:
-    return merge_image(_results, number, **thresholds)
+def _merge_one(number: int | str, thresholds: dict[str, float]) -> Result:
+    return _results.merge(number, **thresholds)
 
 
-def merge_image(
-    results: Results,
-    number: int | str,
-    *,
-    confidence: float = CONFIDENCE,
-    overlap: float = OVERLAP,
-    stuff_area: float = STUFF_AREA,
-) -> Result:
-    """Image id, map (H, W) int32 with ids of the categories' colours, and segments."""
-    size = results.images[number]["height"], results.images[number]["width"]
-    # The others would be dropped anyway: that saves reading their masks.
-    instances = [e for e in results.instances[number] if e["score"] >= confidence]
-    semantic = results.semantic[number]
-    runs = [
-        run_lengths(entry.get("segmentation"), *size, where=entry["where"])
-        for entry in (*instances, *semantic)
-    ]
-    things, stuff = runs[: len(instances)], runs[len(instances) :]
-    try:
-        drawn, segments = merge_runs(
-            things,
-            [entry["score"] for entry in instances],
-            [entry["category_id"] for entry in instances],
-            [(entry["category_id"], mask) for entry, mask in zip(semantic, stuff, strict=True)],
-            size,
-            confidence=confidence,
-            overlap=overlap,
-            stuff_area=stuff_area,
-        )
-    except ValueError as error:
-        raise ValueError(f"image {number!r}: {error}") from error
-    names = SegmentIds(results.categories)
-    table = np.zeros(len(segments) + 1, np.int32)
-    named = []
-    for segment in segments:
-        table[segment["id"]] = names.new(segment["category_id"])
-        kept = {key: value for key, value in segment.items() if key != "instance"}
-        named.append({**kept, "id": int(table[segment["id"]])})
-    return number, table[drawn], named
-
-
-def merged(results: Results, options: Options, thresholds: Mapping[str, float]) -> Iterator[Result]:
+def merge_all(results: Results, options: Options, thresholds: dict[str, float]) -> Iterator[Result]:
     """The panoptic map of each image, in the order of the images, with a progress bar."""
     numbers = list(results.images)
     bar = partial(tqdm, total=len(numbers), desc="merging", unit="image", disable=None)
     workers = options.workers if options.workers >= 0 else dist.cores()
     workers = min(workers, len(numbers) // FEW)
     if workers < 2:
-        yield from bar(merge_image(results, number, **thresholds) for number in numbers)
+        yield from bar(results.merge(number, **thresholds) for number in numbers)
         return
     work = partial(_merge_one, thresholds=thresholds)
     # Spawned, not forked: torch's threads, which the search used, do not survive a fork.
-    yield from bar(in_order(work, numbers, workers, start=_start, args=(options,), method="spawn"))
+    pool = in_order(work, numbers, workers, start=_start, args=(options.inputs,), method="spawn")
+    yield from bar(pool)
 
 
-def searched(results: Results, options: Options) -> list[Point]:
+def search_files(results: Results, options: Options) -> list[Point]:
     """All points of the grid against the truth, with a progress bar."""
     truth = PanopticFiles(options.gt, options.gt_folder or None)
     absent = [number for number in results.images if number not in truth]
     if absent:
         raise ValueError(f"{options.gt} has no annotation of image {absent[0]!r}")
-    least = min(CONFIDENCES)  # instances below are dropped at every point of the grid
     things = kinds(results.categories)
     if things != kinds(truth.categories):
         raise ValueError(f"{options.categories} and {options.gt} differ in their categories")
+    least = min(CONFIDENCES)  # instances below are dropped at every point of the grid
     examples = (
         (results.prediction(number, confidence=least), truth.ids(number).T, truth.segments(number))
         for number in tqdm(results.images, "searching", unit="image", disable=None)
@@ -255,23 +135,14 @@ def searched(results: Results, options: Options) -> list[Point]:
     return search(examples, things)
 
 
-def write_search(points: Sequence[Point], out: Path) -> tuple[Path, Path]:
-    """The grid as CSV and as heat maps beside `out`."""
-    sheet, figure = (out.with_name(f"{out.stem}_search{end}") for end in (".csv", ".png"))
-    lines = rows(points)
-    write_bytes(sheet, csv_text(lines[0], lines).encode())
-    heat_maps(points, figure)
-    return sheet, figure
-
-
 def run(options: Options) -> dict[str, float]:
     """Merge as the options say; the thresholds that were used."""
-    inputs = {name: getattr(options, name) for name in INPUTS}
+    inputs: dict[str, Any] = {**options.inputs, "gt": options.gt}
     if options.gt:
         inputs["gt_folder"] = panoptic_folder(options.gt, options.gt_folder or None)
     folder = panoptic_folder(options.out, options.folder or None)
     require_apart({"out": options.out, "folder": folder}, inputs)
-    results = Results(options)
+    results = Results(**options.inputs)
     thresholds = options.thresholds
     for file, count in results.unlisted.items():
         print(
@@ -279,7 +150,7 @@ def run(options: Options) -> dict[str, float]:
             file=sys.stderr,
         )
     if options.search:
-        points = searched(results, options)
+        points = search_files(results, options)
         thresholds = best(points).thresholds
         print(table(points))
         print(*write_search(points, Path(options.out)), sep="\n")
@@ -288,7 +159,7 @@ def run(options: Options) -> dict[str, float]:
         options.folder or None,
         categories=results.categories,
         images=list(results.images.values()),
-        results=merged(results, options, thresholds),
+        results=merge_all(results, options, thresholds),
     )
     words = ", ".join(f"{name}={value:g}" for name, value in thresholds.items())
     print(f"{count} images merged with {words}: {options.out}")
@@ -299,7 +170,7 @@ def main(words: list[str] | None = None) -> None:
     """Read the options from the command line."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    run(typed(cfg))
+    run(to_dataclass(cfg))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
 from panoptic.annotators import simulate
 from panoptic.annotators.analysis import SIZES, bootstrap, by_size, ious_of_matches, size_edges
@@ -248,7 +248,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(list(words))
-    run(typed(cfg))
+    run(to_dataclass(cfg))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from common.clevr.generation.generate import generate
 from common.clevr.generation.tiny import generate_tiny
 from common.clevr.programs import to_prefix, to_tree
 from common.clevr.questions import Question
-from common.config import require_choice, require_range, typed
+from common.config import require_choice, require_range, to_dataclass
 from common.config import run as run_command
 from common.timing import Calls, Row
 from program_execution.config import Config
@@ -90,7 +90,7 @@ def _default_run(options: Options) -> Config:
     """The settings in which the default run trains its engine."""
     given = ["stage=ee", "evaluate.programs=ground_truth", "versus={}", "output_dir=unused"]
     with initialize_config_dir(str(Path(__file__).with_name("conf")), version_base="1.3"):
-        cfg: Config = typed(compose("config", [*given, *options.settings]))
+        cfg: Config = to_dataclass(compose("config", [*given, *options.settings]))
     return cfg
 
 
@@ -263,7 +263,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
     cfg = OmegaConf.structured(Options)
     cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = typed(cfg)
+    options: Options = to_dataclass(cfg)
     torch.set_num_threads(options.threads)
     facts = timing.conditions(options.device)
     print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")

@@ -35,7 +35,7 @@ from common.clevr.arrays import encode
 from common.clevr.arrays.scenes import pack
 from common.clevr.dataset import UNK, Questions
 from common.clevr.execute_batch import BatchExecutor
-from common.config import require_choice, typed
+from common.config import require_choice, to_dataclass
 from common.config import run as run_command
 from program_execution import data
 from program_execution.config import Data
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given and "=" in given[0] and not Path(given[0]).exists():
         options = OmegaConf.structured(Files)
         options.merge_with_dotlist(given)
-        if check_programs(typed(options))["overall"] < 100:
+        if check_programs(to_dataclass(options))["overall"] < 100:
             raise SystemExit(1)
         return
     parser = argparse.ArgumentParser(prog="python check_data.py", description=__doc__)

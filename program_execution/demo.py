@@ -29,7 +29,7 @@ from common.clevr.arrays.extract import Extractor, read_resized
 from common.clevr.arrays.features import Features
 from common.clevr.dataset import Questions
 from common.clevr.vocabulary import Vocabulary
-from common.config import require_range, typed
+from common.config import require_range, to_dataclass
 from common.config import run as run_command
 from common.images import read_image
 from program_execution import data
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> Config:
     content = OmegaConf.structured(Config)
     content.merge_with(OmegaConf.load(file))
     content.output_dir = str(folder)
-    cfg: Config = typed(content)
+    cfg: Config = to_dataclass(content)
     if cfg.stage == "all":
         if not (folder / "vocab.json").is_file():
             raise ValueError(f"run={folder} has several stages: name the folder of one, as joint.")
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options = OmegaConf.structured(Options)
     options.merge_with_dotlist(given)
-    answer(typed(options))
+    answer(to_dataclass(options))
 
 
 if __name__ == "__main__":

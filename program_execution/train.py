@@ -20,7 +20,6 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from common import config, dist
-from common.clevr.dataset import training_batches
 from common.data import seed_everything
 from common.run import checkpoint, log, result, versus
 from common.run.options import Options
@@ -36,7 +35,7 @@ def train(cfg: Config) -> dict[str, float]:
     seed_everything(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    device, stage, column = dist.device(), cfg.of_stage(), evaluate.columns(cfg)[0]
+    device, stage, columns = dist.device(), cfg.of_stage(), evaluate.columns(cfg)
     training, validation, sets = stages.datasets(cfg)
     network = stages.build(cfg, training).to(device)
     objective = stages.Objective(cfg, network, training)
@@ -50,17 +49,7 @@ def train(cfg: Config) -> dict[str, float]:
     stop = start if cfg.only_evaluate or not trained else stage.steps
     if dist.is_main():
         training.words.save(Path(cfg.output_dir, "vocab.json"))
-    if cfg.stage == "ee" and cfg.ee_programs == "predicted" and start < stop:
-        training.programs = stages.predict_programs(network, training, cfg.output_dir)
-    batches = training_batches(
-        training,
-        batch_size=stage.batch_size,
-        seed=cfg.seed,
-        start=start,
-        stop=stop,
-        by_image=cfg.data.by_image,
-        workers=cfg.data.workers,
-    )
+    batches = stages.batches(cfg, network, training, start, stop)
     record = log.Log(cfg.output_dir, stage.steps, every=cfg.log_every, start=start)
     network.train()
     for step, batch in enumerate(batches, start + 1):
@@ -84,7 +73,7 @@ def train(cfg: Config) -> dict[str, float]:
             scores = evaluate.evaluate(network, cfg, validation)
             record(step, force=True, **evaluate.brief(scores))
         if stopping or scores or step % cfg.save_every == 0 or last:
-            best = {column: scores[column]} if scores else None
+            best = {columns[0]: scores[columns[0]]} if scores else None
             checkpoint.save(cfg.output_dir, step, best=best, **parts)
         if stopping:
             record.close()
@@ -95,7 +84,7 @@ def train(cfg: Config) -> dict[str, float]:
     record(max(1, stop), force=True, **metrics)
     record.close()
     write_figure(network, cfg, next(iter(sets.values())))
-    columns, seconds = evaluate.columns(cfg), time.time() - started
+    seconds = time.time() - started
     result.write(cfg.output_dir, metrics, steps=stop, seconds=seconds, columns=columns)
     return metrics
 
@@ -103,7 +92,7 @@ def train(cfg: Config) -> dict[str, float]:
 def parameter_groups(
     network: Network, trained: list[torch.nn.Parameter], cfg: Config
 ) -> list[dict[str, Any]]:
-    """Parameters by rate: where answers teach the generator, it may have one of its own."""
+    """Parameters by learning rate: where answers teach the generator, it may have its own."""
     stage = cfg.of_stage()
     slower = cfg.reinforce.lr if cfg.stage in ("joint", "tune") else 0.0
     writer = {id(p) for p in network.generator.parameters()} if network.generator else set()
@@ -113,7 +102,7 @@ def parameter_groups(
 
 
 def build_schedule(optimizer: Adam, stage: Stage) -> LRScheduler:
-    """The rate of each step."""
+    """The learning rate of each step."""
     if stage.schedule == "cosine":
         return CosineAnnealingLR(optimizer, max(1, stage.steps))
     return LambdaLR(optimizer, lambda step: 1.0)
@@ -138,13 +127,13 @@ def keep_best(network: Network, cfg: Config) -> None:
 def run(cfg: Config) -> dict[str, float]:
     """Train one stage or all, leaving a result also where the loss diverges."""
     how = partial(all_stages.train_all, train=train) if cfg.stage == "all" else train
-    return result.recorded(how, cfg, columns=evaluate.ANSWERS)
+    return result.record(how, cfg, columns=evaluate.ANSWERS)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side."""
-    settings: Config = config.typed(cfg)
+    settings: Config = config.to_dataclass(cfg)
     if settings.versus:
         data.build_ahead(settings.data)  # once, instead of in every process
         versus.run_all(run, cfg, columns=evaluate.ANSWERS, curve="val_accuracy")

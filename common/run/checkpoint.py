@@ -57,7 +57,7 @@ def save(
     path = Path(folder) / f"checkpoint-{step:08d}.pt"
     states = dist.gather(random_states.get())
     _on_main(lambda: _save(path, states, best, parts))
-    dist.saved(step)
+    dist.note_saved(step)
     return path
 
 
@@ -101,8 +101,8 @@ def resume(folder: str | Path, *, steps: int | None = None, **parts: Any) -> int
         log.note_changes(folder, meta["step"], changed)
     if meta["world_size"] == dist.world_size():
         random_states.restore(content["random"][dist.rank()])
-    dist.reached(meta["step"])
-    dist.saved(meta["step"])
+    dist.note_step(meta["step"])
+    dist.note_saved(meta["step"])
     return meta["step"]
 
 

@@ -88,7 +88,7 @@ class Log:
 
     def __call__(self, step: int, force: bool = False, **values: Tensor | float) -> None:
         """Note `values` (scalars) of `step`, from 1; `force` writes them as a line of their own."""
-        dist.reached(step)
+        dist.note_step(step)
         if not dist.is_main():
             return
         if not self.opened:

@@ -51,7 +51,7 @@ def write(
         print(f"{figures} after {steps} steps, {seconds:.0f} s; everything in {folder}")
 
 
-def recorded(
+def record(
     train: Callable[[Any], dict[str, float]], cfg: Any, *, columns: Sequence[str]
 ) -> dict[str, float]:
     """`train(cfg)`; where its loss diverges, that is written as the run's result before it ends."""

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from omegaconf import DictConfig, OmegaConf
 
 from .. import dist, draw, files, spawn
-from ..config import typed
+from ..config import to_dataclass
 from ..errors import PREEMPTED, UserError
 from ..tables.runs import read_result
 from . import log, result
@@ -81,7 +81,7 @@ def _train(run: Callable[[Any], object], settings: Mapping[str, DictConfig]) -> 
     words = context.SimpleQueue()  # why a run has ended, with the run's name
     waiting: list[BaseProcess] = [
         context.Process(
-            target=_one, args=(run, typed(variant), name.ljust(width), words), name=name
+            target=_one, args=(run, to_dataclass(variant), name.ljust(width), words), name=name
         )
         for name, variant in settings.items()
     ]

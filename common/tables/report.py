@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
-from ..files import shown
+from ..files import relative
 from .choice import Choice, Results, choose, figures
 from .claims import Beside, mean_std
 from .markdown import markdown
@@ -214,7 +214,7 @@ def _csv(table: Table, rows: Plan, results: Results) -> str:
                 status = divergence(result) or ("finished" if result else "missing")
                 metrics = [result.get("metrics", {}).get(name, "") for name in names]
                 facts = [*metrics, *(result.get(key, "") for key in about)]
-                command = [shlex.join(run.overrides), shown(run.folder)]
+                command = [shlex.join(run.overrides), relative(run.folder)]
                 out.writerow([row.name, *point.values.values(), run.seed, status, *facts, *command])
     return text.getvalue()
 

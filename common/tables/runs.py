@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import PREEMPTED
-from ..files import shown
+from ..files import relative
 
 GRACE = 60  # seconds a child has to save its state when we are interrupted
 TAIL = 12  # lines of a failed run's console that are repeated in the account
@@ -71,7 +71,7 @@ def execute(runs: Sequence[Run], project: Path, jobs: int) -> dict[Path, Ending]
             for slot in sorted(set(range(jobs)) - set(active)):
                 if waiting:
                     run = waiting.popleft()
-                    bar.write(f"started  {run.label}: {shown(run.folder)}")
+                    bar.write(f"started  {run.label}: {relative(run.folder)}")
                     active[slot] = (run, *_start(run, project, _environment(slot, jobs, devices)))
             time.sleep(0.05)
             for slot, (run, process, offset) in list(active.items()):
@@ -133,7 +133,7 @@ def _ending(run: Run, code: int, offset: int) -> Ending:
     with (run.folder / "console.txt").open("rb") as console:
         console.seek(offset)
         lines = console.read().decode(errors="replace").rstrip().splitlines()[-TAIL:]
-    return Ending("failed", f"{run.label}: {why}, see {shown(run.folder)}/console.txt", lines)
+    return Ending("failed", f"{run.label}: {why}, see {relative(run.folder)}/console.txt", lines)
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:

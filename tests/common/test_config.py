@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from common.config import explain, require_choice, require_range, run, typed
+from common.config import explain, require_choice, require_range, run, to_dataclass
 from common.errors import UserError
 from common.optim import follow, parameter_groups, warmup_multistep
 from tests.commands import Commands
@@ -32,7 +32,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig
 from common import dist
-from common.config import require_choice, require_range, run, typed
+from common.config import require_choice, require_range, run, to_dataclass
 
 @dataclass
 class Loss:
@@ -70,7 +70,7 @@ def train(cfg: Config) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    config: Config = typed(cfg)
+    config: Config = to_dataclass(cfg)
     dist.launch(train, config, config.processes)
 
 if __name__ == "__main__":
@@ -142,13 +142,13 @@ def composed(conf: Path) -> Compose:
 def complaint(composed: Compose, *overrides: str) -> str:
     """The sentence that a user reads."""
     with pytest.raises((HydraException, OmegaConfBaseException, UserError)) as stop:
-        typed(composed(*overrides))
+        to_dataclass(composed(*overrides))
     text = stop.value if isinstance(stop.value, UserError) else explain(stop.value, ["experiment"])
     return str(text)
 
 
 def test_a_good_configuration_becomes_plain_dataclasses(composed: Compose) -> None:
-    cfg = typed(composed("data.root=/data", "loss.gamma=1", "milestones=[3]"))
+    cfg = to_dataclass(composed("data.root=/data", "loss.gamma=1", "milestones=[3]"))
     assert type(cfg) is Config
     assert cfg == Config(Loss(1.0), Data("scenes", "/data"), steps=5, milestones=[3])
 
@@ -223,7 +223,7 @@ def test_a_script_of_another_checkout_is_refused(
     script.__file__ = str(other / "focal_loss/train.py")
     monkeypatch.setitem(sys.modules, "__main__", script)
     with pytest.raises(UserError, match=f"run 'pip install -e .' in {other}"):
-        typed(OmegaConf.structured(Config))
+        to_dataclass(OmegaConf.structured(Config))
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_a_failing_worker_ends_the_run_with_its_own_message(
     commands: Commands, tmp_path: Path
 ) -> None:
     body = """
-    dist.reached(7)
+    dist.note_step(7)
     if dist.rank() == 1:
         raise KeyError("bad sample 000139.jpg")
     dist.barrier()
@@ -224,7 +224,7 @@ LOOP = """
 for step in range(1, 10**6):
     time.sleep(0.01)
     dist.barrier()
-    dist.reached(step)
+    dist.note_step(step)
     if step == 3:
         open(f"{cfg.output_dir}/{dist.rank()}.tmp", "w").write(str(os.getpid()))
         os.rename(f"{cfg.output_dir}/{dist.rank()}.tmp", f"{cfg.output_dir}/{dist.rank()}.pid")
@@ -282,7 +282,7 @@ for step in range(begun + 1, 21):
     optimizer.zero_grad()
     network(torch.rand(1, 1)).sum().backward()
     optimizer.step()
-    dist.reached(step)
+    dist.note_step(step)
     if step % 5 == 0:
         checkpoint.save(cfg.output_dir, step, **state)
     if step == 13 and not begun and dist.rank() == 1:
@@ -334,7 +334,7 @@ def test_a_silent_worker_ends_the_run_within_the_timeout(
     commands: Commands, tmp_path: Path
 ) -> None:
     body = """
-    dist.reached(5)
+    dist.note_step(5)
     time.sleep(100000) if dist.rank() else dist.barrier()
     """
     code, _, err = end(start(commands, tmp_path, body, FAIR_VISION_TIMEOUT="4.321"))
@@ -368,7 +368,7 @@ def test_all_ranks_stop_after_the_same_step(commands: Commands, tmp_path: Path, 
 
 def test_a_second_interrupt_exits_at_once(commands: Commands, tmp_path: Path) -> None:
     body = """
-    dist.reached(1)
+    dist.note_step(1)
     open(f"{cfg.output_dir}/{dist.rank()}.pid", "w").write(str(os.getpid()))
     for _ in range(6000):
         time.sleep(0.01)

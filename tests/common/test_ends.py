@@ -50,7 +50,7 @@ def train(cfg):
         list(torch.utils.data.DataLoader(Waits(), num_workers=2))
     elif cfg.work == "steps":
         for step in range(start + 1, 10**6):
-            dist.reached(step)
+            dist.note_step(step)
             print("step", step, flush=True)
             time.sleep(0.01)
             if dist.stop_requested():
@@ -74,7 +74,7 @@ class Waits:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg):
-    settings = config.typed(cfg)
+    settings = config.to_dataclass(cfg)
     if settings.work == "main pool":
         with ProcessPoolExecutor(2) as pool:
             list(pool.map(wait, range(2)))

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 import focal_loss
 from common import draw
-from common.config import typed
+from common.config import to_dataclass
 from common.errors import UserError
 from common.tables.plan import compose_rows
 from focal_loss import analyse, data, train
@@ -29,7 +29,7 @@ def settings(*words: str) -> Config:
     """What `python train.py WORDS` would train."""
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     with initialize_config_dir(str(FOLDER / "conf"), version_base="1.3"):
-        return typed(compose("config", [*words, "output_dir=unused"]))
+        return to_dataclass(compose("config", [*words, "output_dir=unused"]))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from PIL import Image
 from common.coco.check_data import main as check_data
 from common.coco.dataset import CocoDataset
 from common.coco.files import find_split
-from common.config import typed
+from common.config import to_dataclass
 from common.run import checkpoint
 from focal_loss.config import Config
 from focal_loss.train import train as train_here
@@ -415,7 +415,7 @@ def test_training_and_check_data_find_the_same_faults_before_step_1(
     words = coco.words(f"output_dir={tmp_path}/run")
     ConfigStore.instance().store("schema", Config)
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        cfg = typed(compose("config", list(words)))
+        cfg = to_dataclass(compose("config", list(words)))
     with pytest.raises(ValueError, match=message):
         train_here(cfg)
     assert not (tmp_path / "run").exists()

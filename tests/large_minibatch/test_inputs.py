@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from common.config import typed
+from common.config import to_dataclass
 from common.errors import UserError
 from large_minibatch import data, prepare
 from large_minibatch.config import Config, Data, Model, Norm, Rate
@@ -193,4 +193,4 @@ def test_an_option_out_of_range_is_named_in_one_sentence(option):
     cfg.merge_with_dotlist([option])
     key = option.split("=")[0]
     with pytest.raises(UserError, match=rf"^{re.escape(key)}=.*(give|must be) [^\n]*\.$"):
-        typed(cfg)
+        to_dataclass(cfg)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from common.config import UserError, typed
+from common.config import UserError, to_dataclass
 from common.run import checkpoint
 from large_minibatch.mask_rcnn.instances import Instances, TransferData
 from large_minibatch.mask_rcnn.network import fine_tuning, load_backbone, mask_rcnn
@@ -287,13 +287,13 @@ def test_what_is_missing_or_wrong_is_one_sentence(words, hint):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("transfer", [*words, "output_dir=nowhere"])
     with pytest.raises(UserError, match=hint):
-        typed(cfg)
+        to_dataclass(cfg)
 
 
 def test_the_paper_is_the_default():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = ["init=imagenet", "data.root=/data/coco", "output_dir=nowhere"]
-        composed = typed(compose("transfer", words))
+        composed = to_dataclass(compose("transfer", words))
     own = TransferConfig(
         init="imagenet", data=TransferData(root="/data/coco"), output_dir="nowhere"
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 import panoptic
-from common.config import UserError, typed
+from common.config import UserError, to_dataclass
 from panoptic import data
 from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
@@ -36,7 +36,7 @@ def settings(*words: str) -> Config:
     """What `python train.py WORDS` would train."""
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     with initialize_config_dir(str(FOLDER / "conf"), version_base="1.3"):
-        return typed(compose("config", [*words, "output_dir=unused"]))
+        return to_dataclass(compose("config", [*words, "output_dir=unused"]))
 
 
 @pytest.fixture(scope="module")

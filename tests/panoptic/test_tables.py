@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from common.config import typed
+from common.config import to_dataclass
 from common.tables import main
 from common.tables.plan import Request, compose_rows, plan
 from panoptic.annotators import paper as study_paper
@@ -33,7 +33,7 @@ def settings(overrides: list[str]) -> Config:
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     root = [] if "experiment=mini" in overrides else ["data.root=x"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("config", [*overrides, *root, "output_dir=unused"]))
+        return to_dataclass(compose("config", [*overrides, *root, "output_dir=unused"]))
 
 
 def folders(name: str, scale: str) -> dict[str, Path]:

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from common.config import typed
+from common.config import to_dataclass
 from common.tables import main
 from common.tables.claims import Beside, Gap
 from common.tables.plan import Request, compose_rows, plan
@@ -25,7 +25,7 @@ def settings(overrides: list[str]) -> Config:
     given = [] if small else ["data.root=x"]
     given += ["data.scenes=x"] if "data.scenes=???" in overrides else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(compose("config", [*overrides, *given, "output_dir=unused"]))
+        return to_dataclass(compose("config", [*overrides, *given, "output_dir=unused"]))
 
 
 def test_every_row_of_every_table_composes_in_every_scale():
