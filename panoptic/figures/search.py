@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common.tables.markdown import markdown
 
+from ..files.pixels import write_bytes
 from ..merging.search import Point, best
-from .report import cell
+from .report import cell, csv_text
 
 
 def table(points: Sequence[Point], *, top: int = 10) -> str:
@@ -27,6 +28,15 @@ def table(points: Sequence[Point], *, top: int = 10) -> str:
 def rows(points: Iterable[Point]) -> list[dict[str, float]]:
     """One row a point, for a CSV file: thresholds, then PQ, SQ, RQ of all, things and stuff."""
     return [point.thresholds | point.scores.percent() for point in points]
+
+
+def write_search(points: Sequence[Point], out: Path) -> tuple[Path, Path]:
+    """Write the grid as CSV and as heat maps beside `out`."""
+    sheet, maps = (out.with_name(f"{out.stem}_search{end}") for end in (".csv", ".png"))
+    lines = rows(points)
+    write_bytes(sheet, csv_text(lines[0], lines).encode())
+    heat_maps(points, maps)
+    return sheet, maps
 
 
 AXES = {"confidence": "score at least", "overlap": "hidden at most", "stuff_area": "stuff area"}

@@ -54,16 +54,12 @@ class Point:
     @property
     def thresholds(self) -> dict[str, float]:
         """As `merge.merge` takes them."""
-        return {
-            "confidence": self.confidence,
-            "overlap": self.overlap,
-            "stuff_area": self.stuff_area,
-        }
+        return {name: getattr(self, name) for name in ("confidence", "overlap", "stuff_area")}
 
     @property
     def default(self) -> bool:
         """Whether these are the official script's."""
-        return (self.confidence, self.overlap, self.stuff_area) == (CONFIDENCE, OVERLAP, STUFF_AREA)
+        return [*self.thresholds.values()] == [CONFIDENCE, OVERLAP, STUFF_AREA]
 
     @property
     def pq(self) -> float:
@@ -86,11 +82,8 @@ def search(
     it is a thing. things: values that are not painted besides the things among `categories`, see
     `merge.add_stuff`. Raises ValueError where there is no example.
     """
-    grid = [sorted({*values}) for values in (confidences, overlaps, stuff_areas)]
-    for values, default in zip(grid, (CONFIDENCE, OVERLAP, STUFF_AREA), strict=True):
-        if default not in values:
-            values.append(default)
-            values.sort()
+    given = (confidences, CONFIDENCE), (overlaps, OVERLAP), (stuff_areas, STUFF_AREA)
+    grid = [sorted({*values, default}) for values, default in given]
     skipped = frozenset([*things, *(c for c, thing in categories.items() if thing)])
     shape = *(len(values) for values in grid), len(categories), 5
     sums = torch.zeros(shape, dtype=torch.float64)
