@@ -8,7 +8,7 @@ examples: `sampling`.
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,15 +156,14 @@ class _Loader:
         collate: Callable[[list], Any],
         workers: int,
         bad: BadImages | None,
-        seed: int = 0,
-        groups: Tensor | None = None,
-        keep_workers: bool = False,
+        stream: SampleStream | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers is {workers}: choose 0 (none) or more")
         advice = ""
         if bad is not None and bad.policy == "raise":  # the caller has a choice
             advice = ", or set data.bad_images=skip to count and replace such images in training"
+        seed, groups = (stream.seed, stream.groups) if stream else (0, None)
         self.bad, self.workers = bad or BadImages(), workers
         self.size = len(dataset)  # type: ignore[arg-type]
         self.loader = DataLoader(
@@ -174,7 +173,7 @@ class _Loader:
             collate_fn=_identity,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=keep_workers and workers > 0,
+            persistent_workers=workers > 0 and not stream,  # training is one long pass
             generator=torch.Generator(),  # else it would draw from the global one
         )
 
@@ -225,44 +224,30 @@ class _Pieces:
 
 def train_loader(
     dataset: Dataset,
-    batch_size: int,
+    stream: SampleStream,
     start: int,
     stop: int,
     *,
-    seed: int,
     workers: int = 0,
     collate: Callable[[list], Any] = default_collate,
-    groups: Sequence[int] | None = None,
-    chunk: int | None = None,
     accumulate: int = 1,
     cut: bool = False,
     bad: BadImages | None = None,
 ) -> _Loader:
     """The `stop - start` batches of the steps after `start`, this process's share of each.
 
-    batch_size: examples per optimizer step over all processes. groups, chunk: see `SampleStream`.
-    accumulate: equal pieces that each share must have; cut: give these one by one, for shares too
-    large to hold at once.
+    stream: which examples a step has over all processes. accumulate: equal pieces that each share
+    must have; cut: give these one by one, for shares too large to hold at once.
     """
     world = dist.world_size()
-    if batch_size % (world * accumulate):
+    if stream.batch_size % (world * accumulate):
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared by processes={world} with "
+            f"batch_size={stream.batch_size} cannot be shared by processes={world} with "
             f"accumulate={accumulate} equal pieces each: choose a multiple of {world * accumulate}."
         )
-    size = len(dataset)  # type: ignore[arg-type]
-    stream = SampleStream(size, batch_size, seed=seed, groups=groups, chunk=chunk)
     steps = range(start, stop)
     pieces = _Pieces(stream, steps, accumulate if cut else 1, dist.rank(), world)
-    return _Loader(
-        dataset,
-        pieces,
-        collate=collate,
-        workers=workers,
-        bad=bad,
-        seed=seed,
-        groups=stream.groups,
-    )
+    return _Loader(dataset, pieces, collate=collate, workers=workers, bad=bad, stream=stream)
 
 
 def eval_loader(
@@ -286,5 +271,4 @@ def eval_loader(
     world = dist.world_size() if world is None else world
     mine = [(0, index) for index in range(rank, len(dataset), world)]  # type: ignore[arg-type]
     steps = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    # Evaluation comes again; training is one long pass
-    return _Loader(dataset, steps, collate=collate, workers=workers, bad=bad, keep_workers=True)
+    return _Loader(dataset, steps, collate=collate, workers=workers, bad=bad)

@@ -42,21 +42,23 @@ class SampleStream:
             raise ValueError(f"batch_size is {batch_size}: choose at least 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}: choose 0 or more")
-        self.size, self.seed = size, seed
+        self.size, self.batch_size, self.seed = size, batch_size, seed
         self.groups = None if groups is None else torch.as_tensor(groups)
         self.chunk = 1 if groups is None else (chunk or batch_size)
-        self._check_groups(batch_size)
+        self._check_groups()
         self.chunks_per_batch = batch_size // self.chunk
         self._epoch, self._chunks = 0, self._shuffle(0)
         self.steps_per_epoch = len(self._chunks) // self.chunks_per_batch  # 0: set < batch
 
-    def _check_groups(self, batch_size: int) -> None:
+    def _check_groups(self) -> None:
         if self.groups is None:
             return
         if len(self.groups) != self.size:
             raise ValueError(f"{len(self.groups)} group ids for {self.size} examples")
-        if batch_size % self.chunk:
-            raise ValueError(f"batch_size {batch_size} is not a multiple of chunk {self.chunk}")
+        if self.batch_size % self.chunk:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of chunk {self.chunk}"
+            )
         ids, counts = self.groups.unique(return_counts=True)
         if counts.min() < self.chunk:
             group, count = int(ids[counts.argmin()]), int(counts.min())

@@ -18,6 +18,7 @@ from common.coco.dataset import CocoDataset
 from common.coco.fields import Categories
 from common.coco.files import find_split
 from common.data import BadImages, eval_loader, train_loader
+from common.sampling import SampleStream
 from common.scenes import Scenes, World
 from focal_loss.config import Config, Loss
 from focal_loss.config import Data as DataConfig
@@ -249,13 +250,11 @@ def training_batches(dataset: Detection, cfg: Config, start: int, stop: int) -> 
             groups = None  # the few of one kind would never fill a batch
     return train_loader(
         dataset,
-        cfg.batch_size,
+        SampleStream(len(dataset), cfg.batch_size, seed=cfg.seed, groups=groups),
         start,
         stop,
-        seed=cfg.seed,
         workers=cfg.data.workers,
         collate=Collate(cfg.data),
-        groups=groups,
         accumulate=cfg.accumulate,
         bad=BadImages(cfg.data.bad_images),
     )

@@ -183,10 +183,9 @@ def training_batches(
         return _steps(pieces, stop - start, plan.accumulation)
     loader = train_loader(
         dataset,
-        plan.batch_size,
+        SampleStream(len(dataset), plan.batch_size, seed=cfg.seed),
         start,
         stop,
-        seed=cfg.seed,
         workers=cfg.data.workers,
         collate=collate,
         accumulate=plan.accumulation,

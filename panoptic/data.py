@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common import dist
 from common.data import BadImages, eval_loader, train_loader
+from common.sampling import SampleStream
 from panoptic.config import Config
 from panoptic.config import Data as DataConfig
 from panoptic.files.categories import Category, require_equal
@@ -127,15 +128,14 @@ def training_batches(dataset: Panoptic, cfg: Config, start: int, stop: int) -> I
 
     Raises ValueError unless each batch can be cut into `accumulate` equal pieces a process.
     """
+    groups = dataset.groups(cfg.batch_size) if cfg.data.aspect_groups else None
     return train_loader(
         dataset,
-        cfg.batch_size,
+        SampleStream(len(dataset), cfg.batch_size, seed=cfg.seed, groups=groups),
         start,
         stop,
-        seed=cfg.seed,
         workers=cfg.data.workers,
         collate=collate,
-        groups=dataset.groups(cfg.batch_size) if cfg.data.aspect_groups else None,
         accumulate=cfg.accumulate,
         bad=BadImages(cfg.data.bad_images),
     )

@@ -17,6 +17,7 @@ from common.coco.dataset import Categories, CocoDataset
 from common.coco.files import find_split
 from common.config import require_choice, require_range
 from common.data import BadImages, train_loader
+from common.sampling import SampleStream
 from common.scenes import Scenes, World
 from common.transforms import HorizontalFlip
 
@@ -110,16 +111,14 @@ def training_batches(
     dataset: Instances, cfg: TransferData, start: int, stop: int, *, batch_size: int, seed: int
 ) -> Iterable[tuple[list[Tensor], list[dict]]]:
     """The batches of this process in the steps after `start`, up to `stop`."""
+    groups = dataset.groups(IMAGES_PER_GPU) if cfg.aspect_groups else None
     return train_loader(
         dataset,
-        batch_size,
+        SampleStream(len(dataset), batch_size, seed=seed, groups=groups, chunk=IMAGES_PER_GPU),
         start,
         stop,
-        seed=seed,
         workers=cfg.workers,
         collate=collate,
-        groups=dataset.groups(IMAGES_PER_GPU) if cfg.aspect_groups else None,
-        chunk=IMAGES_PER_GPU,
         bad=BadImages(cfg.bad_images),
     )
 

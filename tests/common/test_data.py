@@ -41,6 +41,11 @@ class Numbers(Dataset):
         return torch.tensor([index, random.random(), np.random.rand(), float(torch.rand(()))])
 
 
+def loader_of(dataset, batch_size, start, stop, *, seed, groups=None, **options):
+    stream = SampleStream(len(dataset), batch_size, seed=seed, groups=groups)
+    return train_loader(dataset, stream, start, stop, **options)
+
+
 def indices(keys):
     return [index for _, index in keys]
 
@@ -129,8 +134,8 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused():
 
 
 def test_any_number_of_workers_gives_the_same_batches_and_augmentation():
-    alone = list(train_loader(Numbers(), 4, 0, 12, seed=7))
-    helped = list(train_loader(Numbers(), 4, 0, 12, seed=7, workers=2))
+    alone = list(loader_of(Numbers(), 4, 0, 12, seed=7))
+    helped = list(loader_of(Numbers(), 4, 0, 12, seed=7, workers=2))
     assert len(alone) == len(helped) == 12
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
     draws = torch.cat(alone)[:, 1:]
@@ -138,10 +143,10 @@ def test_any_number_of_workers_gives_the_same_batches_and_augmentation():
 
 
 def test_resuming_inside_an_epoch_gives_the_remaining_batches():
-    whole = list(train_loader(Numbers(), 4, 0, 12, seed=7))
-    rest = list(train_loader(Numbers(), 4, 7, 12, seed=7))
+    whole = list(loader_of(Numbers(), 4, 0, 12, seed=7))
+    rest = list(loader_of(Numbers(), 4, 7, 12, seed=7))
     assert all(torch.equal(a, b) for a, b in zip(whole[7:], rest, strict=True))
-    assert list(train_loader(Numbers(), 4, 12, 12, seed=7)) == []
+    assert list(loader_of(Numbers(), 4, 12, 12, seed=7)) == []
 
 
 def test_drawing_examples_leaves_the_global_random_states_alone():
@@ -151,17 +156,17 @@ def test_drawing_examples_leaves_the_global_random_states_alone():
     seed_everything(5)
     expected = draws()
     seed_everything(5)
-    list(train_loader(Numbers(), 4, 0, 3, seed=7))
-    list(train_loader(Numbers(), 4, 0, 3, seed=7, workers=1))
+    list(loader_of(Numbers(), 4, 0, 3, seed=7))
+    list(loader_of(Numbers(), 4, 0, 3, seed=7, workers=1))
     assert draws() == expected
 
 
 def test_spawned_workers_give_the_same_batches(pictures):
     dataset = ImageFolder(pictures, v2.RandomCrop(4))
-    expected = list(train_loader(dataset, 4, 0, 4, seed=1))
+    expected = list(loader_of(dataset, 4, 0, 4, seed=1))
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        spawned = list(train_loader(dataset, 4, 0, 4, seed=1, workers=1))
+        spawned = list(loader_of(dataset, 4, 0, 4, seed=1, workers=1))
     finally:
         multiprocessing.set_start_method(None, force=True)
     for (images, labels), (others, same) in zip(expected, spawned, strict=True):
@@ -172,7 +177,7 @@ def test_spawned_workers_give_the_same_batches(pictures):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_fault_in_an_example_names_file_and_index(workers):
     with pytest.raises(RuntimeError, match=r"example 6 \(number-6.txt\): KeyError") as caught:
-        list(train_loader(Numbers(bad=6), 4, 0, 5, seed=7, workers=workers))
+        list(loader_of(Numbers(bad=6), 4, 0, 5, seed=7, workers=workers))
     assert "__getitem__" in caught.value.__notes__[0]  # the trace of the worker
 
 
@@ -184,7 +189,7 @@ class Killed(Numbers):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 def test_a_killed_worker_is_explained():
     with pytest.raises(ChildProcessError, match="one of the 1 DataLoader workers"):
-        list(train_loader(Killed(), 4, 0, 2, seed=0, workers=1))
+        list(loader_of(Killed(), 4, 0, 2, seed=0, workers=1))
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 20])
@@ -211,8 +216,8 @@ def test_an_empty_file_stops_training_or_is_replaced_by_policy(pictures):
     bad = dataset.files.index(str(pictures / "cat" / "03.jpg"))
     skip = "data.bad_images=skip"
     for loader, advised in (
-        (train_loader(dataset, 12, 0, 1, seed=0), False),
-        (train_loader(dataset, 12, 0, 1, seed=0, bad=BadImages("raise")), True),
+        (loader_of(dataset, 12, 0, 1, seed=0), False),
+        (loader_of(dataset, 12, 0, 1, seed=0, bad=BadImages("raise")), True),
         (eval_loader(dataset, 4), False),
     ):
         with pytest.raises(BadExample, match=f"^example {bad}: .*03.jpg cannot be read") as caught:
@@ -221,13 +226,13 @@ def test_an_empty_file_stops_training_or_is_replaced_by_policy(pictures):
         assert (skip in str(caught.value)) == advised
     policy = BadImages("skip")
     with pytest.warns(UserWarning, match="image 1 skipped: .*03.jpg"):
-        batches = list(train_loader(dataset, 12, 0, 3, seed=0, bad=policy))
+        batches = list(loader_of(dataset, 12, 0, 3, seed=0, bad=policy))
     assert list(policy.skipped) == [bad]  # counted once, though met in three epochs
     keys = indices(SampleStream(12, 12, seed=0).batch(0))
     at, follower = keys.index(bad), keys.index(bad + 1)
     assert torch.equal(batches[0][0][at], batches[0][0][follower])
     with pytest.warns(UserWarning, match="skipped"):
-        helped = list(train_loader(dataset, 12, 0, 3, seed=0, bad=BadImages("skip"), workers=2))
+        helped = list(loader_of(dataset, 12, 0, 3, seed=0, bad=BadImages("skip"), workers=2))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, helped, strict=True))
 
 
@@ -236,9 +241,7 @@ def test_the_replacement_comes_from_the_same_group(pictures):
     Path(dataset.files[3]).write_bytes(b"")
     groups = [i % 2 for i in range(12)]
     dataset.labels = list(range(12))  # tells which example came
-    loader = train_loader(
-        dataset, 6, 0, 2, seed=0, groups=groups, bad=BadImages("skip"), collate=list
-    )
+    loader = loader_of(dataset, 6, 0, 2, seed=0, groups=groups, bad=BadImages("skip"), collate=list)
     with pytest.warns(UserWarning, match="skipped"):
         batches = [sorted(index for _, index in batch) for batch in loader]
     assert sorted(batches) == [[0, 2, 4, 6, 8, 10], [1, 5, 5, 7, 9, 11]]
@@ -251,7 +254,7 @@ def test_too_many_unreadable_pictures_stop_even_under_skip(pictures):
         pytest.warns(UserWarning, match="skipped"),
         pytest.raises(BadExample, match=r"2 of 12 images .* more than the 1 that limit=0.001"),
     ):
-        list(train_loader(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
+        list(loader_of(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
 
 
 def test_policies_are_checked():
@@ -260,7 +263,7 @@ def test_policies_are_checked():
     with pytest.raises(ValueError, match="limit is 2"):
         BadImages("skip", limit=2)
     with pytest.raises(ValueError, match="workers is -1"):
-        train_loader(Numbers(), 4, 0, 1, seed=0, workers=-1)
+        loader_of(Numbers(), 4, 0, 1, seed=0, workers=-1)
 
 
 def save(image, path, **options):
@@ -352,7 +355,7 @@ def test_images_of_too_many_pixels_are_skipped_or_named(pictures, size):
         with pytest.raises(UnreadableImage, match=r"03.jpg cannot be read .*(MAX_PIXELS|bomb)"):
             read(path)
     with pytest.warns(UserWarning, match=r"image 1 skipped: .*03.jpg"):
-        list(train_loader(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
+        list(loader_of(ImageFolder(pictures), 12, 0, 1, seed=0, bad=BadImages("skip")))
 
 
 def test_a_pipe_is_not_opened_as_an_image(tmp_path):
