@@ -4,7 +4,7 @@ H, W height and width, N ids. A panoptic map is `ids` (H, W); 0 is void. In COCO
 red + 256 green + 65536 blue.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -80,10 +80,9 @@ class SegmentIds:
     have black; they depend on nothing but the order of the calls.
     """
 
-    def __init__(self, categories: Mapping[int, Category], *, taken: Collection[int] = ()) -> None:
-        """taken: ids that are in use already."""
+    def __init__(self, categories: Mapping[int, Category]) -> None:
         self._categories = categories
-        self._taken = {0, *taken}
+        self._taken = {0}
         self._candidates: dict[int, Iterator[int]] = {}
 
     def new(self, category_id: int) -> int:

@@ -1,1 +1,1 @@
-"""What data.py is put together from: images on disk, built-in ones, augmentation, targets."""
+"""Parts of `data.py`: photographs on disk, built-in images, augmentation, targets."""

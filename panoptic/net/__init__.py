@@ -1,1 +1,1 @@
-"""Layers that model.py is put together from: trunk, semantic and instance networks."""
+"""Layers of `model.py`: bodies, Mask R-CNN and its regions, PSPNet, Panoptic FPN, padding."""

@@ -15,6 +15,8 @@ from . import padding
 from .backbone import NormLayer, body, norm_layer
 from .padding import Prediction, Result, Size, Targets, Wanted
 
+BINS = (1, 2, 3, 6)  # a side, PSPNet Sec. 3.2
+
 
 class PyramidPooling(nn.Module):
     """The map beside its averages over b x b bins for each b in `bins`, brought back to its size.
@@ -44,8 +46,7 @@ class PSPNet(nn.Module):
 
     classes: C. backbone: one of `backbone.BACKBONES` with bottlenecks, or "mini" (stride 2).
     norm: of the whole network, "bn" as in PSPNet, "gn" for small batches, or "frozen".
-    width: channels before the classifier; None: 512, and 32 for the mini backbone.
-    bins, dropout, auxiliary_weight: PSPNet's Secs. 3.2, 3.3 and 5.1.
+    dropout, auxiliary_weight: PSPNet's Secs. 5.1 and 3.3.
     """
 
     def __init__(
@@ -54,22 +55,19 @@ class PSPNet(nn.Module):
         *,
         backbone: str = "resnet50",
         norm: str = "bn",
-        freeze_at: int = 0,
-        width: int | None = None,
-        bins: Sequence[int] = (1, 2, 3, 6),
         dropout: float = 0.1,
         auxiliary_weight: float = 0.4,
     ):
         super().__init__()
         if not 1 <= classes <= 255:
             raise ValueError(f"classes is {classes}: choose 1 to 255, for 255 is void.")
-        width = width or (32 if backbone == "mini" else 512)
+        width = 32 if backbone == "mini" else 512  # before the classifier
         self.classes, self.norm, self.auxiliary_weight = classes, norm, auxiliary_weight
         # Differs: torchvision's ResNet begins with one 7x7 convolution, PSPNet's with three 3x3.
-        self.body = body(backbone, norm=norm, freeze_at=freeze_at, dilated=True)
+        self.body = body(backbone, norm=norm, freeze_at=0, dilated=True)
         layer = norm_layer(norm)
         c4, c5 = self.body.channels[-2:]
-        self.pooling = PyramidPooling(c5, bins, layer)
+        self.pooling = PyramidPooling(c5, BINS, layer)
         self.classifier = _classifier(self.pooling.channels, width, classes, layer, dropout)
         self.auxiliary = _classifier(c4, width // 2, classes, layer, dropout)
         self.counts = dict.fromkeys(("semantic", "auxiliary"), torch.tensor(0))

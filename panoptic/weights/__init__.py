@@ -1,1 +1,1 @@
-"""Weight files of others into ours."""
+"""Weight files of others: `initialise.py` loads them, `formats.py` knows their names."""

@@ -97,11 +97,12 @@ def test_5000_segments_of_each_of_two_stuff_classes_of_one_colour_do_not_collide
 
 
 def test_when_the_colours_near_a_class_are_used_up_others_follow():
-    corner = np.stack(np.meshgrid(*[np.arange(31)] * 3), axis=-1).reshape(-1, 3)
-    new = SegmentIds(categories(NIGHT), taken=(corner @ BYTES).tolist())
-    ids = [new.new(12) for _ in range(1000)]
-    assert len({0, *ids}) == 1001
-    assert min(distance(number, NIGHT) for number in ids) == 31
+    new = SegmentIds(categories(NIGHT))
+    near = [new.new(12) for _ in range(31**3 - 1)]
+    assert max(distance(number, NIGHT) for number in near) == 30
+    further = [new.new(12) for _ in range(1000)]
+    assert min(distance(number, NIGHT) for number in further) == 31
+    assert len({0, *near, *further}) == 31**3 + 1000
 
 
 def test_ids_depend_on_the_calls_alone():
