@@ -24,7 +24,7 @@ class Scenes:
         default_factory=lambda: ["cube", "cylinder", "cone", "pyramid", "prism", "dome"]
     )
     colors: list[str] = field(default_factory=lambda: ["red", "blue", "green", "yellow"])
-    distractors: list[int] = field(default_factory=lambda: [0, 0])  # unlabelled solids, an image
+    distractors: list[int] = field(default_factory=lambda: [0, 0])  # unlabelled solids per image
     noise: float = 60.0  # standard deviation of the sensor's noise, in 0..255 levels
     seed: int = 0  # of the world, not of the training
 
@@ -37,8 +37,8 @@ class Data:
     root: str = MISSING  # folder of the data set; empty for scenes and synthetic
     train: str = "train"  # sub-folder to train on
     val: str = "val"  # sub-folder to evaluate on
-    classes: str = ""  # file, a class (wnid) a line: ImageNet-5k of Fig. 6; empty: all folders
-    evaluated: str = ""  # file with the classes that are told apart in evaluation; empty: all
+    classes: str = ""  # file, one class (wnid) a line: ImageNet-5k of Fig. 6; empty: all folders
+    evaluated: str = ""  # file with the classes that evaluation chooses among; empty: all
     in_memory: bool = False  # decode once, keep all images as uint8 in memory
     crop: str = "fb"  # fb: fb.resnet.torch's | torchvision | pad: by 4 pixels, as for CIFAR | none
     interpolation: str = "bicubic"  # fb | bilinear: torchvision
@@ -51,9 +51,9 @@ class Data:
     lighting: float = 0.0  # fb: 0.1, PCA noise; the paper does not name it
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    bad_images: str = "raise"  # raise | skip: what an unreadable image does
+    bad_images: str = "raise"  # raise | skip: what happens at an unreadable image
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first images of each class, this many; 0: all
+    limit: int = 0  # training images of each class, the first ones; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ def build(cfg: DataConfig, split: str) -> "ImageFiles | InMemory":
     """The images of `split`, "train" or "val", with what that split does to them.
 
     Both number the classes alike: those of `cfg.classes`, else the sorted folders of the training
-    split. Raises ValueError, in a sentence, for the first thing amiss.
+    split. Raises ValueError with one sentence about the first fault.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split is {split!r}: choose 'train' or 'val'")
@@ -225,8 +225,8 @@ def some(dataset: ImageFiles | InMemory, indices: list[int]) -> Batch:
 def look_through(dataset: ImageFiles | InMemory, cfg: Config) -> None:
     """Read this process's share of the validation images once, as the evaluation will.
 
-    One that cannot be read, or is smaller than the crop, so ends a run before its first step. Those
-    in memory have been read.
+    So an image that cannot be read, or is smaller than the crop, ends a run before its first step.
+    Those in memory have been read.
     """
     if isinstance(dataset, ImageFiles):
         batches = validation_batches(dataset, cfg, cfg.per_forward)

@@ -55,7 +55,7 @@ class InMemory:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "InMemory":
-        """Move the images to `device`, but for crops that are resized, which a processor does."""
+        """Move the images to `device`, unless their crops are resized, which a CPU does."""
         if not (self.training and self.augment.resamples):
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
         return self

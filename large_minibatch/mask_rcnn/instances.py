@@ -37,9 +37,9 @@ class TransferData:
     val: str = "val"  # split to evaluate on
     flip: float = 0.5  # probability of a horizontal flip, the only augmentation
     aspect_groups: bool = True  # D1: the images of a GPU are all wide or all tall
-    bad_images: str = "raise"  # raise | skip: what an unreadable image does
+    bad_images: str = "raise"  # raise | skip: what happens at an unreadable image
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first images, this many; 0: all
+    limit: int = 0  # training images, the first ones; 0: all
 
     def __post_init__(self) -> None:
         require_choice("data.name", self.name, ("coco", "scenes"))

@@ -5,7 +5,7 @@
     load_backbone(network, state)            # classification weights in torchvision's names
     losses = network(images, targets)        # torchvision's interface
 
-K classes. The paper takes over the settings of Mask R-CNN: 2 images a GPU, 512 RoIs an image,
+K classes. The paper takes over the settings of Mask R-CNN: 2 images a GPU, 512 RoIs per image,
 masks of 28 x 28, BN fixed. MRCNN is arXiv 1703.06870v3; D1 is facebookresearch/Detectron, the
 authors' code of that time, for what neither paper states.
 """
@@ -80,11 +80,11 @@ class TransferModel:
     backbone: str = "resnet50"  # torchvision's name of the network in `init`
     freeze_at: int = 2  # D1: the stem and the first stage stay as pre-trained
     channels: int = 256  # of the pyramid and the mask head
-    rois: int = 512  # an image, Sec. 5.4
+    rois: int = 512  # per image, Sec. 5.4
     short_side: int = 800  # pixels, MRCNN 3.1
     long_side: int = 1333
     score: float = 0.05  # least score of a detection
-    detections: int = 100  # an image
+    detections: int = 100  # per image
 
 
 def mask_rcnn(
@@ -106,7 +106,7 @@ def mask_rcnn(
     num_classes: K, without background; the network's label 0 is the background.
     backbone: torchvision's name of a ResNet. channels: of the pyramid and the mask head.
     freeze_at: stages that stay as pre-trained, D1: the stem and the first of four.
-    rois: regions an image that the heads are trained on; a quarter of them on objects (MRCNN 3.1).
+    rois: regions per image that the heads are trained on; a quarter of them on objects (MRCNN 3.1).
     short_side, long_side: pixels; the network resizes. score, detections: least score, and number a
         image, of what it returns in evaluation.
     """
