@@ -208,10 +208,7 @@ def generate(
     size: tuple[int, int] = (480, 320),
     seed: int = 0,
 ) -> None:
-    """Built-in images, scene graphs and questions, in the layout of a download of CLEVR.
-
-    size: width and height of the images in pixels.
-    """
+    """Built-in images of `size`, width and height, scene graphs and questions, as CLEVR's files."""
     out = Path(out)
     made = builtin.build(
         split=split,

@@ -10,6 +10,7 @@ B questions, L tokens. Programs that are given begin with START; those that are 
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import dist
-from common.clevr.dataset import Batch, Questions, in_order
+from common.clevr.dataset import Batch, Questions, in_order, training_batches
 from common.clevr.grammar import Grammar
 from common.data import seed_of
 from common.run.sealed import write
@@ -35,9 +36,7 @@ from program_execution.net.seq2seq import NULL, START
 from program_execution.weights.initialise import initialise
 
 
-def datasets(
-    cfg: Config,
-) -> tuple[Questions, Questions, dict[str, Questions]]:
+def datasets(cfg: Config) -> tuple[Questions, Questions, dict[str, Questions]]:
     """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
     size, world = cfg.of_stage().batch_size, dist.world_size()
     if size % world and not cfg.only_evaluate:  # gradients are means over equal shares
@@ -119,6 +118,26 @@ def needs_generator(cfg: Config) -> bool:
     return used
 
 
+def batches(
+    cfg: Config, network: Network, training: Questions, start: int, stop: int
+) -> Iterable[Batch]:
+    """The batches of this process in the steps after `start`, up to `stop`.
+
+    Where the engine learns from the generator's programs, they take the place of the true ones.
+    """
+    if cfg.stage == "ee" and cfg.ee_programs == "predicted" and start < stop:
+        training.programs = predict_programs(network, training, cfg.output_dir)
+    return training_batches(
+        training,
+        batch_size=cfg.of_stage().batch_size,
+        seed=cfg.seed,
+        start=start,
+        stop=stop,
+        by_image=cfg.data.by_image,
+        workers=cfg.data.workers,
+    )
+
+
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # to minimise, and what else to show
 
 
@@ -130,8 +149,7 @@ class Objective:
 
     def __init__(self, cfg: Config, network: Network, dataset: Questions) -> None:
         self.cfg, self.network, self.dataset = cfg, network, dataset
-        words = dataset.words
-        options = cfg.reinforce
+        options, words = cfg.reinforce, dataset.words
         self.average = reinforce.Baseline(options.baseline, decay=options.decay).to(dist.device())
         self.grammar = Grammar(words.tokens) if options.grammar else None
         self.symbolic = SymbolicEngine(words)
@@ -241,8 +259,7 @@ def predict_programs(
     network.generator.eval()
     pieces = []
     for batch in in_order(dataset.without_features(), size):
-        batch = batch.to(dist.device())
-        found = network.write(batch.questions).cpu().numpy()
+        found = network.write(batch.questions.to(dist.device())).cpu().numpy()
         pieces.append((batch.rows, found.astype(np.int16)))
     shares = [piece for share in dist.gather(pieces) for piece in share]
     longest = max(programs.shape[1] for _, programs in shares)

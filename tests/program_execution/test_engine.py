@@ -90,12 +90,9 @@ def test_the_default_engine_has_the_papers_number_of_parameters():
 
 def test_parameters_have_the_public_names():
     names = set(engine().state_dict())
-    for name in (
-        *("stem.0.weight", "stem.2.bias", "classifier.0.weight", "classifier.4.weight"),
-        *("classifier.6.bias", "filter_color[red].conv1.weight", "scene.conv2.bias"),
-        *("union.proj.weight", "union.res_block.conv1.weight", "<END>.conv1.bias"),
-    ):
-        assert name in names
+    assert names >= {"stem.0.weight", "stem.2.bias", "classifier.0.weight", "classifier.4.weight"}
+    assert names >= {"classifier.6.bias", "filter_color[red].conv1.weight", "scene.conv2.bias"}
+    assert names >= {"union.proj.weight", "union.res_block.conv1.weight", "<END>.conv1.bias"}
 
 
 def test_the_arity_rule_is_that_of_clevr():
@@ -167,13 +164,11 @@ def hand_assembled(model: ExecutionEngine, which: int) -> nn.Module:
     return Whole()
 
 
+RED = ["filter_color[red]", "scene"]
 PROGRAMS = (
     ["exist", "scene"],
-    ["less_than", "count", "filter_color[red]", "scene", "count", "scene"],
-    [
-        *("count", "union", "relate[left]", "unique", "filter_color[red]", "scene"),
-        *("filter_color[red]", "scene"),
-    ],
+    ["less_than", "count", *RED, "count", "scene"],
+    ["count", "union", "relate[left]", "unique", *RED, *RED],
 )
 
 
@@ -292,9 +287,8 @@ def test_intermediates_are_the_modules_outputs_in_the_order_they_ran():
     features = torch.randn(1, 5, 6, 4)
     logits, steps = model(features, program[None], return_intermediates=True)
     torch.testing.assert_close(logits, model(features, program[None]))
-    assert [(s.position, s.token) for s in steps[0]] == [
-        *((3, "scene"), (-1, "scene"), (2, "union"), (1, "count"))
-    ]
+    ran = [(s.position, s.token) for s in steps[0]]
+    assert ran == [(3, "scene"), (-1, "scene"), (2, "union"), (1, "count")]
     torch.testing.assert_close(model.classifier(steps[0][-1].output), logits)
     maps = module_maps(model, features, program)
     assert [m.token for m in maps] == ["scene", "scene", "union", "count"]

@@ -89,9 +89,8 @@ def lines_of(folder: Path) -> list[dict]:
 def whole(tmp_path_factory):
     """All stages from a few programs, fine-tuned on CoGenT's other colours; folder and metrics."""
     folder = tmp_path_factory.mktemp("whole")
-    cogent = Data(
-        *("builtin", "", "trainA", "valA", ["valB"]), programs=20, workers=0, builtin=WORLD
-    )
+    splits = {"train": "trainA", "val": "valA", "also": ["valB"]}
+    cogent = Data("builtin", "", **splits, programs=20, workers=0, builtin=WORLD)
     tune = Tune(2, 1e-3, 8, 2, train="trainB", val="valB")
     drawn = Evaluate(batch_size=16, pictures=1)
     critic = Reinforce(baseline="self_critical", entropy=0.01)
@@ -190,7 +189,7 @@ def test_the_best_weights_are_the_ones_that_are_evaluated(whole):
 
 
 def test_fine_tuning_the_generator_alone_leaves_the_engine(tmp_path):
-    clevr = Data(*("builtin", "", "train", "val"), workers=0, builtin=WORLD)
+    clevr = Data("builtin", "", workers=0, builtin=WORLD)
     first = settings(tmp_path / "clevr", stage="joint", joint=Stage(1, 2e-3, 8), data=clevr)
     finished(first)
     people = replace(clevr, train="humans_train", val="humans_val")

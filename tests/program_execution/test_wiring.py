@@ -52,7 +52,9 @@ def settings(stage: str, folder: Path) -> Config:
         save_every=2,
         output_dir=str(folder),
         data=Data(
-            *("builtin", "", "train", "val", ["valB"]),
+            name="builtin",
+            root="",
+            also=["valB"],
             workers=0,
             builtin=WORLD,
             programs=70,
