@@ -2,8 +2,8 @@
 
 A question's type is the function at the root of its true program: 13 of them, in the columns of
 Table 1 of "Inferring and Executing Programs for Visual Reasoning" (Johnson et al., ICCV 2017).
-The CLEVR paper pools them in 5 groups. Every mean is over questions: the overall accuracy and a
-group's are not means of the types' accuracies.
+The CLEVR paper pools them in 5 groups. All means are over questions: neither the overall
+accuracy nor that of a group is a mean over types.
 """
 
 from typing import Final

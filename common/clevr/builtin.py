@@ -25,9 +25,9 @@ from ..scenes.place import place_all
 from ..scenes.world import CLEVR_COLORS, CLEVR_SHAPES, COGENT_A, COGENT_B, MATERIALS, Combos
 from .arrays.grid import grid_map
 from .functions import ATTRIBUTES, COLORS, MOST_OBJECTS, SHAPES, SIZES
+from .generation import realise
 from .generation.generate import generate
 from .generation.options import KINDS, Kind
-from .generation.realise import paraphrase as in_other_words
 from .generation.tiny import generate_tiny
 from .questions import Question, read_questions, write_questions
 from .scene_graph import SceneGraph, read_scenes, scenes_of, write_scenes
@@ -182,8 +182,7 @@ def build(
         scenes = _scenes(world, stream, split, images)
         questions = _questions(scenes, options, profile, per_image, stream)
         if paraphrase:
-            random = Random(f"paraphrase {stream}")
-            questions = [replace(q, text=in_other_words(q.text, random)) for q in questions]
+            questions = _reword(questions, stream)
         _keep(folder, scenes, questions)
     else:
         scenes, questions = cached
@@ -212,6 +211,13 @@ def _questions(
     if profile == "tiny":
         return generate_tiny(scenes, filters=options.filters, **settings)
     return generate(scenes, **settings)
+
+
+def _reword(questions: list[Question], seed: int) -> list[Question]:
+    random = Random(f"paraphrase {seed}")
+    return [
+        replace(question, text=realise.paraphrase(question.text, random)) for question in questions
+    ]
 
 
 def _read(folder: Path) -> tuple[list[SceneGraph], list[Question]] | None:

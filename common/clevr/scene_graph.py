@@ -18,8 +18,6 @@ from ..run import sealed
 from ..scenes.annotate import relationships
 from .functions import ATTRIBUTES, RELATIONS
 
-EPS = 0.2  # how much further j must lie than i, in world units, to be e.g. left of it
-
 EXPECTED = """expected ROOT/scenes/CLEVR_{train,val}_scenes.json (CoGenT: {trainA,valA,valB}), or a
 folder ROOT/scenes/{train,val} with a file for each scene"""
 
@@ -58,16 +56,9 @@ class SceneGraph:
 def relations_of(
     positions: np.ndarray | Sequence[Sequence[float]],
     directions: Mapping[str, Sequence[float]],
-    eps: float = EPS,
 ) -> Relations:
-    """Which objects are left of, right of, behind and in front of each, from positions (n, 3).
-
-    Object j is r of object i where (p_j - p_i) . direction_r > eps, as in the public generator. In
-    scenes that keep CLEVR's margin of 0.4 each pair has exactly one of left and right, and one of
-    behind and front.
-    """
-    points = np.asarray(positions, dtype=float).reshape(-1, 3)
-    lists = relationships(points, directions, eps=eps)
+    """Which objects are left of, right of, behind and in front of each, from positions (n, 3)."""
+    lists = relationships(np.asarray(positions, dtype=float).reshape(-1, 3), directions)
     return {name: tuple(map(tuple, lists[name])) for name in RELATIONS}
 
 

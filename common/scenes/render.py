@@ -114,26 +114,22 @@ def _lamp_points(where: Stage) -> Array:
 
 def _penumbra(free: Array) -> Array:
     """Pixels (N, H, W) bool within two of a shadow's outline, of 1 in light, 0 in shadow."""
-    edge = np.zeros(free.shape, bool)
-    across, down = free[:, :, 1:] != free[:, :, :-1], free[:, 1:] != free[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
-    wide = edge.copy()
-    wide[:, :, 1:] |= edge[:, :, :-1]
-    wide[:, :, :-1] |= edge[:, :, 1:]
-    wide[:, 1:] |= edge[:, :-1]
-    wide[:, :-1] |= edge[:, 1:]
-    return wide
+    edge = _both_sides(free[:, :, 1:] != free[:, :, :-1], free[:, 1:] != free[:, :-1])
+    return _both_sides(edge[:, :, 1:] | edge[:, :, :-1], edge[:, 1:] | edge[:, :-1])
 
 
 def _contrast(color: Array) -> Array:
     """Pixels (N, H, W) bool that differ from a neighbour, of levels (3, N, H, W)."""
     gray = color[0] * np.float32(0.3) + color[1] * np.float32(0.55) + color[2] * np.float32(0.15)
-    across = np.abs(gray[:, :, 1:] - gray[:, :, :-1]) > _CONTRAST
-    down = np.abs(gray[:, 1:] - gray[:, :-1]) > _CONTRAST
-    edge = np.zeros(gray.shape, bool)
+    return _both_sides(
+        np.abs(gray[:, :, 1:] - gray[:, :, :-1]) > _CONTRAST,
+        np.abs(gray[:, 1:] - gray[:, :-1]) > _CONTRAST,
+    )
+
+
+def _both_sides(across: Array, down: Array) -> Array:
+    """Pixels (N, H, W) at borders `across` (N, H, W - 1) and `down` (N, H - 1, W)."""
+    edge = np.zeros((len(across), across.shape[1], down.shape[2]), bool)
     edge[:, :, 1:] |= across
     edge[:, :, :-1] |= across
     edge[:, 1:] |= down

@@ -71,7 +71,7 @@ class _Draft:
 
 
 def _where(nouns: Sequence[int]) -> str:
-    """In words: standing in relation to the last of `nouns`, itself so to the one before."""
+    """In words: in relation to the last of `nouns`, which is so to the one before, and so on."""
     text = f"{{r{nouns[0]}}} the {{{nouns[0]}}}"
     for noun in nouns[1:]:
         text = f"{{r{noun}}} the {{{noun}}} [that is] {text}"
@@ -117,7 +117,7 @@ def _query(draft: _Draft, file: str, index: int, attribute: str, thing: str) -> 
 
 
 def _compare_integer(profile: str) -> list[Template]:
-    """Two counts: 0-2 of things described, 3-5 the first by a relation, 6-8 both by one."""
+    """Two counts. 0-2: of described things; 3-5: the first of related things; 6-8: both."""
     out: list[Template] = []
     for sides in (([1], [2]), ([1, 2], [3]), ([1, 2], [3, 4])):
         for function in ("equal_integer", "less_than", "greater_than"):
@@ -139,7 +139,7 @@ def _compare_integer(profile: str) -> list[Template]:
 
 
 def _sets_differ(function: str) -> _Draft:
-    """Compare_integer 0-2 with the sets, not the numbers, told apart: equal counts can occur."""
+    """Compare_integer 0-2 where the sets must differ, not their sizes: equal counts can occur."""
     draft = _Draft()
     sets = [draft.describe(noun, "") for noun in (1, 2)]
     draft.differ.append((sets[0], sets[1]))
@@ -148,7 +148,7 @@ def _sets_differ(function: str) -> _Draft:
 
 
 def _comparison(profile: str) -> list[Template]:
-    """Same attribute or not: 0-3 of things described; then left, right or both by a relation."""
+    """Equal attributes of things. 0-3: described; then left, right or both by a relation."""
     plain = [(attribute, ([1], [2])) for attribute in ATTRIBUTES]
     sides = (([1, 2], [3]), ([1], [2, 3]), ([1, 2], [3, 4]))
     out: list[Template] = []
@@ -166,7 +166,7 @@ def _comparison(profile: str) -> list[Template]:
 
 
 def _same_relate() -> list[Template]:
-    """What shares an attribute with an object: any, how many, described ones, and one's query."""
+    """What shares an attribute with an object: exist, count, both described, then queries."""
     texts = {
         "exist": phrases.SAME_EXIST,
         "count": phrases.SAME_COUNT,
@@ -215,7 +215,7 @@ def _single_and() -> list[Template]:
 
 
 def _single_or() -> list[Template]:
-    """How many things are one or the other; 1, 2, 4, 5 name an attribute of both outside."""
+    """How many things are one or the other; 1, 2, 4 and 5 filter the union by an attribute."""
     outer = {1: "size", 2: "color", 4: "material", 5: "shape"}
     related = {3: ([1, 2], [3, 4]), 6: ([1, 2], [3]), 7: ([1], [2, 3])}
     out = []
@@ -240,8 +240,9 @@ def _single_or() -> list[Template]:
 def templates(profile: str = "fixed") -> tuple[Template, ...]:
     """All 90 templates, by family.
 
-    profile: "v1_0" keeps two slips of the released ones: compare_integer 0 can only be answered
-    by no (nor do 1 and 2 see equal numbers), and comparison 4 may tell one of the sizes compared.
+    profile: "v1_0" keeps two errors of the released templates: the only answer of compare_integer 0
+    is no (and 1 and 2 never compare equal numbers), and comparison 4 may mention a size that it
+    compares.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is not one of {', '.join(PROFILES)}")

@@ -2,13 +2,13 @@
 
 The algorithm is the public one (Johnson et al., CVPR 2017, Sec. 3.3-3.5, and its
 `generate_questions.py`): for each image the least used templates first; for each template a
-depth-first search over the values of its steps; a question is thrown away where its answer, its
-wording or the relations in it would make it dull.
+depth-first search over the values of its steps; a question is dropped where its answer, its
+wording or its relations make it trivial.
 
 # Differs: a search ends after `CAP` partial questions. The public one has no bound, and where the
 # balance of answers forbids all that a image offers it may go through millions.
-# Differs: attributes asked for in vain are drawn so that nothing in the image has them, with the
-# same attributes mentioned as in a phrase that fits. The public code draws them unseen.
+# Differs: phrases that describe nothing are drawn so that nothing in the image fits them, and
+# mention the same attributes as a phrase that fits. The public code draws them without looking.
 """
 
 import random
@@ -34,7 +34,7 @@ from .template import NOTHING, Step, Template, Values, program
 CAP: Final = 3000  # partial questions looked at in one search
 RESET: Final = 250  # images after which all counts start again
 TRIVIAL: Final = 0.1  # largest share of relations that exclude nothing
-_OVER = 1.1  # how much more often than the second most frequent an answer may have been given
+OVER: Final = 1.1  # how much more often than the second most frequent an answer may have been given
 _MEDIAN = 5  # and how much more often than the median, which counts as 5 at least
 
 
@@ -53,8 +53,8 @@ def generate(
     """At most `per_image` questions about each scene, each of another template.
 
     profile, families, attributes: see `catalogue.select`. kinds: objects that can occur at all;
-    nothing else is asked for in vain. workers: processes; the questions do not depend on them,
-    for the counts start again with every 250 images and each worker takes such a block.
+    phrases that describe nothing are made of these. workers: processes; the questions do not depend
+    on them, as the counts start again with every 250 images and each worker takes such a block.
     """
     if per_image < 1:
         raise ValueError(f"per_image={per_image} must be at least 1")
@@ -172,7 +172,7 @@ class _Search:
         value = outputs[step.inputs[0]]
         options = self._thin(view.options(template, step, value))
         if step.function in ("filter", "filter_count", "filter_exist"):
-            options += self._in_vain(step, int(value), options, view)
+            options += self._misses(step, int(value), options, view)
         self.random.shuffle(options)
         out = []
         for option in options:
@@ -191,11 +191,11 @@ class _Search:
         most = round(len(kept) * TRIVIAL / (1 - TRIVIAL))
         return kept + self.random.sample(trivial, min(most, len(trivial)))
 
-    def _in_vain(self, step: Step, among: int, options: list[Option], view: View) -> list[Option]:
+    def _misses(self, step: Step, among: int, options: list[Option], view: View) -> list[Option]:
         """Phrases that describe nothing in the set `among`.
 
-        As many as there are real ones for `filter_exist`, as phrases that fit one object for the
-        others; fewer where the attributes hardly allow it.
+        For `filter_exist` as many as there are real ones, else as many as fit one object; fewer
+        where the attributes leave no more.
         """
         real = [option.combo or NOTHING for option in options]
         single = sum((view.combos[combo] & among).bit_count() == 1 for combo in real)
@@ -217,7 +217,7 @@ class _Search:
         given = self.given[template.family]
         counts = sorted(given.values())
         median = max(counts[len(counts) // 2], _MEDIAN)
-        return given[answer] <= _OVER * counts[-2] and given[answer] <= 5 * median
+        return given[answer] <= OVER * counts[-2] and given[answer] <= 5 * median
 
 
 def degenerate(template: Template, view: View, values: Values, answer: str) -> bool:

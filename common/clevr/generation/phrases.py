@@ -1,8 +1,8 @@
 """The sentences of the 90 templates, and other words for the same things.
 
 In a sentence `{1}` is a noun phrase with its attributes ("small red cube"), `{1s}` its plural,
-`{r1}` the relation that starts at noun phrase 1 ("to the left of"), and what stands in brackets is
-said half of the time. `{q}` is the attribute asked for, `{x}` the one that is shared or compared,
+`{r1}` the relation that starts at noun phrase 1 ("to the left of"); text in brackets appears half
+of the time. `{q}` is the attribute asked for, `{x}` the one that is shared or compared,
 `{A}`, `{B}` the two sides of a comparison and `{where}` a chain of relations; the templates fill
 those once.
 """

@@ -1,7 +1,7 @@
 """The sentence of a template with its values, and the same sentence in other words.
 
-The rules are the public question generator's: a random sentence of the template, a random synonym
-of each value, what stands in brackets said half of the time.
+The rules are those of the public question generator: a random sentence of the template, a random
+synonym of each value; text in brackets appears half of the time.
 """
 
 import random

@@ -20,7 +20,7 @@ from ..functions import ATTRIBUTES
 from ..questions import Question
 from ..scene_graph import SceneGraph
 from .catalogue import select
-from .generate import degenerate, make_question
+from .generate import OVER, TRIVIAL, degenerate, make_question
 from .options import KINDS, Kind, Option, Output, View, describe, finish
 from .template import NOTHING, Step, Template, Values
 
@@ -33,8 +33,6 @@ FAMILIES: Final = (
     "single_and/0",
 )
 TRIES: Final = 30  # of a template for one image
-_TRIVIAL = 0.1  # share of relations that exclude nothing, as in the generator
-_OVER = 1.1  # how much more often than another an answer may have been given, likewise
 
 
 def generate_tiny(
@@ -52,7 +50,7 @@ def generate_tiny(
 
     families: see `catalogue.select`; None takes FAMILIES. attributes: those that are asked about.
     filters: the most attributes that a noun phrase mentions. kinds: objects that can occur at
-    all; nothing else is asked for in vain. progress: a bar, where there is a terminal.
+    all; phrases that describe nothing are made of these. progress: a bar on a terminal.
     """
     if per_image < 1 or not 1 <= filters <= len(ATTRIBUTES):
         raise ValueError(
@@ -136,7 +134,7 @@ class Sampler:
 
     def _choose(self, template: Template, step: Step, value: int, view: View) -> Option | None:
         """A random option: its number of attributes first, for short phrases are few."""
-        trivial = bool(step.relation and step.noun) and self.random.random() < _TRIVIAL
+        trivial = bool(step.relation and step.noun) and self.random.random() < TRIVIAL
         groups = view.by_length(template, step, value, trivial=trivial)
         if not groups:
             return None
@@ -169,7 +167,7 @@ class Sampler:
         ]
         for counter in counters:
             rank = min(3, len(counter))
-            if counter[answer] > _OVER * sorted(counter.values(), reverse=True)[rank - 1]:
+            if counter[answer] > OVER * sorted(counter.values(), reverse=True)[rank - 1]:
                 return False
         for counter in counters:
             counter[answer] += 1
