@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from .categories import Category
+from .coco import Annotation
 from .ids import SegmentIds, present, relabel
 from .pixels import read_bytes, read_labels
-from .raw import Annotation, RawSplit
+from .raw import RawSplit
 
 
 def read_categories(root: str | Path) -> tuple[dict[int, Category], dict[int, int]]:
@@ -123,8 +124,3 @@ def decode(file: Path, *, categories: dict[int, Category], things: dict[int, int
 def converted(root: str | Path, split: str) -> Path:
     """The JSON of the converted split."""
     return Path(root) / f"ade20k_panoptic_{split}.json"
-
-
-def photo(root: Path, split: str, number: int | str) -> Path:
-    """The photograph of an image id."""
-    return root / "images" / split / f"{number}.jpg"

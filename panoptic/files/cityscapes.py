@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .categories import Category
+from .coco import Annotation
 from .ids import present, relabel
 from .pixels import read_labels
-from .raw import Annotation, RawSplit
+from .raw import RawSplit
 
 LABELS = 34  # label ids are 0..33; those that are not below are ignored in the evaluation
 
@@ -84,12 +85,6 @@ def decode(file: Path) -> Annotation:
 def converted(root: str | Path, split: str) -> Path:
     """Where createPanopticImgs writes the JSON."""
     return _gt_folder(root) / f"cityscapes_panoptic_{split}.json"
-
-
-def photo(root: Path, split: str, number: int | str) -> Path:
-    """The photograph of an image id."""
-    city = str(number).split("_")[0]
-    return root / "leftImg8bit" / split / city / f"{number}_leftImg8bit.png"
 
 
 def _gt_folder(root: str | Path) -> Path:

@@ -17,8 +17,9 @@ import numpy as np
 
 from .categories import Category, read_categories, to_entries, whole
 from .entries import check_segments, complete, image_entries, is_image_id, refuse_unsafe
-from .pixels import encode_png, read_bytes, read_ids, write_bytes, write_ids
+from .pixels import encode_png, png_size, read_bytes, read_ids, write_bytes, write_ids
 
+Annotation = tuple[np.ndarray, list[dict[str, Any]]]  # ids (H, W) int32, segments
 Result = tuple[int | str, np.ndarray, Sequence[Mapping[str, Any]]]  # image id, ids, segments
 
 
@@ -139,6 +140,22 @@ class PanopticFiles:
         if image_id not in self._annotations:
             raise ValueError(f"{self.file} has no annotation of image {image_id!r}")
         return self._annotations[image_id]
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        """The annotated images, in file order."""
+        return list(self._annotations)
+
+    def size(self, image_id: int | str) -> tuple[int, int]:
+        """Height and width of an image, from the JSON or else the PNG."""
+        entry = self._entries[image_id]
+        known = "height" in entry and "width" in entry
+        return (entry["height"], entry["width"]) if known else png_size(self.path(image_id))
+
+    def read(self, image_id: int | str) -> Annotation:
+        """Ids and segments of an image, with areas and boxes as counted; see `complete`."""
+        ids, where = self.ids(image_id), f"{self.path(image_id)} (image {image_id!r})"
+        return ids, complete(ids, self.segments(image_id), where=where, strict=False)
 
     def segments(self, image_id: int | str) -> list[dict[str, Any]]:
         """Copies of the `segments_info` of an image, each with `iscrowd`."""

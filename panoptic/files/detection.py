@@ -14,7 +14,7 @@ from common.coco import masks
 
 from .categories import Category, to_entries, whole
 from .coco import PanopticFiles, Result
-from .entries import complete, image_entries, is_image_id
+from .entries import image_entries, is_image_id
 from .ids import SegmentIds
 
 
@@ -74,9 +74,7 @@ def to_detection(files: PanopticFiles, *, things_only: bool = False) -> dict[str
     images = []
     for image in files.images:
         number = image["id"]
-        ids = files.ids(number)
-        where = f"{files.path(number)} (image {number!r})"
-        segments = complete(ids, files.segments(number), where=where, strict=False)
+        ids, segments = files.read(number)
         codes = encode(ids)
         for segment in segments:
             if files.categories[segment["category_id"]].isthing or not things_only:

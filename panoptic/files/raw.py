@@ -1,25 +1,19 @@
 """One split of a data set as it is distributed, and its way into COCO panoptic files.
 
-`cityscapes.py`, `ade20k.py` and `vistas.py` each know one layout and offer the same three
-functions, given the data set's folder and a split:
+`cityscapes.py`, `ade20k.py` and `vistas.py` each know one layout and offer the same functions,
+given the data set's folder and a split:
 
-    open_split(root, split)     a `RawSplit`; ValueError, with the layout expected, for no files
-    converted(root, split)      where the JSON of the converted split lies
-    photo(root, split, number)  the photograph of an image id
+    open_split(root, split)  a `RawSplit`; ValueError, with the layout expected, for no files
+    converted(root, split)   where the JSON of the converted split lies
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from .categories import Category
-from .coco import write_panoptic
+from .coco import Annotation, write_panoptic
 from .pixels import png_size
-
-Annotation = tuple[np.ndarray, list[dict[str, Any]]]  # ids (H, W) int32, segments
 
 
 @dataclass(frozen=True)
@@ -36,22 +30,31 @@ class RawSplit:
     image_name: str = "{}.jpg"
     png_name: str = "{}.png"
 
-    def read(self, number: int | str) -> Annotation:
-        """Ids and segments of an image id."""
-        return self.decode(self.files[str(number)])
+    @property
+    def image_ids(self) -> list[str]:
+        """The images, in the order of their files."""
+        return list(self.files)
+
+    def size(self, image_id: int | str) -> tuple[int, int]:
+        """Height and width of an image."""
+        return png_size(self.files[str(image_id)])
+
+    def read(self, image_id: int | str) -> Annotation:
+        """Ids and segments of an image."""
+        return self.decode(self.files[str(image_id)])
 
 
 def write_split(raw: RawSplit, out: str | Path) -> None:
     """Write the split as COCO panoptic files: the JSON `out`, PNGs in the folder of that name."""
     images = []
-    for number, file in raw.files.items():
-        height, width = png_size(file)
+    for number in raw.image_ids:
+        height, width = raw.size(number)
         name = raw.image_name.format(number)
         images.append({"id": number, "width": width, "height": height, "file_name": name})
     write_panoptic(
         out,
         categories=raw.categories,
         images=images,
-        results=((number, *raw.read(number)) for number in raw.files),
-        names={number: raw.png_name.format(number) for number in raw.files},
+        results=((number, *raw.read(number)) for number in raw.image_ids),
+        names={number: raw.png_name.format(number) for number in raw.image_ids},
     )

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .categories import Category
-from .coco import read_json
+from .coco import Annotation, read_json
 from .ids import present, relabel
 from .pixels import read_labels
-from .raw import Annotation, RawSplit
+from .raw import RawSplit
 
 VERSIONS = ("", "v1.2", "v2.0")  # in the order in which they are looked for
 
@@ -105,8 +105,3 @@ def decode(file: Path, *, categories: list[Category | None]) -> Annotation:
 def converted(root: str | Path, split: str) -> Path:
     """The JSON of the converted split."""
     return Path(root) / f"vistas_panoptic_{split}.json"
-
-
-def photo(root: Path, split: str, number: int | str) -> Path:
-    """The photograph of an image id."""
-    return root / split / "images" / f"{number}.jpg"

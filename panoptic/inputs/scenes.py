@@ -65,10 +65,6 @@ class PanopticScenes:
         ids, segments = self._panoptic(scenes, place, target["labels"].tolist())
         return image, ids, segments
 
-    def annotation(self, index: int) -> tuple[Tensor, list[dict]]:
-        """Ids and segments of one image."""
-        return self[index][1:]
-
     def _panoptic(self, scenes: Scenes, i: int, labels: list[int]) -> tuple[Tensor, list[dict]]:
         """The panoptic map: solids by their number in the scene, stuff where no solid hides it."""
         solids, regions = scenes.ids(i).int(), scenes.regions(i).int()  # (H, W)

@@ -122,7 +122,7 @@ def test_the_scenes_maps_and_segments_agree_and_have_void(scenes):
 def test_things_of_one_class_touch_in_most_scenes(scenes):
     touching = 0
     for index in range(len(scenes)):
-        ids, segments = scenes.source.annotation(index)
+        _, ids, segments = scenes.source[index]
         for category in range(1, 7):
             own = [s["id"] for s in segments if s["category_id"] == category]
             mask = np.isin(ids.numpy(), own)

@@ -193,7 +193,7 @@ class Perfect(torch.nn.Module):
         """The targets as predictions."""
         found = []
         for _ in images:
-            ids, segments = self.dataset.source.annotation(self.next)
+            _, ids, segments = self.dataset.source[self.next]
             truth = data.training_target(ids, segments, self.dataset.labels)
             classes = len(self.dataset.labels.classes)
             semantic = truth["semantic"].clamp(max=classes)
