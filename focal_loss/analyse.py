@@ -15,26 +15,22 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 import csv
 import io
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
 from common import dist, files
 from common.coco.fields import Categories
 from common.config import run as run_command
-from common.config import to_dataclass
-from common.run import checkpoint
 from common.tables.markdown import markdown
 from focal_loss import data
 from focal_loss.config import Config
-from focal_loss.model import Architecture, RetinaNet
+from focal_loss.evaluate import load_run
+from focal_loss.model import RetinaNet
 from focal_loss.targets.assign import assign
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)  # Fig. 4
@@ -124,26 +120,6 @@ def write(folder: Path, positives: Tensor, negatives: Tensor) -> list[dict[str, 
     return rows
 
 
-def load(folder: Path) -> tuple[RetinaNet, Config, Categories]:
-    """The trained model of a run, averaged where the run averages, its settings, its categories."""
-    checkpoints = sorted(folder.glob("checkpoint-*.pt"))
-    settings = folder / ".hydra" / "config.yaml"
-    if not checkpoints or not settings.is_file():
-        raise ValueError(f"{folder} holds no finished run: give run=outputs/... of train.py.")
-    parts = checkpoint.load(checkpoints[-1])["parts"]
-    schema = OmegaConf.structured(Config)
-    cfg: Config = to_dataclass(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
-    model = RetinaNet(Architecture(num_classes=len(parts["category_ids"]), **asdict(cfg.model)))
-    averaged = {  # AveragedModel's names
-        name.removeprefix("module."): value
-        for name, value in parts.get("average", {}).items()
-        if name.startswith("module.")
-    }
-    print(checkpoint.load_matching(model, averaged or parts["model"]))
-    model.to(dist.device()).to(memory_format=torch.channels_last)
-    return model.eval(), cfg, Categories(**parts["categories"], where=str(checkpoints[-1]))
-
-
 @torch.no_grad()
 def anchor_logits(model: RetinaNet, cfg: Config, categories: Categories) -> tuple[Tensor, Tensor]:
     """x_t of positive and of negative logits on the validation images, as many as in Fig. 4."""
@@ -171,7 +147,7 @@ def anchor_logits(model: RetinaNet, cfg: Config, categories: Categories) -> tupl
 
 def report(folder: Path) -> None:
     """Write Fig. 4 of a run and print its shares as a Markdown table."""
-    model, cfg, categories = load(folder)
+    model, cfg, categories = load_run(folder)
     positives, negatives = anchor_logits(model, cfg, categories)
     rows = write(folder, positives, negatives)
     print(f"\nShare of the loss; {len(positives):,} positives, {len(negatives):,} negatives")

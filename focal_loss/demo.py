@@ -15,8 +15,8 @@ from common import dist, draw
 from common.config import run as run_command
 from common.images import read_image
 from focal_loss import data
-from focal_loss.analyse import load
 from focal_loss.detect import Detector
+from focal_loss.evaluate import load_run
 
 SHOWN = 0.3  # score from which a detection is drawn
 
@@ -30,7 +30,7 @@ def main() -> None:
         raise ValueError(
             "usage: python demo.py run=outputs/... [image=FILE] [out=FILE] [score=0.3]"
         )
-    model, cfg, categories = load(Path(words["run"]))
+    model, cfg, categories = load_run(Path(words["run"]))
     view = data.build(cfg.data, "val", categories)
     image = read_image(words["image"]) if "image" in words else view[0][0]
     size = (image.shape[1], image.shape[2])

@@ -1,23 +1,29 @@
-"""COCO AP of a model, and a figure of what it finds.
+"""COCO AP of a model, a figure of what it finds, and the model of a finished run.
 
 N images of a batch, M detections of an image; boxes are xyxy in pixels of the original image.
 """
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from tqdm import tqdm
 
 from common import dist, draw
 from common.coco import evaluate as coco_eval
+from common.coco.dataset import Categories
+from common.config import to_dataclass
+from common.run import checkpoint
 from focal_loss import data
 from focal_loss.config import Config
 from focal_loss.detect import Detector
-from focal_loss.model import RetinaNet
+from focal_loss.model import Architecture, RetinaNet
 
 COLUMNS = ("AP", "AP50", "AP75")
 SHOWN = 0.5  # score from which a detection is drawn
@@ -97,6 +103,26 @@ def detect(model: RetinaNet, batch: data.Batch, cfg: Config, category_ids: list[
         found = {key: value.cpu() for key, value in found.items()}
         results += coco_eval.to_coco(target["image_id"], **found, category_ids=category_ids)
     return results
+
+
+def load_run(folder: Path) -> tuple[RetinaNet, Config, Categories]:
+    """The trained model of a run, averaged where the run averages, its settings, its categories."""
+    checkpoints = sorted(folder.glob("checkpoint-*.pt"))
+    settings = folder / ".hydra" / "config.yaml"
+    if not checkpoints or not settings.is_file():
+        raise ValueError(f"{folder} holds no finished run: give run=outputs/... of train.py.")
+    parts = checkpoint.load(checkpoints[-1])["parts"]
+    schema = OmegaConf.structured(Config)
+    cfg: Config = to_dataclass(cast(DictConfig, OmegaConf.merge(schema, OmegaConf.load(settings))))
+    model = RetinaNet(Architecture(num_classes=len(parts["category_ids"]), **asdict(cfg.model)))
+    averaged = {  # AveragedModel's names
+        name.removeprefix("module."): value
+        for name, value in parts.get("average", {}).items()
+        if name.startswith("module.")
+    }
+    print(checkpoint.load_matching(model, averaged or parts["model"]))
+    model.to(dist.device()).to(memory_format=torch.channels_last)
+    return model.eval(), cfg, Categories(**parts["categories"], where=str(checkpoints[-1]))
 
 
 def contact_sheet(dataset: data.Detection, detections: list[dict], cfg: Config) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from common import dist
 from common.data import seed_everything
 from common.run import checkpoint
-from focal_loss import analyse, data, train
+from focal_loss import data, train
 from focal_loss.config import Config, Data, Loss, Model, Scenes
 from focal_loss.criterion import DetectionLoss
+from focal_loss.evaluate import load_run
 from focal_loss.model import Architecture, RetinaNet
 from focal_loss.net.anchors import Anchors
 
@@ -142,7 +143,7 @@ def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path, mon
         assert_close(found, expected)
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(OmegaConf.structured(cfg), tmp_path / ".hydra" / "config.yaml")
-    assert_close(analyse.load(tmp_path)[0].state_dict(), averages[-1])
+    assert_close(load_run(tmp_path)[0].state_dict(), averages[-1])
     checkpoint.unlock(tmp_path)
     assert rates(tmp_path) == pytest.approx({1: 0.05, 3: 0.02})
     train.train(replace(cfg, steps=5, log_every=1))  # whose drop is after step 4, not 2
