@@ -5,7 +5,7 @@
     python benchmark.py what=paper device=cuda repeats=21 out=paper.json
 
 The contestants run by turns in one process, each round another one first; networks have equal
-weights, and their losses were seen to agree before. `theirs / ours` is the ratio of the medians:
+weights, and their losses are checked to agree first. `theirs / ours` is the ratio of the medians:
 above 1, ours is faster. Where other work shares the cores, OMP_WAIT_POLICY=PASSIVE keeps waiting
 threads from blocking them.
 """
@@ -225,7 +225,7 @@ BENCHMARKS = {**TRAINING, "symbolic": symbolic, "questions": questions}
 
 
 def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
-    """Rows of one benchmark, ours first, after a look at the results; notes on its rates."""
+    """Rows of one benchmark, ours first, after a check of the results; and notes on its rates."""
     torch.manual_seed(0)
     if what in TRAINING and not options.batch:
         size = _default_run(options).ee.batch_size if what == "demo" else 64

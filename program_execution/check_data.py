@@ -1,4 +1,4 @@
-"""Look through the questions and features of a folder before training on them.
+"""Check the questions and features of a folder before training on them.
 
     python check_data.py /data/clevr
     python check_data.py /data/cogent --splits trainA valA valB

@@ -34,9 +34,9 @@ class BuiltIn:
     shapes: list[str] = field(default_factory=lambda: ["cube", "sphere", "cylinder"])
     materials: list[str] = field(default_factory=lambda: ["rubber", "metal"])
     sizes: list[str] = field(default_factory=lambda: ["small", "large"])
-    attributes: list[str] = field(default_factory=list)  # spoken of; empty: all of several values
+    attributes: list[str] = field(default_factory=list)  # that questions name; empty: all that vary
     families: list[str] = field(default_factory=list)  # zero_hop, same_relate/3; empty: all
-    filters: int = 4  # most attributes of a noun phrase; profile tiny
+    filters: int = 4  # attributes in a noun phrase at most; profile tiny
     grid: int = 8  # cells along either side of the map
     marks: float = 1.0  # factor on the map's values: stronger marks are noticed sooner
     height: int = 64  # pixels, of rendered images
@@ -67,10 +67,10 @@ class Data:
     train: str = "train"  # split to train on
     val: str = "val"  # split to choose the best weights by, and to evaluate on
     also: list[str] = field(default_factory=list)  # further ones to evaluate on, as SPLIT_accuracy
-    scenes: str = ""  # scenes JSON with {split} in its name, for figures that need scene graphs
+    scenes: str = ""  # scenes JSON with {split} in its name, for metrics that need scene graphs
     programs: int = 0  # N: training questions whose programs are known; 0: all
     subset: str = "first"  # which ones: first (public code) | random | per_family: N of each
-    questions: int = 0  # training questions used at all, the first so many; 0: all
+    questions: int = 0  # number of training questions used, the first ones; 0: all
     val_questions: int = 0  # questions of every split to evaluate on; 0: all
     short: float = 16.0  # families of fewer functions in the mean are short; the paper: unstated
     short_families: list[int] = field(default_factory=list)  # or these; empty: by `short`
@@ -105,7 +105,7 @@ class Model(NetworkOptions):
 
 @dataclass
 class Stage:
-    """How long and how fast one of the stages learns."""
+    """How long a stage learns, and how fast."""
 
     steps: int = 0  # optimizer steps; 0: stage=all leaves it out
     lr: float = 5e-4  # of Adam, constant, Sec. 4
@@ -127,7 +127,7 @@ class Tune(Stage):
 
     train: str = ""  # split to fine-tune on; empty: data.train
     val: str = ""  # split to choose the fine-tuned weights by; empty: data.val
-    questions: int = 0  # the first so many; 0: all
+    questions: int = 0  # number of questions used, the first ones; 0: all
     update: str = ""  # both | pg: baselines only their LSTM | ee; empty: reinforce.update
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class Reinforce:
 
 @dataclass
 class Evaluate:
-    """What is measured, and what is left behind."""
+    """What is measured, and what is drawn."""
 
     batch_size: int = 256  # questions
     programs: str = "predicted"  # the engine's programs: predicted | ground_truth
@@ -250,9 +250,9 @@ class Config:
         return dict(zip(STAGES, stages, strict=True))[self.stage]
 
     def may_change(self) -> set[str]:
-        """The options that the run of a stage may be resumed with otherwise."""
+        """The options that may differ when the run of a stage is resumed."""
         free = (MAY_CHANGE | {*STAGES}) - {self.stage}  # those of other stages do nothing here
-        if self.of_stage().schedule == "cosine":  # whose rates depend on how long it lasts
+        if self.of_stage().schedule == "cosine":  # the learning rate depends on its length
             free -= {f"{self.stage}.steps"}
         return free
 
@@ -268,7 +268,7 @@ def require_split(option: str, split: str) -> None:
         )
 
 
-# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+# What may differ when a run is resumed: its length, where and how fast it runs, what it prints.
 # `init` too: it has been read, and under stage=all it follows from the folder's name.
 MAY_CHANGE = {f"{stage}.{name}" for stage in STAGES for name in ("steps", "evaluate_every")}
 MAY_CHANGE |= {"processes", "threads", "log_every", "save_every", "init", "only_evaluate"}

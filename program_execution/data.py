@@ -29,7 +29,7 @@ HUMANS = "humans_"
 def build(cfg: DataConfig, split: str, words: Vocabulary, *, training: bool = False) -> Questions:
     """The questions of `split`, numbered by `words`, see `vocabulary_of`.
 
-    Raises ValueError, naming file or question and the remedy, for data that are not as they should.
+    ValueError names the file or question at fault, and the remedy.
     """
     name, _, cut = split.partition(":")
     rows, features, scenes = (
@@ -47,9 +47,9 @@ def build(cfg: DataConfig, split: str, words: Vocabulary, *, training: bool = Fa
 
 
 def vocabulary_of(cfg: DataConfig, *splits: str) -> Vocabulary:
-    """The vocabulary of the first split, a training split, for all that a run reads.
+    """The vocabulary of the first split, a training split, by which a run reads all of them.
 
-    Where one of the splits is of CLEVR-Humans, with its further words last.
+    Where one of the splits is of CLEVR-Humans, its further words come last.
     """
     names = [split.partition(":")[0] for split in splits]
     people = [name for name in names if name.startswith(HUMANS)]
@@ -71,13 +71,13 @@ def vocabulary_of(cfg: DataConfig, *splits: str) -> Vocabulary:
 
 
 def label(split: str) -> str:
-    """What a split's figures are called: its name, and whether its programs are short or long."""
+    """The name of a split's metrics: its own, and whether its programs are short or long."""
     name, _, cut = split.partition(":")
     return f"{name}_{cut}" if cut in ("short", "long") else name
 
 
 def build_ahead(cfg: DataConfig) -> None:
-    """Make the built-in questions that a run will read, so that others find them in the cache."""
+    """Make the built-in questions that a run will read, so that its processes find them cached."""
     if cfg.name == "builtin":
         for split in (cfg.train, cfg.val, *cfg.also):
             _build_builtin(cfg, split.partition(":")[0])
@@ -89,7 +89,7 @@ def require_ready(
     """Raise ValueError, naming the split, where a run could not go through its questions.
 
     needs: what they must have, of "answers", "programs" and "scenes", each with the remedy where
-    it is missing. like: the split whose network sees these features too.
+    it is missing. like: the split that the network learns from, whose features have the same size.
     """
     rows, features = dataset.rows, dataset.features
     parts = {"answers": rows.answers, "programs": dataset.programs, "scenes": dataset.scenes}

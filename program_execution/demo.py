@@ -1,4 +1,4 @@
-"""One question about one image: its program, the answer, and where each module looks.
+"""Answer one question about one image, and draw its program and where each module looks.
 
     python demo.py run=outputs/demo/TIME/programs/ee index=3        # a validation question
     python demo.py run=RUN index=3 question="How many red cubes are there?"
@@ -66,7 +66,7 @@ class Options:
 
 
 def answer(options: Options) -> draw.Drawing:
-    """Answer, print and draw one question. Raises ValueError for what does not fit together."""
+    """Answer, print and draw one question; ValueError where the options do not fit together."""
     dataset, network, image = load_released(options) if options.init else load_run(options)
     chosen = Evaluate(beam=options.beam, grammar=options.grammar)
     place = 0 if options.question else options.index
@@ -106,7 +106,7 @@ def load_run(options: Options) -> tuple[Questions, Network, Tensor | None]:
 
 
 def read_config(folder: Path) -> Config:
-    """A run's configuration, which Hydra left in its folder or the one above, to go on from it."""
+    """The configuration that Hydra left in a run's folder or the one above, to go on from there."""
     if not folder.is_dir():
         raise ValueError(f"run={folder}: there is no such folder.")
     places = [place / ".hydra" / "config.yaml" for place in (folder, folder.resolve().parent)]

@@ -106,7 +106,7 @@ class ExecutionEngine(nn.Module):
     """Stem, a module for each program token, classifier.
 
     tokens: the program vocabulary in its order, `<NULL>` first. arities: the number of inputs (0, 1
-        or 2) of each, for functions of one's own; None: by the public code's rule.
+        or 2) of each, for your own functions; None: by the public code's rule.
 
     Of the options, batch_norm in training takes its statistics from the maps that run together, so
     executions differ; in eval mode they agree. malformed: "complete" completes a sequence with

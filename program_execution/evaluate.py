@@ -1,4 +1,4 @@
-"""What a run is judged by: answers by question type, and how good the programs are."""
+"""How a run is judged: right answers by question type, and the quality of the programs."""
 
 import math
 
@@ -17,17 +17,17 @@ from program_execution.config import Config
 from program_execution.execution.symbolic import SymbolicEngine
 from program_execution.model import Network
 
-ANSWERS = ("accuracy", *GROUPS)  # figures of a run that answers, in percent
+ANSWERS = ("accuracy", *GROUPS)  # metrics of a run that answers, in percent
 PROGRAMS = ("program_match", "malformed")  # and of one that only writes programs
 
 
 @torch.no_grad()
 def evaluate(network: Network, cfg: Config, dataset: Questions) -> dict[str, float]:
-    """Figures in percent, the same on every process; each question counts once.
+    """Metrics in percent, the same on every process; each question counts once.
 
     accuracy of the answers, and of those of each of the 13 types and 5 groups; program_match: the
     generator's program is the true one token by token; executed: on the scene graph it gives the
-    right answer; malformed: it is no well-typed tree. A figure that the data or the stage do not
+    right answer; malformed: it is no well-typed tree. A metric that the data or the stage do not
     allow is left out; that of a type of which there is no question is nan.
     """
     device, words = dist.device(), dataset.words
@@ -55,16 +55,16 @@ def evaluate(network: Network, cfg: Config, dataset: Questions) -> dict[str, flo
             answers = answer(network, cfg, dataset, batch, programs, symbolic)
             types.update(answers == batch.answers, batch.types)
     network.train(training)
-    figures = {name: total.compute() for name, total in sums.items()} if writing else {}
-    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    metrics = {name: total.compute() for name, total in sums.items()} if writing else {}
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if answering:
         found = types.compute()
-        figures = {"accuracy": found.pop("overall")} | found | figures
-    return figures
+        metrics = {"accuracy": found.pop("overall")} | found | metrics
+    return metrics
 
 
 def needs(cfg: Config) -> dict[str, str]:
-    """What a split must have to be evaluated, each with the remedy where it does not."""
+    """What a split must have to be evaluated, with the remedy where it is missing."""
     if cfg.stage == "pg":
         return {}
     found = {"answers": "name splits whose answers are known (data.val, data.also, tune.val)"}
@@ -126,7 +126,7 @@ def percent(flags: Tensor) -> Tensor:
 
 
 def evaluate_sets(network: Network, cfg: Config, sets: dict[str, Questions]) -> dict[str, float]:
-    """Figures of several splits, all but the first's behind the name of their split."""
+    """Metrics of several splits, all but the first's behind the name of their split."""
     found: dict[str, float] = {}
     for number, (split, dataset) in enumerate(sets.items()):
         prefix = f"{data.label(split)}_" if number else ""
@@ -135,7 +135,7 @@ def evaluate_sets(network: Network, cfg: Config, sets: dict[str, Questions]) -> 
 
 
 def brief(found: dict[str, float]) -> dict[str, float]:
-    """The figures that are shown while a run learns; result.json has those of every type.
+    """The metrics that are shown while a run learns; result.json has those of every type.
 
     They are of fewer questions, perhaps of another split, and not of the best weights: as `val_`.
     """
@@ -143,5 +143,5 @@ def brief(found: dict[str, float]) -> dict[str, float]:
 
 
 def columns(cfg: Config) -> tuple[str, ...]:
-    """The figures that a run of this stage is summed up by."""
+    """The metrics that a run of this stage is summed up by."""
     return PROGRAMS if cfg.stage == "pg" else ANSWERS

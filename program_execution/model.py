@@ -2,8 +2,8 @@
 
     question --generator--> program --engine, on the image's features--> answer
 
-I images, B questions, L words or program tokens, A answers. The parts that a stage has no use for
-are None; in the state dict a part's name stands in front, `engine.stem.0.weight`.
+I images, B questions, L words or program tokens, A answers. Parts that a stage does not need are
+None; in the state dict a part's name stands in front, `engine.stem.0.weight`.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Modes(nn.Module):
 
 
 class Network(nn.Module):
-    """The parts that a stage has a use for, and how they work together."""
+    """The parts that a stage needs, and how they work together."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Network(nn.Module):
         return {name: part for name, part in self.named_children() if name in PARTS}
 
     def side(self, name: str) -> list[nn.Module]:
-        """What "pg" or "ee" trains: the generator, or the engine with what it sees by."""
+        """What "pg" or "ee" trains: the generator, or the engine with the convolutions in front."""
         chosen = (self.generator,) if name == "pg" else (self.engine, self.pixels)
         return [part for part in chosen if part is not None]
 
     def question_part(self) -> list[nn.Module]:
-        """What a baseline reads the question with, all that people's questions change."""
+        """The question encoder of a baseline, all that people's questions change."""
         return [self.baseline.rnn] if isinstance(self.baseline, Lstm | CnnLstm | CnnLstmSA) else []
 
     def see(self, features: Tensor) -> Tensor:

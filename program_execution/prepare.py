@@ -1,4 +1,4 @@
-"""Get CLEVR, or questions of your own in its form, ready for training.
+"""Prepare CLEVR, or your own questions in its format, for training.
 
     python prepare.py clevr /data/CLEVR_v1.0 /data/clevr           # all of the following, in order
     python prepare.py humans /data/CLEVR-Humans /data/clevr        # people's questions beside it
@@ -8,7 +8,7 @@
 
 The folder that they write, data.root of train.py, holds vocab.json, <split>_questions (a folder, or
 .h5 as the public code has it) and <split>_features (.npy or .h5). What is there already is left
-alone, so that an interrupted command may be repeated; --again makes it anew. Exit code 0: good, 2:
+alone, so that an interrupted command may be repeated; --again makes it anew. Exit code 0: done, 2:
 bad data.
 """
 

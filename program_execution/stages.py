@@ -37,7 +37,7 @@ from program_execution.weights.initialise import initialise
 
 
 def datasets(cfg: Config) -> tuple[Questions, Questions, dict[str, Questions]]:
-    """What a stage learns from, what its best weights are chosen by, and all it is judged by."""
+    """The questions to learn from, those that choose the best weights, and all that judge them."""
     size, world = cfg.of_stage().batch_size, dist.world_size()
     if size % world and not cfg.only_evaluate:  # gradients are means over equal shares
         raise ValueError(
@@ -66,7 +66,7 @@ def datasets(cfg: Config) -> tuple[Questions, Questions, dict[str, Questions]]:
 
 
 def needs(cfg: Config) -> dict[str, str]:
-    """What the questions that a stage learns from must have, and the remedy where they do not."""
+    """What the questions to learn from must have, with the remedy where it is missing."""
     if cfg.stage == "pg":
         return {}  # data.select_known asks for programs
     found = {"answers": "name a split whose answers are known (data.train, tune.train)"}
@@ -78,7 +78,7 @@ def needs(cfg: Config) -> dict[str, str]:
 
 
 def build(cfg: Config, training: Questions) -> Network:
-    """The networks that the stage has a use for, of the sizes of the data, from `cfg.init`."""
+    """The networks that the stage needs, sized for the data, with the weights of `cfg.init`."""
     words, rows, mode = training.words, training.rows, None
     assert training.features is not None
     if cfg.model.name == "qtype_mode":
@@ -105,7 +105,7 @@ def build(cfg: Config, training: Questions) -> Network:
 
 
 def needs_generator(cfg: Config) -> bool:
-    """Whether a stage has a use for the program generator."""
+    """Whether a stage needs the program generator."""
     if cfg.model.name in BASELINES:
         return False
     used = cfg.stage != "ee" or "predicted" in (cfg.ee_programs, cfg.evaluate.programs)
@@ -138,7 +138,7 @@ def batches(
     )
 
 
-Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # to minimise, and what else to show
+Losses = tuple[dict[str, Tensor], dict[str, Tensor]]  # to minimise; for the log
 
 
 class Objective:
@@ -173,7 +173,7 @@ class Objective:
         return [p for p in self.network.parameters() if p.requires_grad]
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        """The losses of a batch, whose sum is minimised, and what else is worth a look."""
+        """The losses of a batch, to be summed and minimised, and further values for the log."""
         if self.network.baseline is not None:
             logits = self.network.guess(batch)
             return {"answer": F.cross_entropy(logits, batch.answers)}, {}

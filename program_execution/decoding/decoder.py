@@ -82,7 +82,7 @@ class Decoder:
 
 
 def mask_next(grammar: Grammar, state: Tensor, V: int) -> Tensor:
-    """The grammar's mask (R, V), where it fits the model and leaves every row a token."""
+    """The grammar's mask (R, V); ValueError where it does not fit, or allows a row no token."""
     allowed = grammar.mask(state)
     if allowed.shape != (len(state), V):
         raise ValueError(

@@ -75,11 +75,11 @@ class Baseline(nn.Module):
         if self.kind == "none":
             return torch.zeros_like(rewards)
         if self.kind == "self_critical":
-            return _fitting(greedy, rewards, "greedy", self.kind).float()
+            return _require_each(greedy, rewards, "greedy", self.kind).float()
         if self.kind == "batch_ema":
             slots = torch.zeros_like(rewards, dtype=torch.long)
         else:
-            slots = _fitting(types, rewards, "types", self.kind).long()
+            slots = _require_each(types, rewards, "types", self.kind).long()
             if ((slots < -1) | (slots >= self.types)).any():
                 raise ValueError(
                     f"question types are {int(slots.min())}..{int(slots.max())}, but the baseline "
@@ -146,8 +146,8 @@ def policy_loss(
     return losses.sum() if official else losses.mean()
 
 
-def _fitting(values: Tensor | None, rewards: Tensor, name: str, kind: str) -> Tensor:
-    """`values`, where they are there, one per reward."""
+def _require_each(values: Tensor | None, rewards: Tensor, name: str, kind: str) -> Tensor:
+    """`values`; ValueError unless there is one for each reward."""
     if values is None or values.shape != rewards.shape:
         found = "None" if values is None else f"of shape {tuple(values.shape)}"
         raise ValueError(

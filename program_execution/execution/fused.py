@@ -22,7 +22,7 @@ from .schedule import Group, Schedule
 
 
 class Weights(NamedTuple):
-    """Those of the modules in use, stacked; biases (T, C), `proj` of the binary ones alone."""
+    """The weights of the modules in use, stacked; biases are (T, C), `proj` is of binary ones."""
 
     first: Tensor  # (T, C out, 3, 3, C in)
     first_bias: Tensor
@@ -130,7 +130,7 @@ class Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of images and weights: the groups again, last first."""
+        """Return the gradients of images and weights, from the last group to the first."""
         images, *weights = ctx.saved_tensors
         w, pool, hidden, calls = Weights(*weights), ctx.pool, ctx.hidden, ctx.calls
         _, H, W, C = images.shape
