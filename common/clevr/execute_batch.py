@@ -25,24 +25,16 @@ from torch import Tensor
 from .arrays.scenes import FIRST, MOST_BITS, VALUES, Bits, PackedScenes
 from .automaton import FAILURES, Reader, Reading, function_name
 from .execute import Failure, Unique
-from .functions import ATTRIBUTES, RELATIONS, UNK, Kind, parse_token, signature
+from .functions import ATTRIBUTES, FUNCTIONS, RELATIONS, UNK, Kind, parse_token, signature
 
-# Functions that are computed in the same way.
-_OPERATIONS: Final = (
-    "scene",
-    "filter",
-    "relate",
-    "same",
-    "unique",
-    "union",
-    "intersect",
-    "count",
-    "exist",
-    "query",
-    "equal",
-    "less_than",
-    "greater_than",
-)
+
+def _operation(name: str) -> str:
+    """What the functions that are computed in the same way have in common, such as `filter`."""
+    verb = name.partition("_")[0]
+    return name if verb in ("less", "greater") else verb
+
+
+_OPERATIONS: Final = tuple(dict.fromkeys(map(_operation, FUNCTIONS)))
 
 
 def _compile(text: str) -> tuple[int, int, Kind]:
@@ -52,19 +44,16 @@ def _compile(text: str) -> tuple[int, int, Kind]:
     """
     function = signature(text)
     _, values = parse_token(text)
-    verb, _, attribute = function.name.partition("_")
+    operation, attribute = _operation(function.name), function.name.partition("_")[2]
     argument = 0
-    match verb:
-        case "filter":
-            start = FIRST[list(ATTRIBUTES).index(attribute)]
-            argument = int(start) + ATTRIBUTES[attribute].index(values[0])
-        case "relate":
-            argument = RELATIONS.index(values[0])
-        case "same" | "query":
-            argument = list(ATTRIBUTES).index(attribute)
-        case "less" | "greater":
-            verb = function.name
-    return _OPERATIONS.index(verb), argument, function.output
+    if operation == "filter":
+        start = FIRST[list(ATTRIBUTES).index(attribute)]
+        argument = int(start) + ATTRIBUTES[attribute].index(values[0])
+    elif operation == "relate":
+        argument = RELATIONS.index(values[0])
+    elif operation in ("same", "query"):
+        argument = list(ATTRIBUTES).index(attribute)
+    return _OPERATIONS.index(operation), argument, function.output
 
 
 class BatchExecutor:
