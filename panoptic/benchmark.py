@@ -147,13 +147,13 @@ def torchmetrics(options: Options) -> Calls:
 
     made = _make_pair(0, options, void=False)
 
-    def coloured(drawn: np.ndarray, listed: list[dict]) -> torch.Tensor:
+    def color_map(drawn: np.ndarray, listed: list[dict]) -> torch.Tensor:
         category = np.zeros(drawn.shape, np.int64)
         for segment in listed:
             category[drawn == segment["id"]] = segment["category_id"]
         return torch.from_numpy(np.stack([category, drawn], -1))[None]
 
-    pairs = coloured(*made[:2]), coloured(*made[2:])
+    pairs = color_map(*made[:2]), color_map(*made[2:])
 
     def ours() -> torch.Tensor:
         metric = PanopticQuality(dict.fromkeys(THINGS, True))
@@ -255,9 +255,8 @@ def main(words: list[str] | None = None) -> None:
     print(*absent, sep="\n")
     if options.out:
         results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        write_json(
-            options.out, {"conditions": facts, "options": asdict(options), "results": results}
-        )
+        content = {"conditions": facts, "options": asdict(options), "results": results}
+        write_json(options.out, content)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Scenes:
     radius: list[float] = field(default_factory=lambda: [0.35, 0.8])  # world units, log-uniform
     min_gap: float = -0.15  # between two solids; negative: they may reach into one another
     margin: float = 0.05  # least distance of two centres along either axis of the floor
-    spread: float = 1.6  # centres lie within so many world units of the middle
+    spread: float = 1.6  # centres lie within this distance of the middle, in world units
     min_visible: int = 12  # pixels of each thing, at least 1
     elevation: float = 28.3  # of the camera above the floor, degrees
     floor: str = "noise"
@@ -85,8 +85,8 @@ class Data:
     aspect_groups: bool = True  # D2: wide and tall images go into separate batches
     bad_images: str = "raise"  # raise | skip: what an unreadable image does
     workers: int = 4  # loader processes per training process
-    limit: int = 0  # train on the first so many images; 0: all
-    val_limit: int = 0  # evaluate on the first so many; 0: all
+    limit: int = 0  # images to train on, the first ones; 0: all
+    val_limit: int = 0  # images to evaluate on, the first ones; 0: all
     scenes: Scenes = field(default_factory=Scenes)
 
     def __post_init__(self) -> None:

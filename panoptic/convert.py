@@ -97,7 +97,7 @@ def raw(args: argparse.Namespace) -> int:
     """A data set as downloaded -> COCO panoptic."""
     layout = {"cityscapes": cityscapes, "ade20k": ade20k, "vistas": vistas}[args.command]
     version = {"version": args.version} if args.command == "vistas" else {}
-    out = args.out or layout.converted(args.root, args.split)
+    out = args.out or layout.panoptic_json(args.root, args.split)
     write_split(layout.open_split(args.root, args.split, **version), out)
     print(f"written: {out}")
     return len(PanopticFiles(out))

@@ -139,8 +139,8 @@ def make_pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pai
         world = replace(WORLD, val_images=options.scenes, seed=options.seed)
         scenes = PanopticScenes(world, training=False)
         categories = scenes.categories
-        maps = map(scenes.annotation, range(options.scenes))
-        truths = ((ids.numpy(), segments) for ids, segments in maps)
+        images = (scenes[i] for i in range(options.scenes))
+        truths = ((ids.numpy(), segments) for _, ids, segments in images)
     drawn = simulate.pairs(truths, seed=options.seed, categories=kinds(categories))
     return categories, options.scenes, (Pair(i, a, b) for i, (a, b) in enumerate(drawn))
 

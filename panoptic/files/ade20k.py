@@ -121,6 +121,6 @@ def decode(file: Path, *, categories: dict[int, Category], things: dict[int, int
     return relabel(keys, numbers), segments
 
 
-def converted(root: str | Path, split: str) -> Path:
+def panoptic_json(root: str | Path, split: str) -> Path:
     """The JSON of the converted split."""
     return Path(root) / f"ade20k_panoptic_{split}.json"

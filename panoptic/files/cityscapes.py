@@ -82,7 +82,7 @@ def decode(file: Path) -> Annotation:
     return relabel(values, numbers), segments
 
 
-def converted(root: str | Path, split: str) -> Path:
+def panoptic_json(root: str | Path, split: str) -> Path:
     """Where createPanopticImgs writes the JSON."""
     return _gt_folder(root) / f"cityscapes_panoptic_{split}.json"
 

@@ -108,9 +108,9 @@ def complete(
     """Copies of the segments of a map (H, W), with `iscrowd`, and `area` and `bbox` as counted.
 
     Raises ValueError, beginning with `where`, for ids that are 0, doubled, or in the map but not
-    among the segments, and for unknown categories (where `categories` is given). If strict also
-    for segments without a pixel, which else are left out, and for areas other than the counted,
-    which else are put right.
+    among the segments, and for unknown categories (where `categories` is given). If strict, also
+    for segments without a pixel, which are otherwise left out, and for areas that differ from
+    those counted, which are otherwise put right.
     """
     check_segments(segments, None if categories is None else categories.keys(), where)
     found, areas, boxes = measure(ids)

@@ -61,7 +61,7 @@ def relabel(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
 
 
 def paint(ids: np.ndarray, values: Mapping[int, Any], void: Any, kind: Any) -> np.ndarray:
-    """Ids (H, W) replaced by their `values`, numbers or tuples, of the type `kind`; else `void`."""
+    """Ids (H, W) replaced by their `values`, numbers or tuples of the type `kind`, or by `void`."""
     found, place = np.unique(ids, return_inverse=True)
     table = np.array([values.get(number, void) for number in found.tolist()], kind)
     return table[place.reshape(ids.shape)]

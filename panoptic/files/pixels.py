@@ -1,7 +1,7 @@
 """Reading and writing PNGs of whole numbers: segment ids, class labels, instance numbers.
 
-H, W height and width. Pillow decodes, as nothing else at hand is faster. What it passes over in
-silence is looked at before: 16-bit colours, of which it makes 8 bits, and wrong checksums.
+H, W height and width. Pillow decodes, as nothing else at hand is faster. What it accepts silently
+is checked before: 16-bit colours, which it reduces to 8 bits, and wrong checksums.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 
 from .ids import LIMIT, id_to_rgb
 
-MAX_PIXELS = 2**26  # a PNG of more is refused: decoded, it would take a gigabyte
+MAX_PIXELS = 2**26  # larger PNGs are not read: decoded, one would take a gigabyte
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 33  # bytes of the signature and the first chunk
 _KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey with alpha", 6: "RGBA"}
@@ -29,7 +29,7 @@ def read_ids(path: str | Path) -> np.ndarray:
     """Ids (H, W) int32 of a panoptic PNG.
 
     Raises ValueError, naming the file, where it is missing, cut off, larger than `MAX_PIXELS`, or
-    anything else than a PNG of 8-bit red, green and blue.
+    anything but a PNG of 8-bit red, green and blue.
     """
     data = read_bytes(path)
     depth, kind, _ = _header(data, path)

@@ -3,8 +3,8 @@
 `cityscapes.py`, `ade20k.py` and `vistas.py` each know one layout and offer the same functions,
 given the data set's folder and a split:
 
-    open_split(root, split)  a `RawSplit`; ValueError, with the layout expected, for no files
-    converted(root, split)   where the JSON of the converted split lies
+    open_split(root, split)     a `RawSplit`; ValueError, with the layout expected, for no files
+    panoptic_json(root, split)  where the converted split has its JSON
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ H, W height and width. A pixel of `instances/*.png` is 256 times the label, its 
     ROOT/config_{version}.json  ROOT/{training,validation}/{version}/instances/*.png  v1.2, v2.0
 
 Category ids are the labels plus 1, and a segment's id is the pixel plus 256: label 0, instance 0
-would else be void. Labels that are not evaluated (`"evaluate": false`) are void.
+would be void. Labels that are not evaluated (`"evaluate": false`) are void.
 """
 
 from functools import partial
@@ -51,8 +51,8 @@ def read_labels_file(path: str | Path) -> list[Category | None]:
 def open_split(root: str | Path, split: str, version: str | None = None) -> RawSplit:
     """The instance PNG of each image of "training" or "validation" by image id, the stem.
 
-    version: "" for the first release's layout, else "v1.2" or "v2.0"; None: the first of them that
-    is there. Raises ValueError, with the layout that is expected, where there are none.
+    version: "" for the first release's layout, or "v1.2" or "v2.0"; None: the first one there.
+    Raises ValueError, with the layout that is expected, where there are none.
     """
     root = Path(root)
     if version is None:
@@ -102,6 +102,6 @@ def decode(file: Path, *, categories: list[Category | None]) -> Annotation:
     return relabel(values, numbers), list(segments.values())
 
 
-def converted(root: str | Path, split: str) -> Path:
+def panoptic_json(root: str | Path, split: str) -> Path:
     """The JSON of the converted split."""
     return Path(root) / f"vistas_panoptic_{split}.json"

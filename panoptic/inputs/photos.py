@@ -1,7 +1,7 @@
 """Photographs with panoptic maps: COCO, Cityscapes, ADE20k and Mapillary Vistas.
 
-H x W pixels. The last three are read from their COCO panoptic files where `convert.py` has written
-them, else from the files that they are distributed in.
+H x W pixels. The last three are read from the COCO panoptic files that `convert.py` writes, or, if
+there are none, from the files as distributed.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ def _open_coco(root: Path, split: str) -> Photos:
 
 def _open_distributed(name: str, root: Path, split: str) -> Photos:
     """A data set as it was downloaded, or its panoptic files where they have been written."""
-    file, where = DISTRIBUTED[name].converted(root, split), str(root)
+    file, where = DISTRIBUTED[name].panoptic_json(root, split), str(root)
     source: PanopticFiles | RawSplit
     if file.is_file():
         source, where = PanopticFiles(file), str(file)

@@ -39,7 +39,7 @@ class PanopticScenes:
             Scenes(
                 world(cfg, shapes),
                 count=-(-(self.count - k) // len(groups)),  # items k, k + groups, k + 2 groups, ...
-                seed=cfg.seed * 1000 + k,  # else all groups would have solids in the same places
+                seed=cfg.seed * 1000 + k,  # or all groups would have solids in the same places
                 start=start,
                 masks=False,
             )

@@ -65,8 +65,8 @@ def check_targets(
     out: list[dict[str, Tensor]] = []
     faults: list[tuple[Tensor, str]] = []  # whether it is there, and what is wrong
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        known = [f"{target[key]}" for key in ("file", "image_id") if key in target]
-        name = known[0] if known else f"image {number} of the batch"
+        place = f"image {number} of the batch"
+        name = str(target.get("file", target.get("image_id", place)))
         height, width = image.shape[1:]
         wanted: dict[str, tuple[int, ...]] = {}
         if things is not None:
@@ -93,13 +93,12 @@ def check_targets(
         if classes is not None:
             semantic = one["semantic"]
             beyond = ((semantic < 0) | ((semantic >= classes) & (semantic != VOID))).any()
-            what = f"a semantic class that is neither in 0..{classes - 1} nor {VOID}"
-            faults.append((beyond, f"{name} has {what}"))
+            known = f"0..{classes - 1} nor {VOID}"
+            faults.append((beyond, f"{name} has a semantic class that is neither in {known}"))
         out.append(one)
     flags = torch.stack([flag for flag, _ in faults]).tolist() if faults else []  # one wait
-    for flag, (_, fault) in zip(flags, faults, strict=True):
-        if flag:
-            raise ValueError(f"{fault}: correct its target")
+    if True in flags:
+        raise ValueError(f"{faults[flags.index(True)][1]}: correct its target")
     return out
 
 
