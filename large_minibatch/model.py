@@ -161,14 +161,14 @@ def resnet(
     if width < 8:  # On CPUs without AVX512 the backward pass of oneDNN's 1x1 stride-2 convolution
         # in channels_last writes beyond the gradient of 2 to 7 input channels (torch 2.14).
         raise ValueError(f"width = {width} must be at least 8.")
-    make = norm_layer(norm, group=group, running=running)
+    layer = norm_layer(norm, group=group, running=running)
     net: ResNet | Mini
     if name == "mini":
         net = Mini(
             width,
             blocks,
             num_classes=num_classes,
-            norm_layer=make,
+            norm_layer=layer,
             zero_gamma=zero_gamma,
         )
     else:
@@ -180,7 +180,7 @@ def resnet(
             zero_init_residual=zero_gamma,
             groups=groups,
             width_per_group=group_width,
-            norm_layer=make,
+            norm_layer=layer,
         )
     net.to(memory_format=torch.channels_last)
     nn.init.normal_(net.fc.weight, std=fc_std)

@@ -196,7 +196,7 @@ def _update(norms: list[GhostBatchNorm2d]) -> None:
 def norm_layer(
     norm: str, *, group: int = 32, running: str = "mean", allow_partial: bool = False
 ) -> Layer:
-    """What makes a batch norm from its number of channels.
+    """The constructor of a batch norm, which takes the number of channels.
 
     norm: "ghost": groups of `group` images; "worker": nn.BatchNorm2d, all images of a process;
         "sync": nn.SyncBatchNorm, all images of all processes.
