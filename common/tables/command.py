@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import PREEMPTED, UserError
-from .plan import NEUTRAL, Plan, Request, clean, identity, plan
+from .plan import Plan, Request, clean, identity, plan
 from .report import report
 from .runs import Ending, Run, execute, read_result
 from .table import Table, key_of, unknown
@@ -41,13 +41,11 @@ def main(
     *,
     script: Path | str,
     words: Sequence[str] | None = None,
-    neutral: Sequence[str] = NEUTRAL,
 ) -> None:
     """Run and print the tables that the command line names (`words`: instead of sys.argv).
 
-    `neutral` are the keys that leave the result as it is: they do not name another run. Exits with
-    2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C and 143 after
-    SIGTERM.
+    Exits with 2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C and 143
+    after SIGTERM.
     """
     conf = Path(script).resolve().parent / "conf"
     words = list(sys.argv[1:] if words is None else words)
@@ -60,16 +58,14 @@ def main(
         return
     try:
         request = _parse(words, tables)
-        plans = [plan(table, request, neutral, conf) for table in request.tables]
+        plans = [plan(table, request, conf) for table in request.tables]
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.status) from None
     endings: list[Ending] = []
     if request.run:
-        wanted = [
-            _wanted(table, rows, request) for table, rows in zip(request.tables, plans, strict=True)
-        ]
-        runs = {run.folder: run for rows in wanted for run in _seed_by_seed(rows)}
+        wanted = [_choose(*pair, request.rows) for pair in zip(request.tables, plans, strict=True)]
+        runs = {run.folder: run for runs in wanted for run in runs}
         missing = [run for run in runs.values() if read_result(run.folder) is None]
         print(f"{len(runs) - len(missing)} of {_runs(len(runs))} finished before.", flush=True)
         try:
@@ -78,7 +74,7 @@ def main(
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
             raise SystemExit(128 + (stop.args or (signal.SIGINT,))[0]) from None
     for table, rows in zip(request.tables, plans, strict=True):
-        name = ",".join([table.name, *identity(request.extra, neutral)])
+        name = ",".join([table.name, *identity(request.extra)])
         stem = Path("outputs/tables", request.scale, clean(name))
         print("\n" + report(table, request, rows, stem=stem), flush=True)
     stopped = sum(ending.kind == "stopped" for ending in endings)
@@ -141,11 +137,11 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
     return Request(chosen, scale, seeds, jobs, run == "true", extra, rows)
 
 
-def _wanted(table: Table, rows: Plan, request: Request) -> Plan:
-    """The rows that are to be run: all, or those that `rows=` names."""
+def _choose(table: Table, rows: Plan, texts: Sequence[str]) -> list[Run]:
+    """The runs of the rows with one of `texts` in their name, or of all; seed 0 of each first."""
     named = zip(table.rows, rows, strict=True)
-    texts = request.rows
-    return [points for row, points in named if not texts or any(t in row.name for t in texts)]
+    wanted = [runs for row, runs in named if not texts or any(text in row.name for text in texts)]
+    return sorted((run for runs in wanted for run in runs), key=lambda run: run.seed)
 
 
 def _summary(failed: Sequence[Ending]) -> str:
@@ -167,9 +163,3 @@ def _count(key: str, text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise UserError(f"{key}={text}: a whole number from 1 up is needed")
     return int(text)
-
-
-def _seed_by_seed(rows: Plan) -> list[Run]:
-    """All runs, first seed 0 of every row: a whole table with one seed comes early."""
-    runs = [run for points in rows for point in points for run in point.runs]
-    return sorted(runs, key=lambda run: run.seed)

@@ -18,15 +18,8 @@ from ..errors import UserError
 from .runs import Run
 from .table import Table, key_of
 
+# Options that leave the result as it is: they do not name another run.
 NEUTRAL = ("data.root", "data.workers", "workers", "processes", "log_every", "save_every")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a row's grid: the overrides by key, and one run per seed."""
-
-    values: dict[str, str]
-    runs: list[Run]
 
 
 @dataclass(frozen=True)
@@ -42,52 +35,40 @@ class Request:
     rows: list[str] = field(default_factory=list)  # run only rows with one of these in their name
 
 
-Plan = list[list[Point]]  # one list per row, one point per combination of the grid's values
+Plan = list[list[Run]]  # one list per row, one run per seed
 
 
 def compose_rows(tables: Sequence[Table]) -> Iterator[tuple[str, list[str]]]:
     """Every run that the tables can ask for, in every scale: its label and its overrides."""
     for table in tables:
         for scale in table.scales:
-            for points in plan(table, Request([table], scale)):
-                for point in points:
-                    yield f"{table.name} {scale}: {point.runs[0].label}", point.runs[0].overrides
+            for run, *_ in plan(table, Request([table], scale)):
+                yield f"{table.name} {scale}: {run.label}", run.overrides
 
 
-def plan(
-    table: Table, request: Request, neutral: Sequence[str] = NEUTRAL, conf: Path | None = None
-) -> Plan:
-    """The runs of the table: for each row the points of its grid, for each point its seeds.
+def plan(table: Table, request: Request, conf: Path | None = None) -> Plan:
+    """The runs of the table: for each row its seeds.
 
-    A key that the command line gives is taken out of the grid. `conf`: Hydra's folder, from which
-    the overrides are composed to tell one run from another; without it their text does.
+    `conf`: Hydra's folder, from which the overrides are composed to tell one run from another;
+    without it their text does.
     """
-    given = {key_of(word) for word in request.extra}
-    points: list[dict[str, str]] = [{}]
-    for key, values in table.grid_of(request.scale).items():
-        if key not in given:
-            points = [point | {key: str(value)} for point in points for value in values]
     rows: Plan = []
     for row in table.rows:
-        rows.append([])
-        for point in points:
-            chosen = [f"{key}={value}" for key, value in point.items()]
-            groups = (table.scales[request.scale], row.at(request.scale), chosen, request.extra)
-            overrides = list({key_of(word): word for group in groups for word in group}.values())
-            name = _slug(overrides, neutral, conf, table.config)
-            home = Path("outputs/tables", request.scale, name).absolute()
-            label = ", ".join([row.name, *chosen])
-            runs = [
-                Run(home / f"seed{seed}", overrides, seed, f"{label}, seed {seed}", table.script)
-                for seed in range(request.seeds)
-            ]
-            rows[-1].append(Point(point, runs))
+        groups = (table.scales[request.scale], row.at(request.scale), request.extra)
+        overrides = list({key_of(word): word for group in groups for word in group}.values())
+        name = _slug(overrides, conf, table.config)
+        home = Path("outputs/tables", request.scale, name).absolute()
+        runs = [
+            Run(home / f"seed{seed}", overrides, seed, f"{row.name}, seed {seed}", table.script)
+            for seed in range(request.seeds)
+        ]
+        rows.append(runs)
     return rows
 
 
-def identity(overrides: Sequence[str], neutral: Sequence[str]) -> list[str]:
+def identity(overrides: Sequence[str]) -> list[str]:
     """The overrides that make another run, in one order."""
-    return sorted(word for word in overrides if key_of(word) not in neutral)
+    return sorted(word for word in overrides if key_of(word) not in NEUTRAL)
 
 
 def clean(text: str) -> str:
@@ -95,29 +76,24 @@ def clean(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=,+-]+", "_", text)[:120]
 
 
-def _slug(
-    overrides: Sequence[str],
-    neutral: Sequence[str],
-    conf: Path | None = None,
-    config: str = "config",
-) -> str:
+def _slug(overrides: Sequence[str], conf: Path | None, config: str) -> str:
     """A folder's name: the overrides to be read, and the hash of what they give to be exact."""
-    words = identity(overrides, neutral)
+    words = identity(overrides)
     settings = "\n".join(words)
     if conf is not None and conf.is_dir():
-        settings = _settings(conf, overrides, neutral, config)
+        settings = _settings(conf, overrides, config)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     return f"{clean(','.join(word for word in words if key_of(word) != 'experiment'))}-{digest}"
 
 
-def _settings(conf: Path, overrides: Sequence[str], neutral: Sequence[str], config: str) -> str:
+def _settings(conf: Path, overrides: Sequence[str], config: str) -> str:
     """The composed configuration as JSON, without what leaves the result as it is."""
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             settings: Any = OmegaConf.to_container(compose(config, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    for key in ("output_dir", "seed", *neutral):
+    for key in ("output_dir", "seed", *NEUTRAL):
         *groups, name = key.split(".")
         node = settings
         for group in groups:

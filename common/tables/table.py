@@ -2,9 +2,8 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
 
 from .claims import Beside, Gap, Near
 
@@ -45,9 +44,8 @@ class Table:
     title: str
     _: KW_ONLY
     rows: Sequence[Row]
-    columns: Sequence[str]  # names in result.json's metrics; the first one chooses in the grid
+    columns: Sequence[str]  # names in result.json's metrics
     scales: dict[str, list[str]]  # overrides by scale; the first scale is the default
-    grid: dict[str, Any] = field(default_factory=dict)  # {key: values}, or by scale: {"mini": ...}
     claims: Sequence[Gap | Near | Beside] = ()
     note: str = ""
     digits: int = 1
@@ -71,20 +69,11 @@ class Table:
         for word, choices in wanted:
             if word not in choices:
                 raise ValueError(f"{self.name}: {unknown(word, choices)}")
-        for scale in self.scales:
-            for row in self.rows:
-                for key in {key_of(word) for word in row.at(scale)} & set(self.grid_of(scale)):
-                    raise ValueError(f"{self.name}: {row.name} fixes {key}, which the grid varies")
 
     @property
     def config(self) -> str:
         """Name of the script's Hydra configuration."""
         return "config" if self.script == "train.py" else Path(self.script).stem
-
-    def grid_of(self, scale: str) -> dict[str, list[Any]]:
-        """The values that every row tries at this scale, by key."""
-        by_scale = set(self.grid) <= set(self.scales)
-        return self.grid.get(scale, {}) if by_scale else self.grid
 
 
 def unknown(word: str, choices: Sequence[str]) -> str:

@@ -186,41 +186,6 @@ def test_later_overrides_win_and_appear_once(bench):
     assert bench.calls()[0][:2] == ["steps=3", "gamma=1"]
 
 
-def test_each_row_takes_the_best_point_of_the_same_grid(bench):
-    tried = table(TWO, grid={"lr": [0.01, 0.02, 0.1]})
-    bench(tried, "table1 seeds=2")
-    assert len(bench.calls()) == 12
-    assert bench.below("high") == "- high: `gamma=2`"
-    assert "; every run with `steps=10 lr=0.02`." in bench.below()
-    assert "; best of 3 each; " in bench.below()
-    assert bench.cells("high")["AP"] == "34.0 → 34.5 ± 0.7"
-    with Path("outputs/tables/mini/table1.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [(line["row"], line["lr"], line["seed"]) for line in lines[:3]] == [
-        ("low", "0.01", "0"), ("low", "0.01", "1"), ("low", "0.02", "0"),
-    ]  # fmt: skip
-    assert lines[0]["AP"] == "29.0"
-    assert lines[4]["status"] == "diverged at step 12 (classification)"
-    bench(table(TWO, grid={"lr": [0.01, 0.02, 0.1, 0.03]}), "table1 run=false seeds=2")
-    assert "; best of 3 tried of 4 each; " in bench.below()
-
-
-def test_where_smaller_is_better_the_smallest_wins(bench):
-    errors = table(TWO, grid={"lr": [0.01, 0.02]}, smaller_is_better=True, diverged=100.0)
-    bench(errors, "table1")
-    assert "`steps=10 lr=0.01`" in bench.below()
-
-
-def test_a_grid_may_belong_to_one_scale_and_a_value_of_the_command_line_replaces_it(bench):
-    tried = table(TWO, grid={"mini": {"lr": [0.01, 0.02]}})
-    assert len(list(compose_rows([tried]))) == 4 + 2
-    bench(tried, "table1 scale=paper")
-    assert len(bench.calls()) == 2
-    bench(tried, "table1 lr=0.03")
-    assert len(bench.calls()) == 4
-    assert "best of" not in bench.below()
-
-
 def test_a_table_may_run_another_script_with_a_configuration_of_its_name(bench):
     (bench.folder / "tune.py").write_text(TRAIN)
     bench.script.unlink()
@@ -254,6 +219,10 @@ def test_a_diverged_run_is_shown_and_counts_as_zero(bench):
     )
     assert '- did not hold: "half" at least 0 AP ahead of "fine"; ours: -10.3 ± 17.9' in bench.out
     assert Path("outputs/tables/mini/table1.png").exists()
+    with Path("outputs/tables/mini/table1.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["seed"]) for line in lines[:2]] == [("fine", "0"), ("fine", "1")]
+    assert lines[3]["status"] == "diverged at step 12 (classification)"
 
 
 def test_a_claim_takes_the_best_rival_seed_by_seed_and_waits_for_all_rows(bench):
@@ -521,7 +490,6 @@ def test_behind_two_dashes_every_key_belongs_to_the_training(bench):
         (TWO, {"claims": [Gap(better="hihg", than=["low"], column="AP")]}, "did you mean high?"),
         (TWO, {"claims": [Gap(better="high", than=[], column="AP")]}, "rows to compare with"),
         (TWO, {"claims": [Beside(row="low", column="AP", other="AP5")]}, "did you mean AP50?"),
-        (TWO, {"grid": {"gamma": [1, 2]}}, "low fixes gamma, which the grid varies"),
     ],
 )
 def test_a_slip_in_a_declaration_is_named(rows, options, message):
@@ -544,7 +512,7 @@ def test_a_changed_default_makes_another_run(tmp_path):
     def folders(text: str) -> set[Path]:
         (conf / "config.yaml").write_text(text)
         rows = plan(table(TWO), request, conf=conf)
-        return {run.folder for points in rows for point in points for run in point.runs}
+        return {run.folder for runs in rows for run in runs}
 
     first = folders("gamma: 1\nlr: 0.1\nprocesses: 0\n")
     assert folders("gamma: 1\nlr: 0.1\nprocesses: 8\n") == first  # neutral

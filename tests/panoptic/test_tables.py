@@ -41,9 +41,7 @@ def folders(name: str, scale: str) -> dict[str, Path]:
     ConfigStore.instance().store("schema", Config)
     table = BY_NAME[name]
     rows = plan(table, Request([table], scale), conf=CONF)
-    return {
-        row.name: points[0].runs[0].folder for row, points in zip(table.rows, rows, strict=True)
-    }
+    return {row.name: runs[0].folder for row, runs in zip(table.rows, rows, strict=True)}
 
 
 def test_every_row_of_every_table_composes_in_every_scale():
@@ -95,7 +93,7 @@ def test_the_pair_is_trained_once_for_all_of_its_tables():
 def test_rows_at_full_scale_find_the_networks_that_they_evaluate():
     instances, semantics = folders("table3", "paper"), folders("table4", "paper")
     every = [*instances.values(), *semantics.values(), *folders("table5", "paper").values()]
-    merged = settings(plan(TABLE5, Request([TABLE5], "paper"))[0][0].runs[0].overrides)
+    merged = settings(plan(TABLE5, Request([TABLE5], "paper"))[0][0].overrides)
     for pattern, wanted in (
         (merged.init, semantics["PSPNet, single-scale"]),
         (merged.init_also, instances["Mask R-CNN, COCO pre-training"]),

@@ -119,7 +119,7 @@ def test_a_row_of_two_tables_is_trained_once():
     def folders(name: str) -> set[Path]:
         table = BY_NAME[name]
         rows = plan(table, Request([table], "paper", extra=["data.root=x"]), conf=CONF)
-        return {points[0].runs[0].folder for points in rows}
+        return {runs[0].folder for runs in rows}
 
     assert len(folders("table1") & folders("curve")) == 2
 
