@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from common import timing
+from common import files, timing
 from common.clevr import builtin, execute_batch
 from common.clevr.arrays.scenes import pack
 from common.clevr.execute import execute
@@ -280,7 +280,7 @@ def main(words: list[str] | None = None) -> None:
     if options.out:
         results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
         content = {"conditions": facts, "options": asdict(options), "results": results}
-        Path(options.out).write_text(json.dumps(content, indent=1) + "\n")
+        files.write_text(Path(options.out), json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,28 +13,23 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import files
 from common.config import run as run_command
 from program_execution.weights import formats
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Convert, and say what the file held."""
     parser = argparse.ArgumentParser(prog="python convert.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, help="the old checkpoint")
     parser.add_argument("out", type=Path, help="the new file")
     parser.add_argument("--vocabulary", type=Path, help="also write the file's vocabularies here")
-    return parser
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Convert, and say what the file held."""
-    args = arguments().parse_args(sys.argv[1:] if words is None else words)
+    args = parser.parse_args(sys.argv[1:] if words is None else words)
     models = formats.load(args.source)
     if args.vocabulary and not models.vocabulary:
         raise ValueError(f"{args.source} holds no vocabulary: leave --vocabulary out.")
@@ -43,9 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parameters = sum(each.numel() for each in getattr(models, name).parameters())
         print(f"{name}: {parameters:,} parameters")
     if args.vocabulary:
-        partial = args.vocabulary.with_name(args.vocabulary.name + ".tmp")
-        partial.write_text(json.dumps(models.vocabulary, indent=1) + "\n")
-        os.replace(partial, args.vocabulary)
+        files.write_text(args.vocabulary, json.dumps(models.vocabulary, indent=1) + "\n")
     print(f"written: {args.out}")
 
 

@@ -95,8 +95,8 @@ def answer(
         else:
             assert programs is not None
             if network.engine is None:
-                assert dataset.packed is not None
-                return symbolic(programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
+                assert dataset.scene_arrays is not None
+                return symbolic(programs, dataset.scene_arrays, dataset.rows.image_idxs[batch.rows])
             logits = network.run(programs, batch.features, batch.image_of)
     logits = logits.float()
     logits[:, : len(SPECIAL)] = -torch.inf
@@ -115,8 +115,8 @@ def _judge(
     if batch.programs is not None:
         sums["program_match"].add(percent(exact_match(programs, batch.programs)), count)
     sums["malformed"].add(percent(symbolic.find_malformed(programs)), count)
-    if dataset.packed is not None and dataset.rows.answers is not None:
-        found = symbolic(programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
+    if dataset.scene_arrays is not None and dataset.rows.answers is not None:
+        found = symbolic(programs, dataset.scene_arrays, dataset.rows.image_idxs[batch.rows])
         sums["executed"].add(percent(found == batch.answers), count)
 
 

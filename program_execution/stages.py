@@ -234,9 +234,9 @@ class Objective:
     def reward(self, programs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Rewards (B,), 1 where the program leads to the right answer, and the engine's logits."""
         if self.network.engine is None:
-            assert self.dataset.packed is not None
+            assert self.dataset.scene_arrays is not None
             images = self.dataset.rows.image_idxs[batch.rows]
-            answers = self.symbolic(programs, self.dataset.packed, images)
+            answers = self.symbolic(programs, self.dataset.scene_arrays, images)
             return (answers == batch.answers).float(), None
         logits = self.network.run(programs, batch.features, batch.image_of)
         return (logits.detach().argmax(1) == batch.answers).float(), logits

@@ -121,7 +121,7 @@ class Questions(Dataset):
         return blind
 
     @cached_property
-    def packed(self) -> PackedScenes | None:
+    def scene_arrays(self) -> PackedScenes | None:
         """The scene graphs as arrays, in the order of the features' rows."""
         return None if self.scenes is None else pack(self.scenes)
 

@@ -89,9 +89,9 @@ def explain_question(
     answer, maps = "", None
     if network.engine is not None and features is not None:
         answer, maps = run_engine(network, features, program, words.answers)
-    elif dataset.packed is not None:
+    elif dataset.scene_arrays is not None:
         row = dataset.rows.image_idxs[batch.rows]
-        number = int(SymbolicEngine(words)(program, dataset.packed, row)[0])
+        number = int(SymbolicEngine(words)(program, dataset.scene_arrays, row)[0])
         answer = words.answers[number] if number else "none"
     if maps is not None and upside_down:
         maps = maps.flip(1)

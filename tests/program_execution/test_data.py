@@ -294,7 +294,7 @@ def test_true_programs_on_true_scenes_give_all_answers():
     dataset = split("val")
     engine = SymbolicEngine(dataset.words)
     batch = dataset[np.arange(len(dataset))]
-    found = engine(batch.programs, dataset.packed, dataset.rows.image_idxs[batch.rows])
+    found = engine(batch.programs, dataset.scene_arrays, dataset.rows.image_idxs[batch.rows])
     assert torch.equal(found, batch.answers)
     assert not engine.find_malformed(batch.programs).any()
     broken = batch.programs.clone()
