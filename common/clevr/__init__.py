@@ -1,4 +1,4 @@
-"""The CLEVR world: scenes, questions, programs, their execution, and data made from nothing.
+"""The CLEVR world: scenes, questions, programs, their execution, and built-in data.
 
 What CLEVR is
     functions      the functions of programs: signatures, values, tokens, answers

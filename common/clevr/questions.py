@@ -107,11 +107,11 @@ def has_questions(root: str | Path, split: str) -> bool:
 
 def _candidates(root: Path, split: str) -> list[Path]:
     """Where the questions file of a split may be, machine-made questions first."""
-    names = [f"CLEVR_{split}_questions.json"]
+    name = f"CLEVR_{split}_questions.json"
     humans = [f"CLEVR-Humans-{split}.json", f"CLEVR_humans_{split}.json"]
-    candidates = [folder / name for folder in (root / "questions", root) for name in names]
+    candidates = [root / "questions" / name, root / name]
     for folder in (root, root / "questions", root / "CLEVR-Humans", root / "CLEVR_humans"):
-        candidates += [folder / name for name in humans]
+        candidates += [folder / human for human in humans]
     return candidates
 
 

@@ -144,10 +144,8 @@ def extract(
     out = Path(out)
     if out.suffix not in (".npy", *H5_SUFFIXES):
         raise ValueError(f"{out} has the suffix {out.suffix!r}: choose .npy or .h5")
-    if isinstance(images, str | Path):
-        files = image_files(images)
-    else:
-        files = [Path(file) for file in images]
+    several = image_files(images) if isinstance(images, str | Path) else images
+    files = [Path(file) for file in several]
     if not files:
         raise ValueError(f"there are no images to extract the features of for {out}")
     shape = (len(files), *extractor.shape)
@@ -186,7 +184,7 @@ def _maps(
 
 
 class _Images(Dataset):
-    """Picture files as the extractor takes them; `files` lets errors name them."""
+    """Image files as the extractor takes them; `files` lets errors name them."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = [str(file) for file in files]
