@@ -11,7 +11,7 @@ Tables 1 and 2, and Table 6's annotators, are not of networks: `python study.py`
 
 At `scale=paper` the rows are the networks that the paper names for Cityscapes; those of ADE20k and
 Vistas were others' results, which cannot be trained again, so their figures are in the notes. At
-`scale=mini` the same pair of networks is small and learns the built-in pictures
+`scale=mini` the same pair of networks is small and learns the built-in images
 (conf/experiment/mini.yaml), where figures are not comparable with the paper's in size. All figures
 are percent, and the paper's were recalled, not compared with its text.
 """
@@ -39,7 +39,7 @@ ONE_NETWORK = ["separate", "unfiltered", "oracle_semantic", "oracle_instances", 
 PAIR = [*ONE_NETWORK, "components"]  # the sources beside the merge, all of one training
 
 
-def recalled(
+def from_memory(
     name: str,
     overrides: Sequence[str],
     figures: Mapping[str, float],
@@ -64,20 +64,20 @@ def also(sources: Sequence[str]) -> str:
     return f"predict.also=[{','.join(sources)}]"
 
 
-def finished(folder: str) -> str:
+def run_like(folder: str) -> str:
     """The run of the same seed whose folder begins like this, quoted for Hydra."""
     return f'"{FINISHED},{folder}-*/seed${{seed}}"'
 
 
 T3 = ("AP", "AP_no", "PQ_th", "SQ_th", "RQ_th")
 TABLE3 = [
-    recalled(
+    from_memory(
         "Mask R-CNN, COCO pre-training",
         ["experiment=cityscapes_instance", "model.part=instance", *COCO, "steps=4000"],
         columns(T3, "36.4/33.1/54.0/79.4/67.8"),
         mini=INSTANCE,
     ),
-    recalled(
+    from_memory(
         "Mask R-CNN",
         ["experiment=cityscapes_instance", "model.part=instance"],
         columns(T3, "31.5/28.0/49.6/78.7/63.0"),
@@ -86,31 +86,36 @@ TABLE3 = [
 ]
 T4 = ("mIoU", "PQ_st", "SQ_st", "RQ_st")
 TABLE4 = [
-    recalled(
+    from_memory(
         "PSPNet, single-scale",
         ["experiment=cityscapes_semantic", "model.part=semantic"],
         columns(T4, "79.6/65.2/81.6/78.0"),
         mini=SEMANTIC,
     ),
-    recalled(
+    from_memory(
         "PSPNet, multi-scale",
         [
-            *("experiment=cityscapes_semantic", "only_evaluate=true", *SCALED),
-            f"init={finished('model.part=semantic')}",
+            "experiment=cityscapes_semantic",
+            "only_evaluate=true",
+            *SCALED,
+            f"init={run_like('model.part=semantic')}",
         ],
         columns(T4, "80.6/66.6/82.2/79.3"),
         mini=[*SEMANTIC, *SCALED],
     ),
 ]
 MERGED = [
-    *("experiment=cityscapes_pair", "model.aligned=false", *SCALED, also(PAIR)),
-    f"init={finished('model.part=semantic')}",
-    f"init_also={finished(f'{COCO[0]},{COCO[1]},model.part=instance,steps=4000')}",
+    "experiment=cityscapes_pair",
+    "model.aligned=false",
+    *SCALED,
+    also(PAIR),
+    f"init={run_like('model.part=semantic')}",
+    f"init_also={run_like(f'{COCO[0]},{COCO[1]},model.part=instance,steps=4000')}",
 ]
 T5 = ("PQ", "PQ_st", "PQ_th", "separate_PQ_st", "separate_PQ_th")
 UNFILTERED = ("unfiltered_PQ", "unfiltered_PQ_st")
 TABLE5 = [
-    recalled(
+    from_memory(
         "PSPNet and Mask R-CNN, merged",
         MERGED,
         columns(T5, "61.2/66.4/54.0/66.6/54.0"),
@@ -124,7 +129,7 @@ SOURCES = [
 T6 = ("PQ", "SQ", "RQ", "PQ_st", "PQ_th")
 HUMAN = tuple(f"human_{name}" for name in T6)
 TABLE6 = [
-    recalled(
+    from_memory(
         "PSPNet and Mask R-CNN, merged",
         MERGED,
         dict(zip(T6, paper.TABLE_6_MACHINE["Cityscapes"], strict=True))
@@ -151,7 +156,7 @@ def table_6_note() -> str:
         lines.append(f"{place} human {' '.join(human)}, machine {' '.join(machine)}")
     return (
         "Claim: human and machine are close in SQ and far apart in RQ. The human is simulated "
-        "(annotators.py), on the same pictures as the machine, and errs by pixels, so these "
+        "(annotators/simulate.py), on the same images as the machine, and errs by pixels, so these "
         "columns only mean something in the miniature. Paper [memory], "
         f"PQ SQ RQ PQ^St PQ^Th: {'; '.join(lines)}. Two people and percentiles: `python study.py`."
     )
@@ -226,10 +231,7 @@ TABLES = [
         "table5_sources",
         "The merge, beside maps with one part left out or known",
         rows=SOURCES,
-        columns=(
-            *("PQ", "PQ_st", "PQ_th", "separate_PQ_st", "separate_PQ_th"),
-            *("components_PQ_th", "oracle_semantic_PQ", "oracle_instances_PQ"),
-        ),
+        columns=(*T5, "components_PQ_th", "oracle_semantic_PQ", "oracle_instances_PQ"),
         scales=MINI,
         claims=[
             Beside(row=SOURCES[0].name, column="PQ_th", other="components_PQ_th", low=10),
@@ -240,7 +242,7 @@ TABLES = [
     ),
     Table(
         "table6",
-        "Machine and human on the same pictures",
+        "Machine and human on the same images",
         rows=TABLE6,
         columns=(*T6, *HUMAN),
         scales=SCALES,

@@ -1,6 +1,6 @@
 """Train a network for both tasks and evaluate the merge: `python train.py`, or see conf/experiment.
 
-The demo trains the paper's pair of networks (Sec. 7) on the built-in pictures and prints PQ, SQ and
+The demo trains the paper's pair of networks (Sec. 7) on the built-in images and prints PQ, SQ and
 RQ of their merged outputs, beside each part alone and beside a map without an instance network.
 """
 
@@ -39,13 +39,12 @@ def train(cfg: Config) -> dict[str, float]:
     seed_everything(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    device = dist.device()
     kind = "all" if cfg.model.name == "separate" else "stuff"
     training = data.build(cfg.data, "train", semantic=kind)
     validation = data.build(cfg.data, "val", semantic=kind, categories=training.categories)
-    network = build(cfg, training).to(device)
-    optimizer = SGD(trained(network, cfg), cfg.lr, cfg.momentum)
-    schedule = scheduled(optimizer, cfg)
+    network = build(cfg, training).to(dist.device())
+    optimizer = SGD(group_parameters(network, cfg), cfg.lr, cfg.momentum)
+    schedule = build_schedule(optimizer, cfg)
     parts: dict[str, Any] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     parts |= {"category_ids": list(training.categories), "batch_size": cfg.batch_size}
     parts |= {"options": Options(cfg, MAY_CHANGE)}
@@ -64,25 +63,13 @@ def train(cfg: Config) -> dict[str, float]:
     wrapped = dist.wrap(network)
     for step, batch in enumerate(loader, start + 1):
         optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
-        pieces = batch.split(cfg.accumulate)
-        whole = batch_counts(network, pieces, cfg) if len(pieces) > 1 else None
-        for number, piece in enumerate(pieces):
-            # Regions are drawn at random: alike whichever process computes this piece.
-            seed_everything(seed_of(cfg.seed, step, dist.rank() * cfg.accumulate + number))
-            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
-                losses = wrapped(piece.images, piece.targets)
-            require_finite(losses, step, piece.files)
-            losses = weigh(losses, network.counts, whole)
-            sum(losses.values(), torch.tensor(0.0)).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach()
+        losses = backward(network, wrapped, batch, step, cfg)
         if cfg.clip:
             torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.clip)
-        rate = schedule.get_last_lr()[0]
+        lr = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
-        log(step, force=step == 1, **sums, lr=rate)
+        log(step, force=step == 1, **losses, lr=lr)
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or step == cfg.steps:
             checkpoint.save(cfg.output_dir, step, **parts)
@@ -115,8 +102,8 @@ def build(cfg: Config, dataset: data.Panoptic) -> Network:
     return network
 
 
-def trained(network: Network, cfg: Config) -> list[dict[str, Any]]:
-    """Groups of parameters; the pair's two networks, which share nothing, may differ in rate."""
+def group_parameters(network: Network, cfg: Config) -> list[dict[str, Any]]:
+    """For the optimizer; the pair's two networks, which share nothing, may differ in lr."""
     parts: list[tuple[nn.Module | None, float]] = [(network, cfg.lr)]
     if cfg.semantic_lr and isinstance(network, model.Separate):
         parts = [(network.instance, cfg.lr), (network.semantic, cfg.semantic_lr)]
@@ -130,14 +117,37 @@ def trained(network: Network, cfg: Config) -> list[dict[str, Any]]:
     ]
 
 
-def scheduled(optimizer: Optimizer, cfg: Config) -> LambdaLR:
-    """The rate of each step."""
+def build_schedule(optimizer: Optimizer, cfg: Config) -> LambdaLR:
+    """The learning rate of each step."""
     if cfg.schedule == "poly":
         return LambdaLR(optimizer, partial(poly, steps=cfg.steps))
     milestones = sorted({max(1, round(share * cfg.steps)) for share in cfg.milestones})
     return warmup_multistep(
         optimizer, milestones=milestones, warmup=cfg.warmup, warmup_start=cfg.warmup_start
     )
+
+
+def backward(
+    network: Network, wrapped: nn.Module, batch: data.Batch, step: int, cfg: Config
+) -> dict[str, Tensor]:
+    """Add up the gradients of the batch's pieces; its losses, detached.
+
+    wrapped: the network as `dist.wrap` returns it.
+    """
+    pieces = batch.split(cfg.accumulate)
+    whole = batch_counts(network, pieces, cfg) if len(pieces) > 1 else None
+    sums: dict[str, Tensor] = {}
+    for number, piece in enumerate(pieces):
+        # Regions are drawn at random: alike whichever process computes this piece.
+        seed_everything(seed_of(cfg.seed, step, dist.rank() * cfg.accumulate + number))
+        with torch.autocast(dist.device().type, torch.bfloat16, enabled=cfg.amp):
+            losses = wrapped(piece.images, piece.targets)
+        require_finite(losses, step, piece.files)
+        losses = weigh(losses, network.counts, whole)
+        sum(losses.values(), torch.tensor(0.0)).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+    return sums
 
 
 @torch.no_grad()
@@ -172,7 +182,7 @@ def weigh(
 
 
 def poly(done: int, *, steps: int) -> float:
-    """Factor on the rate after `done` steps: PSPNet's "poly" policy with power 0.9."""
+    """Factor on the learning rate after `done` steps: PSPNet's "poly" policy with power 0.9."""
     return (1 - min(done, steps) / steps) ** 0.9
 
 
