@@ -13,11 +13,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 from tqdm import tqdm
-
-from .. import files
 
 _DIGEST = 32  # bytes at the end
 
@@ -35,7 +34,17 @@ def write_shard(path: Path, records: np.ndarray) -> None:
     data = buffer.getvalue()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, lambda file: file.write(data + hashlib.sha256(data).digest()))
+        # A random name: processes of other hosts or containers may have the same number.
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.write(hashlib.sha256(data).digest())
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
     except OSError as error:
         raise OSError(
             f"cannot write rendered scenes to {path.parent} ({error.strerror}): "
