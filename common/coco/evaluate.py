@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.files import write_text
 
-from .fields import ID, check_structure, excerpt, is_number, read_annotations
+from .fields import ID, category_names, check_structure, excerpt, is_number, read_annotations
 from .instances import find_sound
 from .masks import check_segmentation, encode
 
@@ -242,7 +242,7 @@ def _summary(evaluation: Any, categories: list[dict], kind: str, per_class: bool
         for area in ("small", "medium", "large"):
             metrics[f"AR_{area}"] = score("recall", None, area)
     if per_class:
-        names = {category["id"]: category["name"] for category in categories}
+        names = category_names(categories)
         for k, category in enumerate(p.catIds):
             metrics[f"AP/{names[category]}"] = score("precision", None, "all", k=k)
             metrics[f"AR/{names[category]}"] = score("recall", None, "all", k=k)

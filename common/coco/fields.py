@@ -107,7 +107,7 @@ def _check_fields(entries: list[dict], fields: dict[str, Field], noun: str, wher
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number that a float can hold."""
-    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    real = type(value) in (int, float) or isinstance(value, np.integer | np.floating)
     return real and -1e300 < value < 1e300
 
 
