@@ -97,8 +97,8 @@ def test_saved_predictions_score_the_same_from_files(whole, tmp_path):
         images=[{"id": n, "file_name": f"{n}.jpg", "height": 64, "width": 96} for n in numbers],
         results=[
             (n, ids.numpy(), segments)
-            for n, (ids, segments) in zip(
-                numbers, map(validation.source.annotation, range(len(validation))), strict=True
+            for n, (_, ids, segments) in zip(
+                numbers, map(validation.source.__getitem__, range(len(validation))), strict=True
             )
         ],
     )
