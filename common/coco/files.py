@@ -44,27 +44,22 @@ def find_split(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; {EXPECTED}")
-    parts = _annotations(root, split, kind)
-    if parts is None:
-        wanted = next(_candidates(root, split, kind))[0][0]
-        fault = "is not a regular file" if wanted.exists() else "does not exist"
-        raise ValueError(f"no annotations of {split!r}: {wanted} {fault}; {EXPECTED}")
-    return [_image_folder(root, file, name) for file, name in parts], [file for file, _ in parts]
+    for parts in _candidates(root, split, kind):
+        if all(file.is_file() for file, _ in parts):
+            folders = [_image_folder(root, file, name) for file, name in parts]
+            return folders, [file for file, _ in parts]
+    wanted = next(_candidates(root, split, kind))[0][0]
+    fault = "is not a regular file" if wanted.exists() else "does not exist"
+    raise ValueError(f"no annotations of {split!r}: {wanted} {fault}; {EXPECTED}")
 
 
-def has_split(root: str | Path, split: str, *, kind: str = "boxes") -> bool:
+def has_split(root: Path, split: str, *, kind: str) -> bool:
     """Whether `find_split` would find annotations."""
-    return _annotations(Path(root), split, kind) is not None
-
-
-def _annotations(root: Path, split: str, kind: str) -> list[tuple[Path, str]] | None:
-    """(annotation file, name of the image folder) of each part of a split; None: not there."""
-    candidates = _candidates(root, split, kind)
-    return next((parts for parts in candidates if all(f.is_file() for f, _ in parts)), None)
+    return any(all(f.is_file() for f, _ in parts) for parts in _candidates(root, split, kind))
 
 
 def _candidates(root: Path, split: str, kind: str) -> Iterator[list[tuple[Path, str]]]:
-    """Where the parts of a split may be, best first."""
+    """Where the parts of a split may be, best first: (annotation file, name of image folder)."""
     folder = root / "annotations"
     stem = "person_keypoints" if kind == "keypoints" else "instances"
     named = {"train": "train2017", "val": "val2017"}.get(split, split)
@@ -162,9 +157,9 @@ def json_faults(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} holds a number that is too long: {error}") from error
 
 
-def whole(value: Any, least: int = 0) -> bool:
-    """Whether a value is a whole number from `least` to 2^63 - 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+def whole(value: Any) -> bool:
+    """Whether a value is a whole number from 0 to 2^63 - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def refuse_repeated(values: Iterable[Any], what: str) -> None:
