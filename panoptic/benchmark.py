@@ -34,6 +34,7 @@ from panoptic.files.categories import kinds
 from panoptic.files.coco import PanopticFiles, write_json
 from panoptic.files.detection import run_lengths
 from panoptic.files.entries import complete
+from panoptic.files.ids import paint
 from panoptic.files.pixels import read_ids, write_ids
 from panoptic.merging.runs import merge_runs
 from panoptic.metric import peers
@@ -115,7 +116,7 @@ def merging(options: Options) -> Calls:
         for category, mask in stuff
     ]
     size = (options.height, options.width)
-    area = merge.scaled_area(*size)
+    area = merge.scale_area(*size)
 
     def from_codes() -> torch.Tensor:
         sure = [code for code in codes if code["score"] >= merge.CONFIDENCE]
@@ -148,9 +149,7 @@ def torchmetrics(options: Options) -> Calls:
     made = _make_pair(0, options, void=False)
 
     def color_map(drawn: np.ndarray, listed: list[dict]) -> torch.Tensor:
-        category = np.zeros(drawn.shape, np.int64)
-        for segment in listed:
-            category[drawn == segment["id"]] = segment["category_id"]
+        category = paint(drawn, {s["id"]: s["category_id"] for s in listed}, 0, np.int64)
         return torch.from_numpy(np.stack([category, drawn], -1))[None]
 
     pairs = color_map(*made[:2]), color_map(*made[2:])

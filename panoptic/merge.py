@@ -142,7 +142,7 @@ def thing_segments(
     ]
 
 
-def scaled_area(height: int, width: int, *, stuff_area: float = STUFF_AREA) -> int:
+def scale_area(height: int, width: int, *, stuff_area: float = STUFF_AREA) -> int:
     """`stuff_area`, meant for 640 x 480 pixels, as the same share of an image of another size."""
     return round(stuff_area * height * width / (480 * 640))
 

@@ -191,10 +191,10 @@ class PanopticQuality:
         shown = [f"{i} of the batch" if name == "" else name for i, name in enumerate(names)]
         where = [f"image {name}: " for name in shown]
         pairs = batch_overlaps(truths, predictions, where=where)
-        listed = zip(prediction_segments, truth_segments, strict=True)
+        examples = zip(pairs, prediction_segments, truth_segments, where, strict=True)
         matchings = [
             match(pair, predicted, true, self.categories, self.rules, where=start)
-            for pair, start, (predicted, true) in zip(pairs, where, listed, strict=True)
+            for pair, predicted, true, start in examples
         ]
         for matching, name in zip(matchings, names, strict=True):
             self._add(matching, name)
@@ -214,10 +214,9 @@ class PanopticQuality:
         self.count += 1
 
     def compute(self, *, alpha: float = 0.5) -> Scores:
-        """Scores of all images so far, with FP and FN weighted by `alpha`, one half in the paper.
+        """Scores of all images so far, FP and FN weighted by `alpha`; ValueError below 0.
 
         A lower weight raises RQ^α = TP / (TP + α FP + α FN) and PQ^α = SQ RQ^α, and leaves SQ.
-        ValueError for a negative weight.
         """
         if not alpha >= 0:
             raise ValueError(f"alpha={alpha}: the weight of FP and FN is 0 or more.")
@@ -235,7 +234,7 @@ class PanopticQuality:
 
         Raises ValueError where categories, rules or `keep_images` differ.
         """
-        self._same(other.categories, "categories")
+        self._require_same(other.categories, "categories")
         if other.rules != self.rules:
             raise ValueError(f"The metrics follow other rules: {other.rules} and {self.rules}.")
         if other.keep_images != self.keep_images:
@@ -282,8 +281,8 @@ class PanopticQuality:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`; ValueError where it belongs to other categories."""
-        things = state["things"].tolist()
-        self._same(dict(zip(state["categories"].tolist(), things, strict=True)), "saved categories")
+        saved = zip(state["categories"].tolist(), state["things"].tolist(), strict=True)
+        self._require_same(dict(saved), "saved categories")
         if self.keep_images and "records" not in state:
             raise ValueError("The saved metric did not keep its images: use keep_images=False.")
         self.reset()
@@ -293,8 +292,7 @@ class PanopticQuality:
             self._records = [state["records"].cpu().numpy().copy()]
             self.images = list(state["images"])
 
-    def _same(self, categories: Mapping[int, bool], name: str) -> None:
-        """Refuse other categories, or the same in another order."""
+    def _require_same(self, categories: Mapping[int, bool], name: str) -> None:
         if list(categories.items()) != list(self.categories.items()):
             raise ValueError(
                 f"The {name} ({len(categories)}) are not those of this metric "

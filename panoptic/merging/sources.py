@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..files.categories import Category
-from ..merge import add_stuff, merge, scaled_area
+from ..merge import add_stuff, merge, scale_area
 
 PanopticMap = tuple[Tensor, list[dict[str, Any]]]  # ids (H, W) int32, segments
 
@@ -49,7 +49,7 @@ class Thresholds:
 
     def area(self, size: Sequence[int]) -> float:
         """The fewest pixels of a stuff segment in an image of this height and width."""
-        return scaled_area(*size, stuff_area=self.stuff_area) if self.scale else self.stuff_area
+        return scale_area(*size, stuff_area=self.stuff_area) if self.scale else self.stuff_area
 
 
 def panoptic_map(

@@ -3,6 +3,7 @@
 K pairs of segments that overlap. All areas are whole numbers of pixels.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -126,8 +127,9 @@ def match(
     rows, prediction_area, truth_area = reconcile(pairs, predictions, truths, rules.unlisted, where)
     if json:
         truth_area |= {t: segment.area for t, segment in truths.items()}
+    crowds = _counting_crowds(truths, rules)
     void: dict[int, int] = {}  # pixels by prediction
-    in_crowds: dict[tuple[int, int], int] = {}  # pixels by truth and prediction
+    in_crowds: dict[tuple[int, int], int] = defaultdict(int)  # pixels by category and prediction
     overlapping = []
     for t, p, n in rows:  # void comes first
         if t == 0:
@@ -136,8 +138,8 @@ def match(
         if truth is None or prediction is None:
             continue
         category, crowd, _ = truth
-        if crowd:
-            in_crowds[t, p] = n
+        if t in crowds:
+            in_crowds[category, p] += n
         if crowd or prediction.category != category:
             continue
         area = truth_area[t]
@@ -159,24 +161,20 @@ def match(
     ]
     fp: list[Outcome] = []
     ignored: list[Outcome] = []
-    crowds = _list_crowds(truths, rules)
-    for p, (category, _, _) in predictions.items():
-        if p not in matched:
+    for p, (category, *_) in predictions.items():
+        if p not in matched:  # Sec. 4.3
             area = prediction_area[p]
-            crowd_area = sum(in_crowds.get((t, p), 0) for t in crowds.get(category, ()))
-            excused = rules.excuses(void.get(p, 0), crowd_area, area)
+            excused = rules.excuses(void.get(p, 0), in_crowds[category, p], area)
             (ignored if excused else fp).append(Outcome(category, 0, p, 0, area, 0, area))
     return Matching(tp, fp, fn, ignored, overlapping)
 
 
-def _list_crowds(truths: Mapping[int, Segment], rules: Rules) -> dict[int, list[int]]:
-    """Category -> ids of its crowds that count."""
-    crowds: dict[int, list[int]] = {}
-    for t, segment in truths.items():
-        if segment.crowd:
-            earlier = crowds.get(segment.category, []) if rules.crowds == "all" else []
-            crowds[segment.category] = [*earlier, t]
-    return crowds
+def _counting_crowds(truths: Mapping[int, Segment], rules: Rules) -> set[int]:
+    """Ids of the crowds whose pixels excuse predictions of their class."""
+    crowds = {t: segment.category for t, segment in truths.items() if segment.crowd}
+    if rules.crowds == "all":
+        return set(crowds)
+    return {*{category: t for t, category in crowds.items()}.values()}  # the last of each class
 
 
 def _assign(pairs: list[Outcome]) -> list[Outcome]:

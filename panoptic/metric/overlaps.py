@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**24  # ids are below
-COUNTS = 2**16  # so many pairs of ids are counted each by itself, where ids are small
+COUNTS = 2**16  # up to this many pairs of small ids are counted each by itself
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads keys over hashes
 IdMap = np.ndarray | Tensor  # (H, W) or (B, H, W), of any integer type
 
@@ -81,8 +81,8 @@ def _overlaps(truth: np.ndarray, prediction: np.ndarray, where: str) -> Overlaps
     # Two rounds: runs of equal 16-bit hashes come together by NumPy's radix sort, some times
     # quicker than sorting 64 bits; what is left, even where hashes collide, is few and sorted well.
     hashes = (keys.view(np.uint64) * _GOLDEN >> np.uint64(48)).astype(np.uint16)
-    keys, lengths = _added_up(keys, lengths, np.argsort(hashes, kind="stable"))
-    keys, pixels = _added_up(keys, lengths, np.argsort(keys))
+    keys, lengths = _add_up(keys, lengths, np.argsort(hashes, kind="stable"))
+    keys, pixels = _add_up(keys, lengths, np.argsort(keys))
     return Overlaps(keys >> 24, keys & LIMIT - 1, pixels)
 
 
@@ -102,7 +102,7 @@ def _last_of_runs(t: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (some * 8)[within >> 3] + (within & 7)
 
 
-def _added_up(
+def _add_up(
     keys: np.ndarray, lengths: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """In this order, neighbours of equal key as one, their lengths summed."""

@@ -8,7 +8,7 @@ import torch
 from pycocotools import mask as rle
 
 from common.coco.masks import run_lengths
-from panoptic.merge import _claim_on_device, add_stuff, merge, remove_overlaps, scaled_area
+from panoptic.merge import _claim_on_device, add_stuff, merge, remove_overlaps, scale_area
 from panoptic.merging.deeplab import find_centers, group_pixels, merge_centers
 from panoptic.merging.runs import merge_runs, pixels_of
 from panoptic.quality import PanopticQuality
@@ -267,8 +267,8 @@ def test_merging_leaves_the_quality_of_things_alone():
 
 
 def test_the_stuff_limit_can_be_scaled_to_an_images_size():
-    assert scaled_area(480, 640) == 4096
-    assert scaled_area(48, 64) == 41
+    assert scale_area(480, 640) == 4096
+    assert scale_area(48, 64) == 41
 
 
 def test_read_only_and_reversed_arrays_and_other_masks_orders_are_taken():
