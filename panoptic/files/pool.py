@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
+
+from common.spawn import out_of_reach
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +41,7 @@ def in_order(
         waiting: deque[Future[Result]] = deque()
         try:
             rest = iter(items)
-            with _no_interrupts():  # a new process inherits it, and starts with the first item
+            with out_of_reach():  # processes start with the first item
                 waiting.extend(pool.submit(work, item) for item in islice(rest, 4 * workers))
             while waiting:
                 yield waiting.popleft().result()
@@ -54,19 +55,6 @@ def in_order(
             raise ValueError(str(error)) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C is ignored meanwhile, in the main thread: no other may say so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _begin(start: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
