@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .cast import KINDS, Stage, stage, strike
+from .cast import KINDS, Stage, stage, strike, turn
 from .primitives import Array
 from .scene import Scene
 from .shapes import POINTS, ROUND
@@ -77,14 +77,7 @@ def _points(where: Stage) -> Array:
     round_ = _ROUND[where.kind]
     cos = np.where(round_, toward[:, 0], where.cos)[:, None]
     sin = np.where(round_, toward[:, 1], where.sin)[:, None]
-    points = np.stack(
-        (
-            cos * local[..., 0] - sin * local[..., 1],
-            sin * local[..., 0] + cos * local[..., 1],
-            local[..., 2],
-        ),
-        -1,
-    )
+    points = turn(local, cos, sin)
     facing = points[:, 5:, 0] * toward[:, :1] + points[:, 5:, 1] * toward[:, 1:]
     first = np.where(round_, 0, facing.argmax(1))
     ring = (np.arange(4) + first[:, None]) % 4

@@ -7,6 +7,7 @@ on its own scene alone. Rays have direction d with d . forward = 1: t is depth a
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from .primitives import MISS, Array, Triple
 from .scene import Scene, axes_of
-from .shapes import BOX, REACH2, SOLIDS
+from .shapes import BOX, REACH2, SOLIDS, Body
 
 KINDS = tuple(SOLIDS)
 _BOXES = np.array([BOX[kind] for kind in KINDS])
@@ -41,11 +42,6 @@ class Stage:
     axes: Array  # (N, 3, 3) float64: right, up, forward
     focal: Array  # (N,) float64
     lamps: Array  # (N, 3, 3) float64: key, fill, back
-
-    @property
-    def pixels(self) -> int:
-        """Pixels per image."""
-        return self.height * self.width
 
     def project(self, image: Array, points: Array) -> Array:
         """x, y, depth (..., 3) of world points (K, ..., 3) seen by cameras `image` (K,)."""
@@ -89,14 +85,6 @@ def stage(scenes: list[Scene]) -> Stage:
     image, slot, kind = table[:, :3].astype(np.int64).T
     center, radius, cos, sin = table[:, 3:6], table[:, 6], table[:, 7], table[:, 8]
     local = _BOXES[kind][:, None] * _SIGNS * radius[:, None, None]
-    turned = np.stack(
-        (
-            local[..., 0] * cos[:, None] - local[..., 1] * sin[:, None],
-            local[..., 0] * sin[:, None] + local[..., 1] * cos[:, None],
-            local[..., 2],
-        ),
-        -1,
-    )
     position = np.array([s.camera.position for s in scenes])
     target = np.array([s.camera.target for s in scenes])
     return Stage(
@@ -109,7 +97,7 @@ def stage(scenes: list[Scene]) -> Stage:
         radius=radius.astype(np.float32),
         cos=cos.astype(np.float32),
         sin=sin.astype(np.float32),
-        corners=turned + center[:, None],
+        corners=turn(local, cos[:, None], sin[:, None]) + center[:, None],
         position=position,
         axes=axes_of(position, target),
         focal=np.array([s.camera.focal for s in scenes]),
@@ -176,7 +164,7 @@ def grid_rays(where: Stage) -> Rays:
     x = (np.arange(where.width) + 0.5 - where.width / 2)[None, None] / where.focal[:, None, None]
     y = (where.height / 2 - np.arange(where.height) - 0.5)[None, :, None]
     y = y / where.focal[:, None, None]
-    image = np.repeat(np.arange(count, dtype=np.int32), where.pixels)
+    image = np.repeat(np.arange(count, dtype=np.int32), where.height * where.width)
     x, y = x.astype(np.float32), y.astype(np.float32)
     axes = where.axes.astype(np.float32)[:, :, :, None, None]
     x, y, z = ((axes[:, 2, i] + y * axes[:, 1, i]) + x * axes[:, 0, i] for i in range(3))
@@ -198,6 +186,20 @@ def shift_rays(where: Stage, rays: Rays, chosen: Array, offsets: Array) -> Rays:
     return Rays(image, x, y, z)
 
 
+def by_kind(kinds: Array) -> Iterator[tuple[Body, slice]]:
+    """The bodies of ascending `kinds` (n,), each with its part of them."""
+    bounds = np.searchsorted(kinds, np.arange(len(KINDS) + 1))
+    for kind, (low, high) in zip(KINDS, pairwise(bounds), strict=True):
+        if low < high:
+            yield SOLIDS[kind], slice(low, high)
+
+
+def turn(points: Array, cos: Array, sin: Array) -> Array:
+    """Points (..., 3) turned about the vertical."""
+    x, y, z = (points[..., i] for i in range(3))
+    return np.stack((cos * x - sin * y, sin * x + cos * y, z), -1)
+
+
 def strike(where: Stage, solid: Array, start: Triple, toward: Triple) -> Array:
     """Distance t (m,) float32 at which ray `start` + t `toward` enters its solid; inf for a miss.
 
@@ -214,12 +216,10 @@ def strike(where: Stage, solid: Array, start: Triple, toward: Triple) -> Array:
     ox, oy, oz = ox + closest * dx, oy + closest * dy, oz + closest * dz
     near = np.flatnonzero(ox * ox + oy * oy + oz * oz < _REACH2[where.kind][solid])
     rays = [v[near] for v in (ox, oy, oz, dx, dy, dz)]
-    bounds = np.searchsorted(where.kind[solid[near]], np.arange(len(KINDS) + 1))
     t = np.full(len(near), MISS)
-    for kind, (low, high) in enumerate(pairwise(bounds)):
-        if low < high:
-            part = tuple(v[low:high] for v in rays)
-            t[low:high] = SOLIDS[KINDS[kind]].hit(part)
+    for body, part in by_kind(where.kind[solid[near]]):
+        ox, oy, oz, dx, dy, dz = (v[part] for v in rays)
+        t[part] = body.hit((ox, oy, oz, dx, dy, dz))
     out = np.full(len(solid), MISS)
     out[near] = t + closest[near]
     return out

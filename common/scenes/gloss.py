@@ -4,11 +4,10 @@ Linear light 0..1 in float32 arrays (n,), IEEE arithmetic only (see primitives.p
 """
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
-from .cast import KINDS, Rays, Stage
+from .cast import KINDS, Rays, Stage, by_kind
 from .ground import linear
 from .place import AZIMUTH
 from .primitives import Array, Polyhedron, Triple
@@ -99,13 +98,10 @@ def _normals(where: Stage, points: Triple, solid: Array) -> Triple:
     k = solid[order]
     c, s, scale = where.cos[k], where.sin[k], 1 / where.radius[k]
     x, y, z = ((points[i][order] - where.center[k, i]) * scale for i in range(3))
-    local = c * x + s * y, c * y - s * x, z
-    bounds = np.searchsorted(where.kind[k], np.arange(len(KINDS) + 1))
+    x, y = c * x + s * y, c * y - s * x
     n = np.zeros((3, len(k)), np.float32)
-    for kind, (low, high) in enumerate(pairwise(bounds)):
-        if low < high:
-            part = SOLIDS[KINDS[kind]].normal(*(v[low:high] for v in local))
-            n[:, low:high] = np.stack(part)
+    for body, part in by_kind(where.kind[k]):
+        n[:, part] = np.stack(body.normal(x[part], y[part], z[part]))
     turned = np.empty_like(n)
     inverse = 1 / np.sqrt(np.maximum(n[0] * n[0] + n[1] * n[1] + n[2] * n[2], np.float32(1e-12)))
     turned[0, order] = (c * n[0] - s * n[1]) * inverse

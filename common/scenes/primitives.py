@@ -1,8 +1,9 @@
 """Ray intersection and normals of the bodies that shapes are made of.
 
-Rays are o + t d in separate float32 arrays (n,). Only + - * / sqrt and comparisons are used: IEEE
-arithmetic, so that a pixel's value does not depend on what else is in the array, on the number of
-threads or on the processor.
+`hit` gives the distance t (n,) at which each ray enters, infinite for a miss; `normal` the outward
+direction at points of the surface, not normalised. Rays are o + t d in separate float32 arrays.
+Only + - * / sqrt and comparisons are used: IEEE arithmetic, so that a pixel's value does not depend
+on what else is in the array, on the number of threads or on the processor.
 """
 
 import math
@@ -25,7 +26,6 @@ class Ellipsoid:
     cut: float | None = None
 
     def hit(self, rays: Rays) -> Array:
-        """Distance t of the point where each ray enters; infinite for a miss."""
         ox, oy, oz, dx, dy, dz = rays
         ax, ay, az = (1 / a for a in self.a)
         sx, sy, sz = ox * ax, oy * ay, (oz - self.middle) * az
@@ -45,7 +45,6 @@ class Ellipsoid:
         return np.where(inside & (near < far), near, MISS)
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Outward direction at surface points, not normalised."""
         a, b, c = (1 / s**2 for s in self.a)
         n = x * a, y * b, (z - self.middle) * c
         if self.cut is not None:
@@ -63,7 +62,6 @@ class Frustum:
     h: float
 
     def hit(self, rays: Rays) -> Array:
-        """Distance t of the point where each ray enters; infinite for a miss."""
         ox, oy, oz, dx, dy, dz = rays
         middle, slope = (self.bottom + self.top) / 2, (self.top - self.bottom) / (2 * self.h)
         start, end = _slab(oz, dz, self.h)
@@ -84,7 +82,6 @@ class Frustum:
         return np.where(good, t, MISS)
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Outward direction at surface points, not normalised."""
         slope = (self.top - self.bottom) / (2 * self.h)
         rho = np.sqrt(x * x + y * y) + np.float32(1e-12)
         edge = (self.bottom + self.top) / 2 + slope * z
@@ -104,7 +101,6 @@ class Polyhedron:
     planes: tuple[tuple[float, float, float, float], ...]
 
     def hit(self, rays: Rays) -> Array:
-        """Distance t of the point where each ray enters; infinite for a miss."""
         ox, oy, oz, dx, dy, dz = rays
         near, far = np.full_like(ox, -np.inf), np.full_like(ox, np.inf)
         for plane in self.planes:
@@ -115,7 +111,6 @@ class Polyhedron:
         return np.where(near < far, near, MISS)
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Outward direction at surface points, not normalised."""
         best = np.full_like(x, -np.inf)
         n = [np.zeros_like(x) for _ in range(3)]
         for plane in self.planes:
@@ -134,7 +129,6 @@ class Capsule:
     h: float
 
     def hit(self, rays: Rays) -> Array:
-        """Distance t of the point where each ray enters; infinite for a miss."""
         ox, oy, oz, dx, dy, dz = rays
         ball = Ellipsoid((self.a, self.a, self.a))
         top = ball.hit((ox, oy, oz - np.float32(self.h), dx, dy, dz))
@@ -143,7 +137,6 @@ class Capsule:
         return np.minimum(np.minimum(top, bottom), middle)
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Outward direction at surface points, not normalised."""
         return x, y, z - np.clip(z, -self.h, self.h)
 
 
@@ -161,7 +154,6 @@ class Torus:
         return np.sqrt(rho * rho + z * z) - np.float32(self.a)
 
     def hit(self, rays: Rays) -> Array:
-        """Distance t of the point where each ray enters; infinite for a miss."""
         start, end = _slab(rays[2], rays[5], self.a * 1.01)
         outer = Ellipsoid((self.ring + self.a,) * 3).hit(rays)
         hit = np.full_like(rays[0], MISS)
@@ -182,7 +174,6 @@ class Torus:
         return hit
 
     def normal(self, x: Array, y: Array, z: Array) -> Triple:
-        """Outward direction at surface points, not normalised."""
         rho = np.sqrt(x * x + y * y) + np.float32(1e-12)
         shrink = 1 - np.float32(self.ring) / rho
         return x * shrink, y * shrink, z

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes import HALF_HEIGHT
+from .shapes import BOX
 
 Vector = tuple[float, float, float]
 
@@ -43,7 +43,7 @@ class Solid:
     @property
     def center(self) -> Vector:
         """World position of the middle of its bounding box."""
-        return self.x, self.y, self.lift + self.radius * HALF_HEIGHT[self.shape]
+        return self.x, self.y, self.lift + self.radius * BOX[self.shape][2]
 
     @property
     def yaw(self) -> float:

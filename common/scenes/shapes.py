@@ -24,7 +24,8 @@ _LONG, _WIDE, _RIDGE = 0.85, 0.62, 0.55  # prism (a tent): half length, half wid
 _HEX = 0.9 * math.sqrt(0.75)  # hexagon: distance of a side face
 _LOW = 0.7  # hexagon: half height
 
-SOLIDS: dict[str, Ellipsoid | Frustum | Polyhedron | Capsule | Torus] = {
+Body = Ellipsoid | Frustum | Polyhedron | Capsule | Torus
+SOLIDS: dict[str, Body] = {
     "cube": _planes(
         *[(s * (i == 0), s * (i == 1), s * (i == 2), _CUBE) for i in range(3) for s in (1, -1)]
     ),
@@ -76,7 +77,6 @@ BOX: dict[str, tuple[float, float, float]] = {
     "frustum": (1, 1, 0.65),
     PEBBLE: (1, 0.75, 0.5),
 }
-HALF_HEIGHT = {shape: box[2] for shape, box in BOX.items()}
 _BALL = {"sphere": 1.0, "ellipsoid": 1.0, "octahedron": 1.0, PEBBLE: 1.0, "torus": 1.0}
 REACH2 = {  # squared radius of a sphere about the middle that holds the solid and a little more
     shape: 1.01 * (_BALL.get(shape) or sum(half * half for half in box))
