@@ -29,17 +29,14 @@ def classes(path: Path, scores: Scores, categories: Mapping[int, Category]) -> N
     """PQ of each class that occurs, the best first; things and stuff in their colours."""
     found = [(score.pq, number) for number, score in scores.classes.items()]
     ranked = sorted(((pq, n) for pq, n in found if not math.isnan(pq)), key=lambda x: -x[0])
-    figure = Figure(figsize=(max(6.0, 1.5 + 0.17 * len(ranked)), 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    size = max(6.0, 1.5 + 0.17 * len(ranked)), 4.4
+    figure, axes = _open("consistency by class", "", "PQ, %", size=size)
     places = range(len(ranked))
     shades = [THING if categories[number].isthing else STUFF for _, number in ranked]
     axes.bar(places, [100 * pq for pq, _ in ranked], color=shades, width=0.8)
-    size = 9 if len(ranked) <= 30 else 6
     names = [categories[number].name for _, number in ranked]
-    axes.set_xticks(places, names, rotation=90, fontsize=size)
-    _style(axes, "", "PQ, %", "consistency by class")
-    axes.set_ylim(0, 100)
-    axes.set_xlim(-0.8, max(len(ranked), 1) - 0.2)
+    axes.set_xticks(places, names, rotation=90, fontsize=9 if len(ranked) <= 30 else 6)
+    axes.set(xlim=(-0.8, max(len(ranked), 1) - 0.2), ylim=(0, 100))
     patches = [Patch(color=THING, label="things"), Patch(color=STUFF, label="stuff")]
     axes.legend(handles=patches, frameon=False)
     save(figure, path)
@@ -47,8 +44,9 @@ def classes(path: Path, scores: Scores, categories: Mapping[int, Category]) -> N
 
 def cdf(path: Path, metric: PanopticQuality) -> None:
     """Share of matched pairs up to each IoU; `metric` has the threshold 0, hence the best pairs."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _open(
+        "optimal matching, any IoU", "IoU of a matched pair", "pairs up to here, %"
+    )
     records = metric.records
     matched = records.kind == 0
     things = np.array([metric.categories[number] for number in records.category.tolist()], bool)
@@ -64,7 +62,6 @@ def cdf(path: Path, metric: PanopticQuality) -> None:
             text = f"{label}: {values.size} pairs, {below:.1f} % below 0.5"
             axes.step([0, *values, 1], [0, *share, 100], where="post", color=shade, label=text)
     axes.axvline(0.5, color="grey", linestyle=":")
-    _style(axes, "IoU of a matched pair", "pairs up to here, %", "optimal matching, any IoU")
     axes.set(xlim=(0, 1), ylim=(0, 100))
     axes.legend(frameon=False)
     save(figure, path)
@@ -72,8 +69,7 @@ def cdf(path: Path, metric: PanopticQuality) -> None:
 
 def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     """PQ of all, things and stuff by IoU threshold."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _open("PQ by threshold", "a match needs an IoU above", "PQ, %")
     groups = (("all", "PQ", ALL), ("things", "PQ_th", THING), ("stuff", "PQ_st", STUFF))
     for place, (label, measure, shade) in enumerate(groups):
         heights = [values[measure] for values in found.values()]
@@ -81,7 +77,6 @@ def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
         bars = axes.bar(spots, heights, 0.24, color=shade, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.set_xticks(range(len(found)), list(found))
-    _style(axes, "a match needs an IoU above", "PQ, %", "PQ by threshold")
     axes.set_ylim(0, 108)
     axes.legend(frameon=False, ncols=3, loc="upper right")
     save(figure, path)
@@ -89,8 +84,7 @@ def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
 
 def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     """SQ against RQ for several weights of FP and FN."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _open("SQ and RQ", "RQ, % (by the points: weight α of FP and FN)", "SQ, %")
     for label, end, shade in (("all", "", ALL), ("things", "_th", THING), ("stuff", "_st", STUFF)):
         across = [values[f"RQ{end}"] for values in found.values()]
         up = [values[f"SQ{end}"] for values in found.values()]
@@ -104,7 +98,6 @@ def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
                 axes.annotate(
                     alpha, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8
                 )
-    _style(axes, "RQ, % (by the points: weight α of FP and FN)", "SQ, %", "SQ and RQ")
     axes.set(xlim=(None, 102), ylim=(None, 102))
     axes.legend(frameon=False, loc="upper left")
     save(figure, path)
@@ -131,11 +124,17 @@ def annotations(
     save_png(grid(cells, 3, titles=[*titles, "a against b"]), path)
 
 
-def _style(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
+def _open(
+    title: str, xlabel: str, ylabel: str, *, size: tuple[float, float] = (6, 4.2)
+) -> tuple[Figure, Axes]:
+    """A figure of these inches, and its axes to draw on."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def save(figure: Figure, path: Path) -> None:
