@@ -17,5 +17,5 @@ Data
     arrays/        questions, features and scenes as arrays, in memory and in files
     generation/    new questions about scenes
 
-Imports go down: functions, programs, scene_graph; questions, execute; rules, vocabulary; the rest.
+Imports go down: functions; programs, scene_graph; execute; questions, rules; vocabulary; the rest.
 """

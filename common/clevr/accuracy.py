@@ -13,16 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import dist
-from .functions import ATTRIBUTES, END, NULL, SPECIAL, START
-
-GROUPS: Final[dict[str, tuple[str, ...]]] = {
-    "exist": ("exist",),
-    "count": ("count",),
-    "compare_integer": ("equal_integer", "less_than", "greater_than"),
-    "query": tuple(f"query_{attribute}" for attribute in ATTRIBUTES),
-    "compare_attribute": tuple(f"equal_{attribute}" for attribute in ATTRIBUTES),
-}
-TYPES: Final[tuple[str, ...]] = tuple(kind for kinds in GROUPS.values() for kind in kinds)
+from .functions import END, GROUPS, NULL, SPECIAL, START, TYPES
 
 _TYPE_OF: Final = {kind: index for index, kind in enumerate(TYPES)}
 _NULL, _START, _END = (SPECIAL.index(name) for name in (NULL, START, END))

@@ -137,3 +137,13 @@ ANSWERS: Final[tuple[str, ...]] = tuple(
         ]
     )
 )
+
+# Questions by the function at the root of their program: 13 types in 5 groups, Table 1's order.
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "exist": ("exist",),
+    "count": ("count",),
+    "compare_integer": ("equal_integer", "less_than", "greater_than"),
+    "query": tuple(f"query_{attribute}" for attribute in ATTRIBUTES),
+    "compare_attribute": tuple(f"equal_{attribute}" for attribute in ATTRIBUTES),
+}
+TYPES: Final[tuple[str, ...]] = tuple(kind for kinds in GROUPS.values() for kind in kinds)

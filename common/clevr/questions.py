@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ..coco.files import whole, without_collector
 from ..run import sealed
+from .execute import answer_text
 from .programs import Node, check_nodes
 from .scene_graph import check_file_name
 from .stream import read_entries
@@ -148,10 +149,8 @@ def _answer(value: Any, where: str) -> str | None:
     """The answer as a word; the public generator writes yes/no as bool and counts as int."""
     if value is None:
         return None
-    if isinstance(value, bool):  # before int, which it also is
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, bool | int):
+        return answer_text(value)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{where}: answer {value!r} is neither a word nor a whole number")
     return value
