@@ -120,7 +120,7 @@ def evaluate(
         raise ValueError(f"image_ids: the ground truth has no image {min(unknown)}")
     limits = list(max_detections or ([20] if kind == "keypoints" else [1, 10, 100]))
     with contextlib.redirect_stdout(io.StringIO()):  # both libraries print
-        evaluation = _evaluation(truth, results, kind, backend)
+        evaluation = _compare(truth, results, kind, backend)
         evaluation.params.maxDets = limits
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, float)
@@ -128,7 +128,7 @@ def evaluate(
             evaluation.params.imgIds = chosen
         evaluation.evaluate()
         evaluation.accumulate()
-    return _summary(evaluation, truth["categories"], kind, per_class)
+    return _summarize(evaluation, truth["categories"], kind, per_class)
 
 
 def _joints(truth: dict[str, Any]) -> int:
@@ -188,7 +188,8 @@ def _find_fault(shape: Any, image: dict, kind: str, values: int) -> str | None:
     return None
 
 
-def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> Any:
+def _compare(truth: dict, results: list[dict], kind: str, backend: str) -> Any:
+    """The official evaluation of these results, not yet run."""
     file_type: Any
     if backend == "pycocotools":
         file_type, evaluation_type = COCO, COCOeval
@@ -200,19 +201,20 @@ def _evaluation(truth: dict, results: list[dict], kind: str, backend: str) -> An
         file_type, evaluation_type = faster.COCO, faster.COCOeval_faster
     else:
         raise ValueError(f"backend is {backend!r}: choose 'pycocotools' or 'faster'")
-    expected = file_type()
-    expected.dataset = truth
-    expected.createIndex()
-    if results:
-        found = expected.loadRes(results)
-    else:  # loadRes looks at the first one
-        found = file_type()
-        found.dataset = truth | {"annotations": []}
-        found.createIndex()
+
+    def index(content: dict) -> Any:
+        file = file_type()
+        file.dataset = content
+        file.createIndex()
+        return file
+
+    expected = index(truth)
+    # loadRes looks at the first result
+    found = expected.loadRes(results) if results else index(truth | {"annotations": []})
     return evaluation_type(expected, found, kind)
 
 
-def _summary(evaluation: Any, categories: list[dict], kind: str, per_class: bool) -> dict:
+def _summarize(evaluation: Any, categories: list[dict], kind: str, per_class: bool) -> dict:
     """Means over what is defined: precision (T, R, K, A, D), recall (T, K, A, D), -1 undefined.
 
     T thresholds, R recalls, K classes, A areas, D limits of detections.

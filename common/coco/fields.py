@@ -168,12 +168,12 @@ def check_same_categories(
     ids = {name: number for number, name in plain.items()}
     for number, name in found.items():
         name = name.removesuffix(f" ({number})")
-        if plain.get(number) == name or (number not in plain and name not in ids):
-            continue
-        if name in ids:
+        if name in ids and plain.get(number) != name:
             fault = f"{name!r} has id {number} in {where}, but {ids[name]} in {elsewhere}"
-        else:
+        elif plain.get(number, name) != name:
             fault = f"{number} is {name!r} in {where}, but {plain[number]!r} in {elsewhere}"
+        else:
+            continue
         raise ValueError(f"category {fault}: give each category one id and one name in all files")
 
 

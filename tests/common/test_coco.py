@@ -42,7 +42,7 @@ def instance(number, image_id, bbox, category_id=9, **more):
 
 @pytest.fixture
 def content():
-    """Three pictures of 30 x 40; ids with gaps and from 0; the last one is empty."""
+    """Three images of 30 x 40; ids with gaps and from 0; the last one is empty."""
     sizes = {"height": 30, "width": 40}
     return {
         "images": [{"id": i, "file_name": f"{i}.png"} | sizes for i in (0, 7, 5)],
@@ -89,7 +89,7 @@ def test_ids_with_gaps_zero_and_any_order_become_ranks(load):
     assert dataset[2][1]["file"].endswith("5.png")
 
 
-def test_pictures_without_a_plain_instance_may_be_left_out(load, content):
+def test_images_without_a_plain_instance_may_be_left_out(load, content):
     content["annotations"][0]["iscrowd"] = 1
     dataset = load(keep_empty=False)
     assert dataset.ids.tolist() == [0]
@@ -540,7 +540,7 @@ def test_joints_of_the_built_in_scenes_follow_their_solids(tmp_path):
 
 @pytest.mark.parametrize("folder", [".", "images", "val", "images/val"])
 @pytest.mark.parametrize("name", ["annotations/val.json", "annotations/instances_val.json"])
-def test_pictures_of_a_plain_set_are_found(tmp_path, content, folder, name):
+def test_images_of_a_plain_set_are_found(tmp_path, content, folder, name):
     (tmp_path / "annotations").mkdir()
     (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -573,7 +573,7 @@ def test_the_2014_training_set_is_joined_from_two_files(tmp_path):
     assert check_data(["coco", str(tmp_path)]) == 0
 
 
-def test_a_missing_set_split_or_picture_shows_the_expected_tree(tmp_path, content, capsys):
+def test_a_missing_set_split_or_image_shows_the_expected_tree(tmp_path, content, capsys):
     with pytest.raises(ValueError, match=r"(?s)none is not a folder; expected one of.*ROOT/anno"):
         find_split(tmp_path / "none", "train")
     write(tmp_path, content)
@@ -632,7 +632,7 @@ def test_the_mini_set_is_counted_and_its_portraits_are_found(shared_data):
     ).tolist()
 
 
-def test_the_real_grey_picture_is_read_as_rgb(shared_data):
+def test_the_real_grey_image_is_read_as_rgb(shared_data):
     image = read_image(shared_data / "coco_mini" / "val2017" / "000000431848.jpg")
     assert image.shape[0] == 3
     assert torch.equal(image[0], image[1])

@@ -1,4 +1,4 @@
-"""Sample streams, loaders, pictures, transforms and counts of `common`."""
+"""Sample streams, loaders, images, transforms and counts of `common`."""
 
 import multiprocessing
 import os
@@ -247,7 +247,7 @@ def test_the_replacement_comes_from_the_same_group(pictures):
     assert sorted(batches) == [[0, 2, 4, 6, 8, 10], [1, 5, 5, 7, 9, 11]]
 
 
-def test_too_many_unreadable_pictures_stop_even_under_skip(pictures):
+def test_too_many_unreadable_images_stop_even_under_skip(pictures):
     for name in ("cat/03.jpg", "dog/04.jpg"):
         (pictures / name).write_bytes(b"")
     with (
@@ -279,7 +279,7 @@ def test_a_png_is_read_exactly_whatever_its_name(tmp_path):
     assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def test_grey_palette_alpha_and_single_bit_pictures_become_rgb(tmp_path):
+def test_grey_palette_alpha_and_single_bit_images_become_rgb(tmp_path):
     grey, colour = Image.fromarray(noise(5, 7)), Image.fromarray(noise(5, 7, 3))
     solid = Image.new("RGB", (7, 5), (10, 200, 30))
     expected = torch.tensor([10, 200, 30], dtype=torch.uint8)[:, None, None].expand(3, 5, 7)
@@ -310,7 +310,7 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert (image.int() - expected).abs().max() <= 4
 
 
-def test_the_exif_tag_turns_a_picture_unless_told_not_to(tmp_path):
+def test_the_exif_tag_turns_a_image_unless_told_not_to(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its left side: turn by 90 degrees clockwise
     pixels = noise(4, 6, 3)
@@ -321,7 +321,7 @@ def test_the_exif_tag_turns_a_picture_unless_told_not_to(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300, -20])
-def test_a_truncated_picture_is_named(tmp_path, kept):
+def test_a_truncated_image_is_named(tmp_path, kept):
     path = save(Image.fromarray(noise(64, 64, 3)), tmp_path / "cut.jpg")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UnreadableImage, match=r"cut.jpg cannot be read .*: replace the file"):
@@ -423,7 +423,7 @@ def test_check_data_counts_classes_and_finds_the_bad_file(pictures, capsys):
 
 @pytest.fixture
 def example():
-    """A 40 x 60 picture; one box, its mask and two joints of it, the second not labelled."""
+    """A 40 x 60 image; one box, its mask and two joints of it, the second not labelled."""
     image = torch.from_numpy(noise(3, 40, 60))
     masks = torch.zeros(1, 40, 60, dtype=torch.bool)
     masks[0, 8:20, 12:36] = True
