@@ -28,12 +28,11 @@ import gc
 import importlib
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -44,6 +43,7 @@ from torch import Tensor, nn
 
 from . import errors, spawn
 from .errors import PREEMPTED, UserError
+from .spawn import cores
 
 C = TypeVar("C")  # configuration
 R = TypeVar("R")  # result
@@ -91,12 +91,6 @@ def device() -> torch.device:
     return torch.device("cuda", _here.local_rank % torch.cuda.device_count())
 
 
-def cores() -> int:
-    """CPU cores that this process may run on."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return affinity or 1
-
-
 def barrier() -> None:
     """Wait until all ranks are here."""
     total(torch.zeros(1))
@@ -127,14 +121,9 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def mean(value: Tensor | dict[str, Tensor]) -> Any:
-    """Average over all ranks of a float tensor, or of each scalar of a dict in one exchange."""
-    if isinstance(value, Tensor):
-        return total(value) / world_size()
-    if not value:
-        return {}
-    averages = total(torch.stack([v.detach().float() for v in value.values()])) / world_size()
-    return dict(zip(value, averages.unbind(), strict=True))
+def mean(value: Tensor) -> Tensor:
+    """Average over all ranks of a float tensor, without gradient."""
+    return total(value) / world_size()
 
 
 def gather(value: Any) -> list[Any]:
@@ -178,7 +167,7 @@ def launch(fn: Callable[[C], R], cfg: C, processes: int = 0) -> R:
     is killed ends the run within seconds; the message names its rank and last step.
     Raises UserError, or SystemExit with the exit code that all ranks gave (75: `PREEMPTED`).
     """
-    place = _outside(os.environ)
+    place = spawn.place(os.environ)
     if place is not None:
         return _run_joined(fn, cfg, place)
     gpus = torch.cuda.device_count()
@@ -191,7 +180,7 @@ def launch(fn: Callable[[C], R], cfg: C, processes: int = 0) -> R:
     if processes > 1:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             args = (fn, cfg, processes, str(Path(folder) / "store"))
-            return spawn.run(_run_spawned, args, processes, PREEMPTED)
+            return spawn.run(_run_spawned, args, processes)
     _here.stop, _here.interrupts, _here.step, _here.saved = False, 0, None, None
     with spawn.signals(_note_stop):
         try:
@@ -201,36 +190,6 @@ def launch(fn: Callable[[C], R], cfg: C, processes: int = 0) -> R:
             if message is None:
                 raise
             raise UserError(message, errors.status(error)) from error
-
-
-def first_host(nodes: str) -> str:
-    """First host of a Slurm list: `gpu[03-05,9]-ib,cpu1` gives `gpu03-ib`."""
-    first = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes.strip())
-    if first is None:
-        raise ValueError(f"{nodes!r} is no list of Slurm hosts (SLURM_JOB_NODELIST).")
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group())
-
-
-def _outside(env: Mapping[str, str]) -> dict[str, str] | None:
-    """Variables of the group that torchrun or Slurm put this process in; None for neither."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return {"LOCAL_RANK": "0"} | {name: env[name] for name in names if name in env}
-    tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
-    if "SLURM_PROCID" not in env or int(tasks) < 2:
-        return None
-    per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
-    # The job's number spreads the jobs of one node over the ports, alike on all ranks.
-    port = str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 10000)
-    return {
-        "RANK": env["SLURM_PROCID"],
-        "WORLD_SIZE": tasks,
-        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-        "LOCAL_WORLD_SIZE": per_node.split("(")[0].split(",")[0],  # "4(x2),3": 4, 4 and 3
-        "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(nodes),
-        "MASTER_PORT": env.get("MASTER_PORT") or port,
-    }
 
 
 def _join(number: int, world: int, local: int, local_world: int, store: Any = None) -> None:
@@ -286,7 +245,10 @@ def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
         try:
             if world > 1:
                 _join(number, world, int(place["LOCAL_RANK"]), local_world)
-            result = fn(_same_folder(cfg))
+            if dataclasses.is_dataclass(cfg) and hasattr(cfg, "output_dir"):
+                folder = gather(cfg.output_dir)[0]  # each rank composed its own, a second later
+                cfg = dataclasses.replace(cfg, output_dir=folder)  # type: ignore
+            result = fn(cfg)
             if world > 1:
                 _leave()
             return result
@@ -299,13 +261,6 @@ def _run_joined(fn: Callable[[C], R], cfg: C, place: dict[str, str]) -> R:
             print(errors.last_words(error, where), file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(errors.status(error))  # at once: leaving would wait for the other ranks
-
-
-def _same_folder(cfg: C) -> C:
-    """`cfg` with rank 0's `output_dir`: each rank composed its own, perhaps a second later."""
-    if not dataclasses.is_dataclass(cfg) or not hasattr(cfg, "output_dir"):
-        return cfg
-    return dataclasses.replace(cfg, output_dir=gather(cfg.output_dir)[0])  # type: ignore
 
 
 def _run_spawned(
@@ -326,16 +281,7 @@ def _run_spawned(
             _leave()
             report(kind, None if kind == "done" and number else value)
         except BaseException as error:
-            if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-                report("exit", error.code)
-            else:
-                words = errors.last_words(error, f"rank {number} stopped {spawn.after(_here.step)}")
-                *trace, line = words.splitlines(keepends=True)
-                sys.stderr.write("".join(trace))
-                sys.stderr.flush()  # before the report: the parent then ends this process
-                report("failed", (line, errors.status(error)))
-            sys.stdout.flush()
-            os._exit(1)  # at once: the other ranks notice, and leaving would wait for them
+            spawn.end(report, error, f"rank {number} stopped {spawn.after(_here.step)}")
 
 
 def _note_stop(number: int, frame: FrameType | None) -> None:

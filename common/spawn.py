@@ -13,16 +13,19 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import UserError
+from . import errors
+from .errors import PREEMPTED, UserError
 
 GRACE = 3.0  # seconds that the other workers get to report after one has failed
 CLEANUP = 30.0  # seconds that finished workers get to leave
@@ -38,12 +41,12 @@ class Outcome:
     value: Any
 
 
-def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int) -> Any:
+def run(entry: Callable[..., None], args: tuple, processes: int) -> Any:
     """What worker 0 reported as done, or the stop that tells which worker failed, and how.
 
     `entry` and `args` must be picklable. Stop signals are passed on to the workers. Raises
-    UserError, or SystemExit with the code that a worker reported; `preempted` is that of workers
-    killed by a stop signal before they could listen to it.
+    UserError, or SystemExit with the code that a worker reported: `PREEMPTED` where a stop signal
+    killed it before it could listen.
     """
     context = multiprocessing.get_context("spawn")
     steps = context.RawArray("q", [-1] * processes)  # the last step of each worker
@@ -83,7 +86,7 @@ def run(entry: Callable[..., None], args: tuple, processes: int, preempted: int)
                 worker.kill()
             for worker in workers:
                 worker.join()
-    return _conclude(outcomes, steps, preempted if asked else None)
+    return _conclude(outcomes, steps, bool(asked))
 
 
 @contextmanager
@@ -168,6 +171,55 @@ def after(step: int | None) -> str:
     return "before its first step" if step is None or step < 0 else f"after step {step}"
 
 
+def first_host(nodes: str) -> str:
+    """First host of a Slurm list: `gpu[03-05,9]-ib,cpu1` gives `gpu03-ib`."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]+\])+", nodes.strip())
+    if first is None:
+        raise ValueError(f"{nodes!r} is no list of Slurm hosts (SLURM_JOB_NODELIST).")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group())
+
+
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return affinity or 1
+
+
+def place(env: Mapping[str, str]) -> dict[str, str] | None:
+    """Variables of the group that torchrun or Slurm put this process in; None for neither."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return {"LOCAL_RANK": "0"} | {name: env[name] for name in names if name in env}
+    tasks = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS", "1")
+    if "SLURM_PROCID" not in env or int(tasks) < 2:
+        return None
+    per_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
+    # The job's number spreads the jobs of one node over the ports, alike on all ranks.
+    port = str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 10000)
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": tasks,
+        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": per_node.split("(")[0].split(",")[0],  # "4(x2),3": 4, 4 and 3
+        "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(nodes),
+        "MASTER_PORT": env.get("MASTER_PORT") or port,
+    }
+
+
+def end(report: Callable[[str, Any], None], error: BaseException, where: str) -> NoReturn:
+    """Report the `error` that ends this worker, as `where: message`, and leave."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        report("exit", error.code)
+    else:
+        *trace, line = errors.last_words(error, where).splitlines(keepends=True)
+        sys.stderr.write("".join(trace))
+        sys.stderr.flush()  # before the report: the parent then ends this process
+        report("failed", (line, errors.status(error)))
+    sys.stdout.flush()
+    os._exit(1)  # at once: the other ranks notice, and leaving would wait for them
+
+
 def _worker(entry: Callable[..., None], number: int, send: Any, steps: Any, args: tuple) -> None:
     """One worker: runs `entry`, and ends where the parent does."""
 
@@ -211,14 +263,14 @@ def _watch(workers: list[Any], pipes: list[Any]) -> dict[int, Outcome]:
     return outcomes
 
 
-def _conclude(outcomes: dict[int, Outcome], steps: Any, preempted: int | None) -> Any:
+def _conclude(outcomes: dict[int, Outcome], steps: Any, asked: bool) -> Any:
     """Worker 0's result, or the stop that tells why there is none: first what was killed."""
     causes = sorted((o for o in outcomes.values() if o.kind != "done"), key=lambda o: o.when)
     for cause in causes:
         if cause.kind == "died":
             code = cause.value or 0
-            if preempted and -code in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
-                raise SystemExit(preempted)
+            if asked and -code in (signal.SIGTERM, getattr(signal, "SIGUSR1", None)):
+                raise SystemExit(PREEMPTED)
             how = (
                 f"killed by {signal.Signals(-code).name}" if code < 0 else f"gone, exit code {code}"
             )

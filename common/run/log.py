@@ -64,14 +64,12 @@ class Log:
     """Call it after each step; on ranks other than 0 it does nothing but note the step.
 
     Tensors are averaged over `every` steps and read only then, so the device is not waited for in
-    between; numbers are shown as last given. `start`: step that the run resumes from, by default
-    the one before the first that is logged; lines of later steps are removed from `metrics.jsonl`.
+    between; numbers are shown as last given. `start`: step that the run resumes from; lines of
+    later steps are removed from `metrics.jsonl`.
     A full disk is reported once and does not end the run.
     """
 
-    def __init__(
-        self, folder: str | Path, steps: int, *, every: int = 20, start: int | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path, steps: int, *, every: int = 20, start: int = 0) -> None:
         if every < 1:
             raise ValueError(f"every={every} must be at least 1.")
         self.folder, self.steps, self.every, self.start = Path(folder), steps, every, start
@@ -92,7 +90,7 @@ class Log:
         if not dist.is_main():
             return
         if not self.opened:
-            self._open((step if force else step - 1) if self.start is None else self.start)
+            self._open()
         self.last = step
         if force:
             numbers = {name: _number(value) for name, value in values.items()}
@@ -125,20 +123,20 @@ class Log:
         self._guard(lambda: self._describe(self._seconds()))
         self._guard(lambda: draw(read(self.folder), self.folder / "curves.png"))
 
-    def _open(self, start: int) -> None:
+    def _open(self) -> None:
         """Go on behind step `start`."""
-        self.opened, self.start = True, start
-        self._keep(lambda line: line["step"] <= start)
+        self.opened = True
+        self._keep(lambda line: line["step"] <= self.start)
         self.earlier = max((line.get("seconds", 0.0) for line in read(self.folder)), default=0.0)
         self._guard(self._open_events)
         if sys.stderr.isatty():
-            self.bar = tqdm(total=self.steps, initial=start, dynamic_ncols=True)
+            self.bar = tqdm(total=self.steps, initial=self.start, dynamic_ncols=True)
 
     def _open_events(self) -> None:
         """Open TensorBoard's file; imported here because that takes a second."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.events = SummaryWriter(str(self.folder), purge_step=(self.start or 0) + 1)
+        self.events = SummaryWriter(str(self.folder), purge_step=self.start + 1)
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Remove all lines but the `wanted` ones from `metrics.jsonl`."""

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import PREEMPTED
 from ..files import relative
+from ..spawn import cores
 
 GRACE = 60  # seconds a child has to save its state when we are interrupted
 TAIL = 12  # lines of a failed run's console that are repeated in the account
@@ -153,8 +154,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
 def _environment(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
     """The environment of the run in this slot: its share of the cores, and of the GPUs."""
     environment = dict(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     environment.setdefault("PYTHONUNBUFFERED", "1")  # console.txt can be followed
     if devices:
         share = devices[slot::jobs] or [devices[slot % len(devices)]]

@@ -61,7 +61,7 @@ ConfigStore.instance().store("schema", Config)
 
 def train(cfg: Config) -> None:
     if cfg.steps == 13:
-        from common.dist import first_host
+        from common.spawn import first_host
         first_host("")
     if cfg.steps == 14:
         int("x")

@@ -18,8 +18,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 import hydra, torch
 from hydra.core.config_store import ConfigStore
-from common import checkpoint, config, dist, result, versus
+from common import config, dist
 from common.errors import UserError
+from common.run import checkpoint, result, versus
 from common.run.options import Options
 
 @dataclass

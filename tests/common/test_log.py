@@ -22,9 +22,9 @@ def lines(folder: Path) -> list[dict]:
     return found
 
 
-def train(folder: Path, start: int, stop: int, *, resumed: bool = True) -> Log:
+def train(folder: Path, start: int, stop: int) -> Log:
     """Log ten steps' loss (the step itself) as a loop does."""
-    log = Log(folder, 10, every=2, start=start if resumed else None)
+    log = Log(folder, 10, every=2, start=start)
     for step in range(start + 1, stop + 1):
         log(step, loss=torch.tensor(float(step)), lr=0.1 * step)
     return log
@@ -60,10 +60,9 @@ def test_tensors_are_read_only_at_the_end_of_an_interval(tmp_path: Path) -> None
     assert Watched.read == 1
 
 
-@pytest.mark.parametrize("resumed", [True, False], ids=["start given", "start inferred"])
-def test_resuming_removes_the_lines_after_the_resumed_step(tmp_path: Path, resumed: bool) -> None:
+def test_resuming_removes_the_lines_after_the_resumed_step(tmp_path: Path) -> None:
     train(tmp_path, 0, 8).close()  # killed after step 8, the last checkpoint is that of step 4
-    train(tmp_path, 4, 10, resumed=resumed).close()
+    train(tmp_path, 4, 10).close()
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8, 10]
@@ -73,8 +72,8 @@ def test_a_finished_run_that_is_evaluated_again_has_one_line_of_metrics(tmp_path
     log = train(tmp_path, 0, 10)
     log(10, force=True, AP=1.0, AP_small=math.nan)
     log.close()
-    for start in (10, None):
-        again = Log(tmp_path, 10, every=2, start=start)
+    for _ in range(2):
+        again = Log(tmp_path, 10, every=2, start=10)
         again(10, force=True, AP=2.0, AP_small=math.nan)
         again.close()
     found = lines(tmp_path)
@@ -124,15 +123,15 @@ def test_nan_is_left_out_and_infinity_is_null_in_json(
     assert "nan" not in capsys.readouterr().out
 
 
-def test_the_curves_are_a_picture(tmp_path: Path) -> None:
+def test_the_curves_are_an_image(tmp_path: Path) -> None:
     log = train(tmp_path, 0, 10)
     log(10, force=True, AP=1.0)
     log.close()
-    with Image.open(tmp_path / "curves.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert picture.width >= 600
-        assert len(set(picture.convert("L").tobytes())) > 3, "not blank"
+    with Image.open(tmp_path / "curves.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.width >= 600
+        assert len(set(image.convert("L").tobytes())) > 3, "not blank"
 
 
 def test_values_that_never_change_are_left_out_of_the_curves(tmp_path: Path) -> None:
@@ -140,16 +139,16 @@ def test_values_that_never_change_are_left_out_of_the_curves(tmp_path: Path) -> 
     for changing in ("abc", "abcd"):
         lines_ = [{"step": s, "flat": 1.0, **dict.fromkeys(changing, 0.5 * s)} for s in (1, 2)]
         log_module.draw(lines_, tmp_path / "x.png")
-        with Image.open(tmp_path / "x.png") as picture:
-            heights.append(picture.height)
+        with Image.open(tmp_path / "x.png") as image:
+            heights.append(image.height)
     assert heights == [300, 600]  # three plots in a row
 
 
-def test_a_run_that_logged_nothing_has_a_picture_too(tmp_path: Path) -> None:
+def test_a_run_that_logged_nothing_has_a_figure_too(tmp_path: Path) -> None:
     Log(tmp_path, 10).close()
-    with Image.open(tmp_path / "curves.png") as picture:
-        picture.verify()
-        assert min(picture.size) > 0
+    with Image.open(tmp_path / "curves.png") as image:
+        image.verify()
+        assert min(image.size) > 0
 
 
 def test_run_json_tells_how_to_repeat_the_run(tmp_path: Path) -> None:
