@@ -11,12 +11,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from common.config import require_choice, require_range
-from program_execution.model import NetworkOptions
+from program_execution.net.options import (
+    EXECUTIONS,
+    INITIALISATIONS,
+    MALFORMED,
+    NetworkOptions,
+)
 
 BASELINES = ("qtype_mode", "lstm", "cnn_lstm", "cnn_lstm_sa", "cnn_lstm_sa_mlp")
 CUTS = r"short|long|(?:first|after)[1-9]\d*"  # parts of a split, see data.py
-BASELINE_KINDS = ("batch_ema", "per_type_ema", "self_critical", "none")  # of REINFORCE
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+BASELINE_KINDS = ("batch_ema", "per_type_ema", "self_critical", "none")  # of REINFORCE
 STAGES = ("pg", "ee", "joint", "tune", "baseline")
 
 
@@ -89,15 +94,15 @@ class Data:
 
 @dataclass
 class Model(NetworkOptions):
-    """The networks, Sec. 3, or a baseline, Sec. 4; the options stand in model.py and engine.py."""
+    """The networks, Sec. 3, or a baseline, Sec. 4; their options stand in net/options.py."""
 
     def __post_init__(self) -> None:
         require_choice("model.name", self.name, ("iep", *BASELINES))
         require_choice("model.engine", self.engine, ("neural", "symbolic"))
         require_choice("model.attention", self.attention, ("none", "dot"))
-        require_choice("model.malformed", self.malformed, ("complete", "invalid"))
-        require_choice("model.initialisation", self.initialisation, ("default", "he"))
-        require_choice("model.execution", self.execution, ("grouped", "bmm", "reference"))
+        require_choice("model.malformed", self.malformed, MALFORMED)
+        require_choice("model.initialisation", self.initialisation, INITIALISATIONS)
+        require_choice("model.execution", self.execution, EXECUTIONS)
         for name in ("embedding", "hidden", "layers", "module_dim", "classifier_proj"):
             require_range(f"model.{name}", getattr(self, name), 1)
         require_range("model.dropout", self.dropout, 0, 0.9)

@@ -12,7 +12,6 @@ Parameters have the public code's names (`filter_color[red].conv1.weight`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,25 +20,7 @@ from torch import Tensor, nn
 
 from .execution.executors import ModuleOutput, run_by_module, run_fused, run_per_sample
 from .execution.schedule import Language, parse, schedule, well_formed
-
-INITIALISATIONS = ("default", "he")
-EXECUTIONS = ("grouped", "bmm", "reference")
-MALFORMED = ("complete", "invalid")
-
-
-@dataclass
-class EngineOptions:
-    """The sizes of an engine, and how it runs; the defaults are the public code's."""
-
-    stem_layers: int = 2  # convolutions in front of the modules
-    module_dim: int = 128  # channels between the modules
-    classifier_proj: int = 512  # channels of the classifier's 1 x 1 convolution; 0: none
-    classifier_fc: list[int] = field(default_factory=lambda: [1024])  # its hidden layers
-    batch_norm: bool = False  # in stem, modules and classifier
-    malformed: str = "complete"  # a program that is no tree: complete it | invalid: do not run it
-    execution: str = "grouped"  # grouped | bmm: for GPUs | reference: one module, one map at a time
-    share: bool = True  # equal sub-programs on one image run once
-    initialisation: str = "default"  # default: PyTorch's | he: wide, see `_start_wide`
+from .net.options import EXECUTIONS, INITIALISATIONS, MALFORMED, EngineOptions
 
 
 class ResidualBlock(nn.Module):

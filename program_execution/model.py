@@ -7,7 +7,6 @@ None; in the state dict a part's name stands in front, `engine.stem.0.weight`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from .decoding.beam import beam_search
 from .decoding.decoder import Grammar
 from .decoding.sample import greedy
-from .engine import EngineOptions, ExecutionEngine
-from .net.baselines import CnnLstm, CnnLstmSA, EncoderOptions, Lstm, QTypeMode
+from .engine import ExecutionEngine
+from .net.baselines import CnnLstm, CnnLstmSA, Lstm, QTypeMode
+from .net.options import NetworkOptions
 from .net.seq2seq import ProgramGenerator
 
 PARTS = ("generator", "engine", "baseline", "pixels")
@@ -127,22 +127,6 @@ class Network(nn.Module):
         assert inputs.features is not None
         seen = self.see(inputs.features)
         return self.baseline(inputs.questions, seen, inputs.image_of).float()
-
-
-@dataclass
-class NetworkOptions(EngineOptions, EncoderOptions):
-    """Which networks there are, and their sizes; those of the engine and of the LSTMs among them.
-
-    The defaults are the paper's networks, Sec. 3, in the public code's sizes.
-    """
-
-    name: str = "iep"  # generator and engine | qtype_mode | lstm | cnn_lstm | cnn_lstm_sa[_mlp]
-    engine: str = "neural"  # neural | symbolic: programs run on the scene graphs, an upper bound
-    attention: str = "none"  # of the generator: none | dot
-    cnn_dim: int = 512  # channels of the baselines' 1 x 1 convolution
-    attention_dim: int = 512  # of stacked attention
-    baseline_fc: list[int] = field(default_factory=lambda: [1024])  # hidden layers; SA has none
-    pixel_dim: int = 32  # channels of the convolutions that turn built-in images into features
 
 
 def build(

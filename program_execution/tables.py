@@ -18,7 +18,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.clevr.accuracy import TYPES
+from common.clevr.functions import TYPES
 from common.tables import Beside, Gap, Near, Row, Table, main
 from program_execution import config  # noqa: F401 - tells Hydra the options
 

@@ -13,11 +13,12 @@ names, and its sizes by default.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .options import EncoderOptions
 
 
 class QTypeMode:
@@ -43,16 +44,6 @@ class QTypeMode:
         known = (types >= 0) & (types < len(self.modes))
         modes = self.modes[types.long().clamp(0, len(self.modes) - 1)]
         return torch.where(known, modes, self.overall)
-
-
-@dataclass
-class EncoderOptions:
-    """The sizes of what reads a question."""
-
-    embedding: int = 300  # of a word
-    hidden: int = 256  # of the LSTM
-    layers: int = 2
-    dropout: float = 0.0  # between the layers
 
 
 class QuestionEncoder(nn.Module):

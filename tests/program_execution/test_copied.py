@@ -10,12 +10,12 @@ import program_execution
 
 FOLDER = Path(program_execution.__file__).parent
 NEEDS = {
-    "engine.py": ("execution/",),
+    "engine.py": ("execution/", "net/options.py"),
     "decoding/": ("net/",),
-    "net/baselines.py": (),
+    "net/baselines.py": ("net/options.py",),
     "decoding/reinforce.py": (),
     "figures/draw.py": (),
-    "figures/module_maps.py": ("engine.py", "execution/"),
+    "figures/module_maps.py": ("engine.py", "execution/", "net/options.py"),
     "model.py": ("engine.py", "execution/", "decoding/", "net/"),
 }
 
