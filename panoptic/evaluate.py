@@ -21,13 +21,7 @@ from panoptic.figures import report
 from panoptic.figures.predictions import Images
 from panoptic.files.categories import kinds
 from panoptic.files.predictions import Files
-from panoptic.merging.sources import (
-    Output,
-    PanopticMap,
-    Thresholds,
-    panoptic_map,
-    true_semantics,
-)
+from panoptic.merging.sources import Output, PanopticMap, Thresholds, panoptic_map, true_semantics
 from panoptic.metric.matching import PAPER, Matching
 from panoptic.metric.parts import InstanceQuality, SemanticQuality
 from panoptic.metric.scores import Scores
@@ -43,8 +37,8 @@ def evaluate(
 ) -> dict[str, float]:
     """PQ, SQ, RQ, the same with _th (things) and _st (stuff), in percent, alike on all processes.
 
-    Also SOURCE_PQ_th, ... for each of `predict.also`; AP, AP_no and mIoU where they are asked for;
-    PQ/NAME with `predict.per_class`. Of source "separate" PQ itself is undefined: nan.
+    Also SOURCE_PQ_th, ... for each of `predict.also`; AP and AP_no with `predict.ap`, mIoU with
+    `predict.miou`, PQ/NAME with `predict.per_class`. Of source "separate" PQ is undefined: nan.
     show: the main process also prints the official table and writes `predictions.png`.
     """
     folder, show = Path(cfg.output_dir), show and dist.is_main()
@@ -66,7 +60,7 @@ def evaluate(
 
 
 class SourceScores:
-    """PQ of the map of each source in `cfg.predict`, and AP and mIoU of the parts if asked for."""
+    """PQ of the map of each source that `cfg.predict` names, and AP and mIoU of the parts."""
 
     def __init__(self, cfg: Config, dataset: Panoptic) -> None:
         self.cfg, self.categories = cfg, dataset.categories
@@ -179,7 +173,7 @@ def predictions(
 
 
 def predict_batch(model: Network, cfg: Config, dataset: Panoptic, batch: Batch) -> list[Output]:
-    """What the network, in evaluation mode, says of each image of a batch."""
+    """The output of a network in evaluation mode for each image of a batch."""
     device, sizes = dist.device(), [target["size"] for target in batch.targets]
     images = [image.to(device, non_blocking=True) for image in batch.images]
     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):

@@ -88,7 +88,7 @@ def add_stuff(
 
     ids: (H, W) integers, 0 is free. semantic: a map (H, W) of category ids, painted by rising id,
     or pairs (category id, mask (H, W) bool), which may overlap and are painted in their order.
-    `things` are the values that are not painted, be it thing classes or a void label such as 255;
+    `things` are the values that are not painted: thing classes, or a void label such as 255;
     negative values of a map are void too. The new ids go on from `first`, by default from the
     largest there is. The map is returned as int32, of the kind of `ids`.
     """

@@ -250,9 +250,9 @@ class PanopticQuality:
     def reduce(self, total: Callable[[Tensor], Tensor]) -> "PanopticQuality":
         """A metric over the images of all processes; this one stays as it is.
 
-        total: sums equally shaped float64 tensors over the processes, `common.dist.total` say; its
-            device is asked for with `lambda x: total(x.to(device))`. Outcomes of single images
-            are not exchanged: gather the metrics and `merge` them for that.
+        total: adds up float64 tensors of one shape over the processes, as `common.dist.total` does;
+            where it needs them on a device, pass `lambda x: total(x.to(device))`. Outcomes of
+            single images are not exchanged: gather the metrics and `merge` them for that.
         """
         count = torch.full((1, 5), float(self.count), dtype=torch.float64)
         sums = total(torch.cat([self.sums, count])).cpu()

@@ -102,7 +102,7 @@ def bootstrap(
 
 
 def _sums(metric: PanopticQuality, records: Records, times: np.ndarray) -> np.ndarray:
-    """Σ IoU, TP, FP and FN float64 (C, 4), each outcome counted so many `times` (K,)."""
+    """Σ IoU, TP, FP and FN float64 (C, 4), each outcome counted `times` (K,)."""
     C = len(metric.categories)
     ids = np.array(list(metric.categories), np.int64)
     order = np.argsort(ids)

@@ -93,7 +93,7 @@ def errors(
 ) -> Tensor:
     """The outcome of each pixel over the grey image, coloured as `ERRORS`; (3, H * s, W * s).
 
-    prediction, truth: ids (H, W). matching: what `PanopticQuality.update` says of them. The
+    prediction, truth: ids (H, W). matching: what `PanopticQuality.update` returns. The
     boundaries are those of the prediction.
     """
     invented = _among(prediction, [outcome.prediction for outcome in matching.fp])

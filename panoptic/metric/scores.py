@@ -1,4 +1,4 @@
-"""What the metric says of classes and of groups of them; fractions, 0..1."""
+"""The scores of classes and of groups of classes; fractions, 0..1."""
 
 from dataclasses import dataclass
 

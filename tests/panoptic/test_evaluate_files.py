@@ -128,8 +128,8 @@ def official(truth, prediction):
     for image in truth.images:
         maps = []
         for files in (truth, prediction):
-            with Image.open(files.path(image["id"])) as picture:
-                rgb = np.array(picture, dtype=np.int64)
+            with Image.open(files.path(image["id"])) as png:
+                rgb = np.array(png, dtype=np.int64)
             maps.append(rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2])
         listed = [{s["id"]: s for s in f.segments(image["id"])} for f in (truth, prediction)]
         gts, preds = listed

@@ -30,7 +30,7 @@ class TestPanoptic(TrainScript):
         two = run_alone(self.project, *words, FAIR_VISION_TIMEOUT="110")
         assert one.returncode == two.returncode == 0, one.stderr + two.stderr
         a, b = weights(tmp_path / "one", 3), weights(tmp_path / "two", 3)
-        # Batch norm's averages are those of the pictures that a process sees; what learns is alike.
+        # Batch norm's averages are those of the images that a process sees; what learns is alike.
         learnt = [key for key in a if "running_" not in key and "num_batches" not in key]
         assert any("semantic" in key for key in learnt)
         assert any("instance" in key for key in learnt)

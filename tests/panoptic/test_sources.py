@@ -1,4 +1,4 @@
-"""Panoptic maps from several sources, and their pictures."""
+"""Panoptic maps from several sources, and how they are drawn."""
 
 import colorsys
 from itertools import pairwise
@@ -72,7 +72,7 @@ def test_the_parts_are_those_of_the_merge():
     assert areas == {"merged": {7: 32, 0: 32}, "things": {7: 32}, "stuff": {0: 64}}
 
 
-def test_small_pictures_have_small_limits_on_request():
+def test_small_images_have_small_limits_on_request():
     assert Thresholds().area((64, 96)) == 4096
     assert Thresholds(scale=True).area((64, 96)) == 82
     assert Thresholds(scale=True).area((480, 640)) == 4096
@@ -90,8 +90,8 @@ def test_the_error_map_shows_what_was_found_invented_and_missed():
         overlapping=[],
     )
     image = torch.zeros(3, 2, 6, dtype=torch.uint8)
-    picture = draw.errors(image, prediction, truth, matching, alpha=1.0, scale=9)
-    middle = picture[:, 4::9, 4::9].permute(1, 2, 0).tolist()
+    drawn = draw.errors(image, prediction, truth, matching, alpha=1.0, scale=9)
+    middle = drawn[:, 4::9, 4::9].permute(1, 2, 0).tolist()
     found, border, invented, missed, both, ignored = map(list, draw.ERRORS.values())
     assert middle[0] == [found, found, border, ignored, ignored, ignored]
     assert middle[1] == [missed, both, invented, ignored, ignored, ignored]
@@ -102,9 +102,9 @@ def test_an_overlay_paints_segments_and_void_grey():
     categories = {1: Category(1, "a", False, (10, 200, 30))}
     image = torch.full((3, 1, 4), 100, dtype=torch.uint8)
     segments = [{"id": 1, "category_id": 1}]
-    picture = draw.overlay(image, ids, segments, categories, alpha=1.0)
+    drawn = draw.overlay(image, ids, segments, categories, alpha=1.0)
     color, border, void = [10, 200, 30], [*draw.BOUNDARY], [*draw.VOID]
-    assert picture[:, 0].T.tolist() == [color, color, border, void]
+    assert drawn[:, 0].T.tolist() == [color, color, border, void]
 
 
 def test_things_keep_the_hue_of_their_class_over_any_image():
@@ -112,8 +112,8 @@ def test_things_keep_the_hue_of_their_class_over_any_image():
     category = Category(1, "a", True, (230, 80, 50))
     segments = [{"id": number, "category_id": 1} for number in range(1, 7)]
     image = torch.tensor([0, 60, 250], dtype=torch.uint8)[:, None, None].repeat(1, 1, 12)
-    picture = draw.overlay(image, ids, segments, {1: category})[:, 0, 1::2].T / 255
-    found = [colorsys.rgb_to_hls(*color) for color in picture.tolist()]
+    drawn = draw.overlay(image, ids, segments, {1: category})[:, 0, 1::2].T / 255
+    found = [colorsys.rgb_to_hls(*color) for color in drawn.tolist()]
     wanted = colorsys.rgb_to_hls(*(value / 255 for value in category.color))
     assert [hue for hue, _, _ in found] == pytest.approx([wanted[0]] * 6, abs=0.01)
     assert all(abs(a[1] - b[1]) > 0.02 for a, b in pairwise(found))  # neighbours can be told apart

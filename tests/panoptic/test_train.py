@@ -27,7 +27,7 @@ MINI = Model(name="separate", backbone="mini", norm="gn", freeze_at=0, semantic_
 
 
 def settings(folder: Path, **options) -> Config:
-    """A run of seconds on the built-in pictures."""
+    """A run of seconds on the built-in images."""
     small = {
         "steps": 4,
         "batch_size": 4,
@@ -72,14 +72,14 @@ def whole(tmp_path_factory):
     return folder, finished(settings(folder, predict=wanted))
 
 
-def test_a_run_leaves_figures_of_all_things_and_stuff_and_pictures(whole):
+def test_a_run_leaves_figures_of_all_things_and_stuff_and_images(whole):
     folder, metrics = whole
     assert set(COLUMNS) <= metrics.keys()
     assert {"AP", "AP_no", "mIoU", "PQ/cube", "PQ/floor", "components_PQ_th"} <= metrics.keys()
     names = {path.name for path in folder.iterdir()}
     assert {"result.json", "run.json", "metrics.jsonl", "curves.png"} <= names
-    with Image.open(folder / "predictions.png") as picture:
-        assert picture.width > 4 * 96
+    with Image.open(folder / "predictions.png") as image:
+        assert image.width > 4 * 96
     losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"objectness", "mask", "semantic", "lr"} <= losses[0].keys()
 
@@ -183,7 +183,7 @@ def test_panoptic_fpn_trains_and_evaluates(tmp_path):
 
 
 class Perfect(torch.nn.Module):
-    """Knows the truth of the pictures that it is shown, in the order of the data set."""
+    """Knows the truth of the images that it is shown, in the order of the data set."""
 
     def __init__(self, dataset: data.Panoptic) -> None:
         super().__init__()
@@ -309,8 +309,8 @@ def test_real_photographs_train_and_evaluate(shared_data, tmp_path):
     sizes = [(image["height"], image["width"]) for image in saved["images"]]
     assert len(saved["annotations"]) == 3
     for entry, (height, width) in zip(saved["annotations"], sizes, strict=True):
-        with Image.open(tmp_path / "predictions" / entry["file_name"]) as picture:
-            assert picture.size == (width, height)
+        with Image.open(tmp_path / "predictions" / entry["file_name"]) as image:
+            assert image.size == (width, height)
 
 
 def test_a_prediction_is_never_written_out_of_its_folder(tmp_path):
