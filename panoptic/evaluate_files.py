@@ -8,7 +8,7 @@
 The defaults follow the official evaluator wherever its input is sound. Where it is not, that one
 trusts it, and each choice can be made:
 
-    areas=counted|json        pixels of the PNG, or the `area` of the JSON, right or wrong (official)
+    areas=counted|json        pixels of the PNG, or the `area` of the JSON, even if wrong (official)
     crowds=last|all           per class of an image the last crowd listed (official), or each
     void_crowd=sum|separate   "mostly void or crowd": both added (official), or one alone (paper)
     unlisted=raise|void|official   ids that only one of PNG and JSON has: see matching.Rules
