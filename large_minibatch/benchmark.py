@@ -243,7 +243,7 @@ def scaling(options: Options) -> str:
         share = f"{100 * rate / processes / single:.0f} %"
         name = algorithm if processes > 1 else "–"
         lines.append([str(processes), name, f"{1000 * seconds:.1f}", f"{rate:,.0f}", share])
-    return markdown(head, lines)
+    return markdown(head, lines, left=2)
 
 
 def _time_step(case: tuple[str, int]) -> float:
