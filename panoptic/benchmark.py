@@ -5,7 +5,7 @@
     python benchmark.py what=files data=/data/coco/annotations/panoptic_val2017.json
     python benchmark.py what=ids device=cuda
 
-The usual ways are in `peers.py`: the steps of the public tools, written plainly. The contestants
+The usual ways are in `metric/peers.py`: the steps of public tools, written plainly. The contestants
 run by turns in one process, each round another one first, and were seen to give the same result
 before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 """
