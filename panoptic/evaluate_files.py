@@ -50,21 +50,12 @@ from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.files.pool import in_order
 from panoptic.merge import OVERLAP
-from panoptic.metric.matching import PAPER
+from panoptic.metric.matching import CHOICES, PAPER, RULES
 from panoptic.metric.parts import without_overlap
 from panoptic.metric.scores import Scores
 from panoptic.quality import PanopticQuality
 
 CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
-
-
-CHOICES = {
-    "rules": ("official", "paper"),
-    "crowds": ("", "last", "all"),
-    "void_crowd": ("", "sum", "separate"),
-    "areas": ("counted", "json"),
-    "unlisted": ("raise", "void", "official"),
-}
 
 
 @dataclass
@@ -87,8 +78,9 @@ class Options:
     unlisted: str = "raise"  # raise | void | official
 
     def __post_init__(self) -> None:
+        require_choice("rules", self.rules, RULES)
         for name, valid in CHOICES.items():
-            require_choice(name, getattr(self, name), valid)
+            require_choice(name, getattr(self, name), ("", *valid) if name in PAPER else valid)
         require_range("workers", self.workers, -1)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is out of range: give 0 <= threshold < 1")
@@ -223,8 +215,7 @@ def print_quality(options: Options) -> None:
         {"json": options.json, "csv": options.csv}, {"gt": options.gt, "pred": options.pred}
     )
     began = time.perf_counter()
-    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
-    rules |= {key: value for key in PAPER if (value := getattr(options, key))}
+    rules = RULES[options.rules] | {key: value for key in PAPER if (value := getattr(options, key))}
     rules |= {key: getattr(options, key) for key in ("areas", "unlisted", "threshold")}
     folders = options.gt_folder or None, options.pred_folder or None
     zero = options.unlisted == "official"

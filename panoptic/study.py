@@ -43,7 +43,7 @@ from panoptic.files.categories import Category, kinds
 from panoptic.files.coco import write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.inputs.scenes import PanopticScenes
-from panoptic.metric.matching import PAPER, Matching
+from panoptic.metric.matching import RULES, Matching
 from panoptic.quality import PanopticQuality
 
 THRESHOLDS = (0.25, 0.5, 0.75)
@@ -80,7 +80,7 @@ class Options:
     rules: str = "official"  # official | paper: see evaluate_files.py
 
     def __post_init__(self) -> None:
-        require_choice("rules", self.rules, ("official", "paper"))
+        require_choice("rules", self.rules, RULES)
         require_choice("world", self.world, ("solids", "shapes"))
         for name in ("scenes", "samples"):
             require_range(name, getattr(self, name), 1)
@@ -148,11 +148,12 @@ def make_pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pai
 def measure(options: Options) -> Study:
     """Compare the annotators image by image, with a progress bar."""
     categories, count, images = open_files(options) if options.a else make_pairs(options)
-    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
     things = kinds(categories)
 
     def metric(threshold: float = 0.5) -> PanopticQuality:
-        return PanopticQuality(things, threshold=threshold, keep_images=True, **rules)
+        return PanopticQuality(
+            things, threshold=threshold, keep_images=True, **RULES[options.rules]
+        )
 
     name = options.name or (Path(options.b).stem if options.b else "simulated")
     metrics = {threshold: metric(threshold) for threshold in (0.0, *THRESHOLDS)}

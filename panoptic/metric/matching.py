@@ -15,6 +15,13 @@ import numpy as np
 from .overlaps import Overlaps
 from .segments import Segment, Segments, read, reconcile
 
+CHOICES = {
+    "void_crowd": ("sum", "separate"),
+    "crowds": ("last", "all"),
+    "areas": ("counted", "json"),
+    "unlisted": ("raise", "void", "official"),
+}
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -43,10 +50,7 @@ class Rules:
     unlisted: str = "raise"
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]]
-        choices = {"void_crowd": ("sum", "separate"), "crowds": ("last", "all")}
-        choices |= {"areas": ("counted", "json"), "unlisted": ("raise", "void", "official")}
-        for name, valid in choices.items():
+        for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 words = " or ".join(map(repr, valid))
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {words}.")
@@ -76,8 +80,8 @@ class Rules:
         return self.exceeds(void, area) or self.exceeds(crowd, area)
 
 
-# Sec. 4.3, for `PanopticQuality(**PAPER)`
-PAPER: dict[str, Any] = {"void_crowd": "separate", "crowds": "all"}
+PAPER: dict[str, Any] = {"void_crowd": "separate", "crowds": "all"}  # Sec. 4.3
+RULES: dict[str, dict[str, Any]] = {"official": {}, "paper": PAPER}  # of `PanopticQuality(**...)`
 
 
 class Outcome(NamedTuple):
