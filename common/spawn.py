@@ -7,6 +7,8 @@ that ends without a report was killed. The first failure ends them all within se
 What a stop signal does, in one place: a terminal's Ctrl-C reaches this process and all that it
 started, so those that it started leave the answer to it. `signals` hands the signal to a function,
 such as one that lets the run save; where nothing is to be saved, `ending_at_once` ends the command.
+
+`place` tells where torchrun or Slurm put this process, if they started it.
 """
 
 import multiprocessing
