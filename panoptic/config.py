@@ -114,7 +114,7 @@ class Data:
 class Merge:
     """How instances and semantics become one map, Sec. 7; the defaults are the official script's.
 
-    The paper finds its thresholds by a grid search and does not state them: see `merging/search.py`.
+    The paper finds its thresholds by a grid search, `merging/search.py`, and does not state them.
     """
 
     confidence: float = 0.5  # instances of a lower score are dropped
