@@ -36,13 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from common import dist
 from common.coco import evaluate
 from common.coco.files import read_json
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
 from panoptic.figures.report import class_csv, class_table, content, summary, without_nan
 from panoptic.files.categories import kinds, require_equal
@@ -193,22 +193,6 @@ def evaluate_files(
     return measure(truth, prediction, workers=workers, rules=rules, progress=progress).compute()
 
 
-def _pair(word: str) -> str:
-    """`name=value` of such a word, or of a switch as --per-class."""
-    name, equals, value = word.partition("=")
-    name = name.removeprefix("--").replace("-", "_")
-    if not equals and not word.startswith("--"):
-        raise ValueError(f"{word!r} is not understood: write name=value, e.g. gt=FILE.json")
-    return f"{name}={value if equals else 'true'}"
-
-
-def parse(words: Sequence[str], kind: type) -> Any:
-    """The options of this dataclass from words `name=value` and switches."""
-    cfg = OmegaConf.structured(kind)
-    cfg.merge_with_dotlist([_pair(word) for word in words])
-    return to_dataclass(cfg)
-
-
 def print_quality(options: Options) -> None:
     """Evaluate panoptic files, print, and write what json= and csv= name."""
     require_apart(
@@ -256,12 +240,10 @@ def print_disjoint_ap(options: DisjointOptions) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Evaluate what the words name."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-    elif words[0] == "disjoint_ap":
-        print_disjoint_ap(parse(words[1:], DisjointOptions))
+    if words and words[0] == "disjoint_ap":
+        print_disjoint_ap(read_options(DisjointOptions, words[1:], usage=__doc__))
     else:
-        print_quality(parse(words, Options))
+        print_quality(read_options(Options, words, usage=__doc__, least=1))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from common import dist
-from common.config import require_range, to_dataclass
+from common.config import read_options, require_range
 from common.config import run as run_command
 from panoptic.figures.search import table, write_search
 from panoptic.files.categories import kinds
@@ -168,9 +168,7 @@ def run(options: Options) -> dict[str, float]:
 
 def main(words: list[str] | None = None) -> None:
     """Read the options from the command line."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    run(to_dataclass(cfg))
+    run(read_options(Options, words, usage=__doc__))
 
 
 if __name__ == "__main__":

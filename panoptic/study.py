@@ -20,16 +20,14 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
 from panoptic.annotators import simulate
 from panoptic.annotators.analysis import SIZES, bootstrap, by_size, ious_of_matches, size_edges
@@ -243,13 +241,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the options from the command line."""
-    words = sys.argv[1:] if words is None else words
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(list(words))
-    run(to_dataclass(cfg))
+    run(read_options(Options, words, usage=__doc__))
 
 
 if __name__ == "__main__":
