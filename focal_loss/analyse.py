@@ -28,6 +28,7 @@ from common import dist, files
 from common.coco.fields import Categories
 from common.config import read_options
 from common.config import run as run_command
+from common.draw import save_figure
 from common.tables.markdown import markdown
 from focal_loss import data
 from focal_loss.config import Config
@@ -112,7 +113,7 @@ def write(folder: Path, positives: Tensor, negatives: Tensor) -> list[dict[str, 
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[0].set_ylabel("cumulative normalised loss")
-    files.write(folder / "cdf.png", lambda file: figure.savefig(file, format="png", dpi=120))
+    save_figure(figure, folder / "cdf.png", dpi=120)
     rows = shares(positives, negatives)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, rows[0])
