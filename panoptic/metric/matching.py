@@ -63,15 +63,10 @@ class Rules:
         given = self.threshold
         return given if isinstance(given, Fraction) else Fraction(str(given))
 
-    @cached_property
-    def _ratio(self) -> tuple[int, int]:
-        return self.bound.as_integer_ratio()
-
     def exceeds(self, part: int, union: int | float) -> bool:
         """Whether part / union is above the threshold, exactly."""
         exact = union if isinstance(union, int) else Fraction(union)
-        over, under = self._ratio
-        return part * under > exact * over
+        return part * self.bound.denominator > exact * self.bound.numerator
 
     def excuses(self, void: int, crowd: int, area: int) -> bool:
         """Whether a prediction of `area` pixels, of which these are void or crowd, is ignored."""
