@@ -9,7 +9,7 @@ kept as arrays, so a set of 118k images is small in memory and cheap to hand to 
 
 import pickle
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from common.images import UnreadableImage, image_size, read_image
 
 from .fields import Categories, category_names, check_same_categories, read_annotations
 from .files import without_collector
-from .instances import count_joints, find_sound
+from .instances import find_sound
 from .masks import decode_mask
 
 Target = dict[str, Any]
@@ -90,40 +90,39 @@ class CocoDataset(Dataset):
                 f"of category {unknown['category_id']}, which is none of {sorted(labels)} in "
                 f"{self.categories.where}"
             )
-        truth, self.problems = find_sound(content, self.where, kind=self.kind, strict=strict)
-        images, found = truth["images"], truth["annotations"]
+        images = content["images"]
+        found = find_sound(content, self.where, kind=self.kind, strict=strict)
+        self.problems = found.problems
+        served = np.ones(len(images), bool)
         if not keep_empty:
-            kept = {a["image_id"] for a in found if not a["iscrowd"]}
-            images = [image for image in images if image["id"] in kept]
-            found = [a for a in found if a["image_id"] in kept]
-        self.ids = np.array([i["id"] for i in images], np.int64)
-        self.files = np.array([i["file_name"] for i in images], str)
-        sizes = [(i["height"], i["width"]) for i in images]
-        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        place = {image["id"]: i for i, image in enumerate(images)}
-        image = np.array([place[a["image_id"]] for a in found], np.int64)
-        self._bounds = np.searchsorted(image, np.arange(len(images) + 1))
-        xywh = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
-        high = np.minimum(xywh[:, :2] + xywh[:, 2:], self.sizes[image][:, ::-1])
-        area = np.array([a["area"] for a in found], np.float64)
+            served = np.bincount(found.image[~found.crowd], minlength=len(images)) > 0
+        kept = served[found.image]
+        image = found.image[kept]
+        self.ids = np.array([i["id"] for i in images], np.int64)[served]
+        self.files = np.array([i["file_name"] for i in images], str)[served]
+        sizes = np.array([(i["height"], i["width"]) for i in images], np.int64).reshape(-1, 2)
+        self.sizes = sizes[served]
+        self._bounds = np.searchsorted(image, [*np.flatnonzero(served), len(images)])
+        xywh = found.xywh[kept]
+        high = np.minimum(xywh[:, :2] + xywh[:, 2:], sizes[image][:, ::-1])
+        area = np.minimum(found.area[kept], np.finfo(np.float32).max)
         self._arrays: dict[str, np.ndarray] = {
             "boxes": np.concatenate([xywh[:, :2].clip(0), high], 1).astype(np.float32),
-            "labels": np.array([labels[a["category_id"]] for a in found], np.int64),
-            "iscrowd": np.array([a["iscrowd"] for a in found], bool),
-            "area": np.minimum(area, np.finfo(np.float32).max).astype(np.float32),
+            "labels": np.array([labels[c] for c in found.category[kept].tolist()], np.int64),
+            "iscrowd": found.crowd[kept],
+            "area": area.astype(np.float32),
         }
-        if len(found) and self._arrays["boxes"].max() <= 1:
+        if len(image) and self._arrays["boxes"].max() <= 1:
             raise ValueError(
-                f"{self.where}: all {len(found)} boxes lie between 0 and 1, so they seem to be "
+                f"{self.where}: all {len(image)} boxes lie between 0 and 1, so they seem to be "
                 "shares of the image: multiply them by its width and height"
             )
         if self.kind == "keypoints":
-            points = np.array([a["keypoints"] for a in found], np.float64)
-            points = points.reshape(len(found), count_joints(content), 3)
+            points = found.keypoints[kept]
             points += np.where(points[..., 2:] > 0, [0.5, 0.5, 0], 0)
             self._arrays["keypoints"] = points.astype(np.float32)
         elif self.kind == "masks":  # one buffer: Python lists would be copied into every worker
-            shapes = [a["segmentation"] for a in found]
+            shapes = list(compress(found.segmentations, kept))
             pieces = [pickle.dumps(shapes[i:j]) for i, j in pairwise(self._bounds)]
             self._piece_bounds = np.cumsum([0, *map(len, pieces)])
             self._pieces = np.frombuffer(b"".join(pieces), np.uint8)
@@ -155,7 +154,8 @@ class CocoDataset(Dataset):
         The files are read anew: their numbers have more digits than the arrays here.
         """
         content = read_annotations(self.annotation_files)
-        truth, _ = find_sound(content, self.where, kind=self.kind, quiet=True)
+        found = find_sound(content, self.where, kind=self.kind, quiet=True)
+        truth = found.to_content(content, self.kind)
         listed = {entry["id"] for entry in truth["categories"]}
         truth["categories"] += [
             {"id": category, "name": name}
