@@ -69,7 +69,7 @@ def to_dataclass(cfg: DictConfig) -> Any:
     _no_additions(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        path = missing[0].rsplit(".", 1)[-1] in ("root", "path", "file", "folder", "init")
+        path = missing[0].rsplit(".", 1)[-1] in ("root", "path", "file", "folder", "init", "run")
         raise UserError(
             f"{missing[0]} is not set: give {missing[0]}={'/path' if path else 'VALUE'}."
         )
