@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.draw import save_figure
-
 INCH = 1.25  # side of a map, inches like the others
 HEAD = 0.32  # of a line of text
 GAP, EDGE = 0.1, 0.15  # between functions, and around all
@@ -111,7 +109,13 @@ def draw_programs(path: str | Path, drawings: Sequence[Drawing], *, title: str =
         _strip(axes, drawing, strip, top)
         top -= room
     axes.set(xlim=(0, width), ylim=(0, height))
-    save_figure(figure, Path(path))
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(part, format="png")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _strip(axes: Any, drawing: Drawing, strip: Sequence[Spot], top: float) -> None:
