@@ -37,6 +37,11 @@ class CocoDataset(Dataset):
     image_id int, file str and size (H, W) as listed; by `kind` ("boxes", "masks", "keypoints") also
     masks bool (M, H, W) or keypoints float32 (M, J, 3): x, y, visibility 0, 1 or 2.
 
+    partial: of kind "masks", instances without a mask stay, with their box: has_mask bool (M,)
+    tells which have one, masks bool (m, H, W) are those of these m. Without a mask is an instance
+    whose `segmentation` is missing, null, [], of polygons of fewer than 3 points only, or of run
+    lengths that set no pixel; one that is damaged is a bad instance as ever.
+
     root_images, annotation_file: a path each, or as many of both (`find_split` gives them).
     categories: those of the training set, where this set must follow it.
     keep_empty: False leaves out images without an instance that is not a crowd.
@@ -52,6 +57,7 @@ class CocoDataset(Dataset):
         annotation_file: Paths,
         *,
         kind: str = "boxes",
+        partial: bool = False,
         transforms: Callable[[Tensor, Target], tuple[Any, Any]] | None = None,
         categories: Categories | None = None,
         keep_empty: bool = True,
@@ -59,7 +65,9 @@ class CocoDataset(Dataset):
     ) -> None:
         if kind not in ("boxes", "masks", "keypoints"):
             raise ValueError(f"kind is {kind!r}: choose 'boxes', 'masks' or 'keypoints'")
-        self.kind, self.transforms = kind, transforms
+        if partial and kind != "masks":
+            raise ValueError(f"partial=True is of kind='masks', not {kind!r}")
+        self.kind, self.partial, self.transforms = kind, partial, transforms
         roots, self.annotation_files = _paths(root_images), _paths(annotation_file)
         if len(roots) != len(self.annotation_files):
             raise ValueError(f"{len(roots)} image folders, {len(self.annotation_files)} files")
@@ -91,7 +99,7 @@ class CocoDataset(Dataset):
                 f"{self.categories.where}"
             )
         images = content["images"]
-        found = find_sound(content, self.where, kind=self.kind, strict=strict)
+        found = find_sound(content, self.where, kind=self.kind, partial=self.partial, strict=strict)
         self.problems = found.problems
         served = np.ones(len(images), bool)
         if not keep_empty:
@@ -123,7 +131,10 @@ class CocoDataset(Dataset):
             self._arrays["keypoints"] = points.astype(np.float32)
         elif self.kind == "masks":  # one buffer: Python lists would be copied into every worker
             shapes = list(compress(found.segmentations, kept))
-            pieces = [pickle.dumps(shapes[i:j]) for i, j in pairwise(self._bounds)]
+            if self.partial:
+                self._arrays["has_mask"] = np.array([s is not None for s in shapes], bool)
+            parts = (shapes[i:j] for i, j in pairwise(self._bounds))
+            pieces = [pickle.dumps([s for s in part if s is not None]) for part in parts]
             self._piece_bounds = np.cumsum([0, *map(len, pieces)])
             self._pieces = np.frombuffer(b"".join(pieces), np.uint8)
 
@@ -135,27 +146,33 @@ class CocoDataset(Dataset):
         image = _read_as_listed(target["file"], target["size"])
         return self.transforms(image, target) if self.transforms else (image, target)
 
-    def target(self, index: int) -> Target:
-        """The target of one image as in the file, without reading the image."""
+    def target(self, index: int, *, decode: bool = True) -> Target:
+        """The target of one image as in the file, without reading the image.
+
+        decode: False leaves out the masks, which take the most time.
+        """
         index = range(len(self))[index]
         part = slice(*self._bounds[index : index + 2])
         target: Target = {k: torch.from_numpy(v[part].copy()) for k, v in self._arrays.items()}
         height, width = self.sizes[index].tolist()
-        if self.kind == "masks":
+        if self.kind == "masks" and decode:
             shapes = pickle.loads(self._pieces[slice(*self._piece_bounds[index : index + 2])].data)
             masks = np.array([decode_mask(shape, height, width) for shape in shapes], bool)
             target["masks"] = torch.from_numpy(masks.reshape(-1, height, width))
         file = str(self.files[index])
         return target | {"image_id": int(self.ids[index]), "file": file, "size": (height, width)}
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, *, boxes: bool = False) -> dict[str, Any]:
         """What `evaluate` compares with: the instances of the files that are served here.
 
-        The files are read anew: their numbers have more digits than the arrays here.
+        Those of a partial set that have no mask are left out; with `boxes` they are there, and the
+        masks are not. The files are read anew: their numbers have more digits than the arrays here.
         """
         content = read_annotations(self.annotation_files)
-        found = find_sound(content, self.where, kind=self.kind, quiet=True)
-        truth = found.to_content(content, self.kind)
+        found = find_sound(content, self.where, kind=self.kind, partial=self.partial, quiet=True)
+        truth = found.to_content(content, "boxes" if boxes else self.kind)
+        if self.partial and not boxes:
+            truth["annotations"] = [a for a in truth["annotations"] if a["segmentation"]]
         listed = {entry["id"] for entry in truth["categories"]}
         truth["categories"] += [
             {"id": category, "name": name}

@@ -20,7 +20,7 @@ from .masks import check_polygon, check_segmentation, encode
 # How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
 CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, "true": True}
 # Kinds of fault. They drop the instance, but where a remedy stands in (...).
-FAULTS = UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY = (
+UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY, BARE = (
     "a box that is not four finite numbers",
     "a box of no area",
     "a box outside the image",
@@ -28,6 +28,7 @@ FAULTS = UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY = (
     "an unusable segmentation",
     "an unusable polygon (left out)",
     "an exact copy before them",
+    "a box only (kept)",
 )
 Faulty = dict[str, np.ndarray]  # kind of fault -> which (M,) instances have it
 
@@ -37,8 +38,8 @@ class Instances:
     """The M sound instances of a content, sorted by image; with J joints of kind "keypoints".
 
     image: (M,) place in the list of images. category: (M,) ids. xywh: (M, 4) float64, crowd: (M,)
-    bool, area: (M,) float64. segmentations: M of kind "masks", else none. keypoints: (M, J, 3)
-    float64, as in the file. problems: kind of fault -> number of instances.
+    bool, area: (M,) float64. segmentations: M of kind "masks", None for a box only; else none.
+    keypoints: (M, J, 3) float64, as in the file. problems: kind of fault -> number of instances.
     """
 
     image: np.ndarray
@@ -81,16 +82,19 @@ def find_sound(
     where: str,
     *,
     kind: str,
+    partial: bool = False,
     strict: bool = False,
     quiet: bool = False,
 ) -> Instances:
     """The sound instances of a content that `fields.check_structure` has passed.
 
-    kind: "boxes", "masks" or "keypoints": what must be sound. What is dropped is told in one
-    warning, or none if quiet; strict raises ValueError instead.
+    kind: "boxes", "masks" or "keypoints": what must be sound. partial: instances without a mask
+    stay, with a box only. What is dropped is told in one warning, or none if quiet; strict raises
+    ValueError instead.
     """
     annotations, images = content["annotations"], content["images"]
-    if kind == "masks" and annotations and not any(a.get("segmentation") for a in annotations):
+    needed = kind == "masks" and annotations and not partial
+    if needed and not any(a.get("segmentation") for a in annotations):
         raise ValueError(f"{where} has no segmentations: only its boxes can be used")
     place = {image["id"]: i for i, image in enumerate(images)}
     image = np.array([place[a["image_id"]] for a in annotations], np.int64)
@@ -100,7 +104,8 @@ def find_sound(
     xywh, faulty = _check_boxes(_read_boxes(annotations, sizes), sizes)
     segmentations: list[Any] = []
     if kind == "masks":
-        read = [_read_mask(a, *size) for a, size in zip(annotations, sizes.tolist(), strict=True)]
+        pairs = zip(annotations, sizes.tolist(), strict=True)
+        read = [_read_mask(a, *size, partial=partial) for a, size in pairs]
         segmentations = [segmentation for segmentation, _ in read]
         faults = np.array([fault or "" for _, fault in read], str)
         faulty |= {fault: faults == fault for fault in (UNUSABLE, PARTLY)}
@@ -109,6 +114,8 @@ def find_sound(
     sound = ~np.any([those for fault, those in faulty.items() if not fault.endswith(")")], axis=0)
     faulty[COPY] = _find_copies(annotations, image, xywh, sound)
     sound &= ~faulty[COPY]
+    if partial:
+        faulty[BARE] = sound & np.array([mask is None for mask in segmentations], bool)
     _report(faulty, annotations, int((~sound).sum()), where, strict=strict, quiet=quiet)
     kept = np.flatnonzero(sound)
     kept = kept[np.argsort(image[kept], kind="stable")]
@@ -204,15 +211,31 @@ def _box_around(segmentation: Any, height: int, width: int) -> list[float] | Non
     return None
 
 
-def _read_mask(annotation: dict, height: int, width: int) -> tuple[Any, str | None]:
-    """`segmentation` without its bad polygons, and what is wrong with it."""
+def _read_mask(
+    annotation: dict, height: int, width: int, *, partial: bool
+) -> tuple[Any, str | None]:
+    """`segmentation` without its bad polygons, and what is wrong with it.
+
+    partial: one that is empty is None, and nothing is wrong with it.
+    """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
         sound = [p for p in segmentation if check_polygon(p, height, width) is None]
-        return sound, UNUSABLE if not sound else PARTLY if len(sound) < len(segmentation) else None
-    fault = check_segmentation(segmentation, height, width)
-    empty = fault or not rle.area(encode(segmentation, height, width))
-    return segmentation, UNUSABLE if empty else None
+        if sound:
+            return sound, PARTLY if len(sound) < len(segmentation) else None
+        empty = all(map(_is_short, segmentation))
+    else:
+        fault = check_segmentation(segmentation, height, width)
+        if not fault and rle.area(encode(segmentation, height, width)):
+            return segmentation, None
+        runs = segmentation.get("counts", 0) if isinstance(segmentation, dict) else segmentation
+        empty = not fault or runs in (None, [], "", b"")
+    return None, None if partial and empty else UNUSABLE
+
+
+def _is_short(polygon: Any) -> bool:
+    """Whether it is a polygon of fewer than 3 points."""
+    return isinstance(polygon, list) and len(polygon) < 6 and all(map(is_number, polygon))
 
 
 def _read_keypoints(
@@ -269,7 +292,7 @@ def _report(
                 f"{those.sum()} with {fault} (first annotation ids {ids} of images {images})"
             )
     message = f"{where}: of {len(annotations)} instances, {', '.join(parts)}"
-    if parts and strict:
+    if strict and any(those.any() for fault, those in faulty.items() if fault != BARE):
         raise ValueError(f"{message}: correct the file, or load it with strict=False")
     if parts and not quiet:
         warnings.warn(f"{message}; {dropped} dropped, in training and evaluation", stacklevel=5)
