@@ -14,12 +14,13 @@ from scipy import ndimage
 
 import panoptic
 from common.config import UserError, to_dataclass
+from common.transforms import scaled_size
 from panoptic import data
 from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
 from panoptic.files.entries import complete
 from panoptic.files.ids import id_to_rgb
-from panoptic.inputs.augment import augment, crop, fit, resize, rotate
+from panoptic.inputs.augment import augment, crop, resize, rotate
 from panoptic.inputs.photos import open_photos
 from panoptic.inputs.targets import VOID, Labels, training_target
 
@@ -202,8 +203,8 @@ def test_resizing_copies_ids_and_keeps_the_largest_exact():
 
 
 def test_sizes_follow_the_shorter_side_up_to_the_longest():
-    assert fit((480, 640), 800, 1333) == (800, 1067)
-    assert fit((400, 1000), 800, 1333) == (533, 1333)
+    assert scaled_size((480, 640), 800, 1333) == (800, 1067)
+    assert scaled_size((400, 1000), 800, 1333) == (533, 1333)
 
 
 def test_a_crop_of_a_smaller_image_is_filled_up_with_void():
