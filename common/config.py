@@ -18,7 +18,7 @@
 `python train.py los.gamma=1` then says `Unknown option 'los.gamma'. Did you mean 'loss.gamma'?` and
 ends with exit code 2, before any data is read. `HYDRA_FULL_ERROR=1` shows the traceback instead.
 A run that ends early prints the command that goes on with it. One that is refused leaves the record
-of its folder, `.hydra/`, as it was.
+of its folder, `.hydra/`, as it was. Commands without a run read their words by `read_options`.
 """
 
 import difflib
