@@ -13,7 +13,7 @@ printed. Prints Tables 1, 2 and 6 beside the paper's figures, PQ by IoU threshol
 weight; writes those as study.md, everything as study.json, the classes as classes.csv, and
 charts: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
 
-All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
+All figures are percent. † marks what was recalled from the paper, not compared with it.
 """
 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported

@@ -63,7 +63,7 @@ def test_every_figure_of_the_paper_is_marked_as_recalled():
     assert all(set(row.paper) == row.memory for row in paper)
     for table in TABLES:
         if "table" in table.name and "sources" not in table.name:
-            assert "[memory]" in table.note  # other data sets
+            assert "†" in table.note  # other data sets
     assert not any(row.memory for row in BY_NAME["panoptic_fpn"].rows)  # published as such
 
 
