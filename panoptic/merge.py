@@ -19,6 +19,7 @@ use, and where their results differ from the official script's:
                             its own evaluator refuses; never so here
     detectron2              the same; label 0 of its semantic map is "any thing": things={0}; among
                             equal scores its order is undefined
+    Panoptic-DeepLab        another way to group pixels: `deeplab.py`
 
 The areas are counted in integers and divided in float64, so that a tie is a tie on every device.
 """

@@ -1,1 +1,1 @@
-"""Panoptic maps of several sources, from run lengths, and the merge's thresholds."""
+"""Panoptic maps of several sources, from run lengths or centres, and the merge's thresholds."""

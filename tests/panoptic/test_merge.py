@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 
 from common.coco.masks import run_lengths
 from panoptic.merge import _claim_on_device, add_stuff, merge, remove_overlaps, scale_area
+from panoptic.merging.deeplab import find_centers, group_pixels, merge_centers
 from panoptic.merging.runs import merge_runs, pixels_of
 from panoptic.quality import PanopticQuality
 
@@ -186,8 +187,8 @@ def test_pixels_of_run_lengths_count_down_the_columns():
     ):
         assert pixels_of(np.array(runs)).tolist() == [*expected]
     masks = [np.array([6])]
-    stuff = [(10, np.array([0, 6]))]
-    ids, segments = merge_runs(masks, [0.9], [1], stuff, (2, 3), stuff_area=0)
+    stuff = [(10, np.array([0, 6])), (11, np.array([0, 6]))]
+    ids, segments = merge_runs(masks, [0.9], [1], stuff, (2, 3), stuff_area=0, things={11})
     assert listed(segments) == [(10, 6)]
     assert ids.tolist() == [[1, 1, 1]] * 2
     with pytest.raises(ValueError, match="category 10 has two masks"):
@@ -312,3 +313,73 @@ def test_a_threshold_that_is_not_a_number_is_named(name):
     for call in (lambda **nan: merge(*given(), **nan), partial(merge_runs, [], [], [], [], (2, 3))):
         with pytest.raises(ValueError, match=f"{name} is not a number"):
             call(**{name: np.nan})
+
+
+def centred(ids):
+    """Heat map with a peak at the middle of each id of a map, and the offsets to them."""
+    heat, offsets = torch.zeros(ids.shape), torch.zeros(2, *ids.shape)
+    for number in ids.unique().tolist():
+        if number:
+            places = (ids == number).nonzero().float()
+            middle = places.mean(0).round()
+            heat[tuple(middle.long())] = 0.5 + number / 10
+            offsets[:, ids == number] = (middle - places).T
+    return heat, offsets
+
+
+def test_true_centres_and_offsets_give_back_the_instances():
+    ids = torch.zeros(20, 30, dtype=torch.int32)
+    ids[2:8, 2:9], ids[2:8, 9:15], ids[12:18, 10:20] = 1, 2, 3  # 1 and 2 touch
+    semantic = torch.full((20, 30), 7)
+    semantic[ids > 0] = 1
+    semantic[ids == 3] = 2
+    semantic[12, 10] = 1  # one pixel of the third is mistaken
+    found, segments = merge_centers(semantic, *centred(ids), things={1, 2}, stuff_area=10)
+    assert [(s["category_id"], s["area"]) for s in segments] == [
+        *((2, 60), (1, 36), (1, 42), (7, 20 * 30 - 138)),
+    ]
+    assert segments[0]["score"] == pytest.approx(0.8)
+    for number, segment in zip((3, 2, 1), segments, strict=False):
+        assert ((found == segment["id"]) == (ids == number)).all()
+
+
+def test_small_stuff_void_and_things_without_centre_stay_void():
+    semantic = torch.tensor([[1, 1, 7, 8], [1, 1, 7, 255]])
+    ids, segments = merge_centers(
+        semantic,
+        torch.zeros(2, 4),
+        torch.zeros(2, 2, 4),
+        things={1},
+        stuff_area=2,
+        void={255},
+    )
+    assert ids.tolist() == [[0, 0, 1, 0], [0, 0, 1, 0]]
+    assert [segment["category_id"] for segment in segments] == [7]
+
+
+def test_centres_are_peaks_above_the_threshold_and_the_hottest_are_kept():
+    heat = torch.zeros(9, 9)
+    heat[1, 1], heat[1, 2], heat[7, 7], heat[7, 1] = 0.9, 0.8, 0.5, 0.1
+    centers, found = find_centers(heat, kernel=3)
+    assert centers.tolist() == [[1, 1], [7, 7]]
+    assert found.tolist() == pytest.approx([0.9, 0.5])
+    assert find_centers(heat, kernel=3, top=1)[0].tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="odd number"):
+        find_centers(heat, kernel=4)
+
+
+def test_pixels_go_to_the_nearest_centre_whatever_the_chunk(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.rand(12, 17, generator=generator) < 0.7
+    offsets = 5 * torch.randn(2, 12, 17, generator=generator)
+    centers = torch.randint(0, 12, (6, 2), generator=generator)
+    groups = group_pixels(centers, offsets, chosen)
+    for y, x in torch.cartesian_prod(torch.arange(12), torch.arange(17)).tolist():
+        if not chosen[y, x]:
+            assert groups[y, x] == 0
+            continue
+        lead = torch.tensor([y, x]) + offsets[:, y, x]
+        distances = (centers - lead).square().sum(1)
+        assert distances[groups[y, x] - 1] == pytest.approx(distances.min().item())
+    monkeypatch.setattr("panoptic.merging.deeplab.CHUNK", 30)
+    assert (group_pixels(centers, offsets, chosen) == groups).all()
