@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import files, machine
+from . import files
 from .config import require_choice, require_range
+from .run import machine
 from .tables.markdown import markdown
 
 Calls = dict[str, Callable[[], Any]]  # a contestant's name -> what is timed; ours comes first

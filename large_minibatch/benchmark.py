@@ -35,9 +35,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet50
 from torchvision.transforms import v2
 
-from common import dist, machine, timing
+from common import dist, timing
 from common.config import read_options
 from common.config import run as run_command
+from common.run import machine
 from common.tables.markdown import markdown
 from common.timing import Calls, Row, version_of
 from large_minibatch import allreduce, data, sgd

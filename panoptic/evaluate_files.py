@@ -44,11 +44,11 @@ from common.coco import evaluate
 from common.coco.files import read_json
 from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
+from common.pool import in_order
 from panoptic.figures.report import class_csv, class_table, content, summary, without_nan
 from panoptic.files.categories import kinds, require_equal
 from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
-from panoptic.files.pool import in_order
 from panoptic.merge import OVERLAP
 from panoptic.metric.matching import CHOICES, PAPER, RULES
 from panoptic.metric.parts import without_overlap

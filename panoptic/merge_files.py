@@ -32,6 +32,7 @@ from tqdm import tqdm
 from common import dist
 from common.config import read_options, require_range
 from common.config import run as run_command
+from common.pool import in_order
 from panoptic.figures.search import table, write_search
 from panoptic.files.categories import kinds
 from panoptic.files.coco import (
@@ -41,7 +42,6 @@ from panoptic.files.coco import (
     require_apart,
     write_panoptic,
 )
-from panoptic.files.pool import in_order
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
 from panoptic.merging.results import Results
 from panoptic.merging.search import CONFIDENCES, Point, best, search

@@ -66,7 +66,6 @@ WITH_COMMON = {
     "large_minibatch/analysis": "reads the folders of runs",
     "large_minibatch/mask_rcnn": "COCO's instances",
     "panoptic/files/detection.py": "run lengths",
-    "panoptic/files/pool.py": "worker processes that Ctrl-C does not reach",
     "panoptic/files/predictions.py": "files that several processes write",
     "panoptic/merging/results.py": "run lengths",
     "panoptic/metric/parts.py": "AP as COCO computes it",

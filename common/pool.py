@@ -1,4 +1,4 @@
-"""Work on many items in worker processes that end with this one, however it ends.
+"""Work on many items in worker processes, which end with this one, however it ends.
 
 A stop signal ends them (`common.config.run`), a parent that was killed does too: each worker waits
 for its end in a thread. Ctrl-C is left to the parent.
@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from common.spawn import end_with_parent, out_of_reach
+from .spawn import end_with_parent, out_of_reach
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
