@@ -29,6 +29,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -286,4 +287,12 @@ def _same_checkout() -> None:
         raise UserError(
             f"{script} is of the checkout {beside.parent}, but 'common' was imported from "
             f"{mine.parent}: run 'pip install -e .' in {beside.parent}."
+        )
+    folder = Path(script).resolve().parent
+    found = find_spec(folder.name) if (folder / "__init__.py").is_file() else None
+    imported = Path(found.origin).resolve().parent if found and found.origin else folder
+    if imported != folder and imported.parent == mine.parent:
+        raise UserError(
+            f"{script} would run the code of {imported} instead of its own: put a copy of common/ "
+            f"beside its folder and run 'python -m {folder.name}.{Path(script).stem}' from there."
         )

@@ -41,7 +41,9 @@ class Gap:
         gaps = [sign * gap for gap in _differences(ours, self.better, best)]
         if missing := _missing(ours, self.names, gaps):
             return f"not measured: {words}; {missing}"
-        held = "held" if statistics.fmean(gaps) >= self.at_least else "did not hold"
+        mean = statistics.fmean(gaps)
+        ahead = mean > 0 or self.at_least < 0  # a tie is no lead
+        held = "held" if ahead and mean >= self.at_least else "did not hold"
         return f'{held}: {words}; ours: {mean_std(gaps, digits)} ahead of "{best}", n = {len(gaps)}'
 
 

@@ -226,6 +226,19 @@ def test_a_script_of_another_checkout_is_refused(
         to_dataclass(OmegaConf.structured(Config))
 
 
+def test_a_project_copied_without_common_does_not_run_another_ones_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "focal_loss"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    script = ModuleType("__main__")
+    script.__file__ = str(folder / "train.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    with pytest.raises(UserError, match=r"instead of its own: .* 'python -m focal_loss.train'"):
+        to_dataclass(OmegaConf.structured(Config))
+
+
 @pytest.fixture
 def command(conf: Path, commands: Commands) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the example application."""
