@@ -123,7 +123,7 @@ def test_an_unknown_class_is_named():
 
 
 @pytest.mark.slow
-def test_a_class_visits_each_colour_once():
-    visited = np.fromiter(_walk(PERSON), np.int32)
+def test_a_class_visits_every_colour():
+    visited = np.bincount(np.fromiter(_walk(PERSON), np.int32), minlength=LIMIT)
     assert len(visited) == LIMIT
-    assert np.bincount(visited, minlength=LIMIT).max() == 1
+    assert visited[1:].min() == 1  # 0 is void

@@ -23,7 +23,7 @@ NEEDS = {
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_file_works_with_those_beside_it_that_the_readme_names(name, tmp_path, monkeypatch):
     section = (FOLDER / "README.md").read_text().partition("## In your own code")[2]
-    package = tmp_path / f"copied_{name.strip('/').replace('/', '_').removesuffix('.py')}"
+    package = tmp_path / f"programs_{name.strip('/').replace('/', '_').removesuffix('.py')}"
     for part in (name, *NEEDS[name]):
         assert f"`{part}`" in section
         (package / part).parent.mkdir(parents=True, exist_ok=True)
