@@ -1,0 +1,61 @@
+"""Start from the weights of others or of a run of ours, whatever fits by name and shape."""
+
+from pathlib import Path
+
+from torchvision.models import get_model_weights
+from torchvision.models.detection import MaskRCNN
+
+from common.weights.formats import State, converting, few, read
+
+from .formats import convert
+
+MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+
+
+def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool = True) -> str:
+    """Load weights into the model, in place; a report of what was loaded and what was not.
+
+    init: a run's folder, whose newest checkpoint is taken, a weight file in one of the formats of
+    `formats.py`, or "imagenet": torchvision's for `backbone`, downloaded once.
+    mask_branch: False leaves it as it is, for a new branch on a trained detector.
+
+    Raises ValueError where nothing fits, or a tensor of the detector is missing or of another
+    shape than a checkpoint of ours has it.
+    """
+    if init == "imagenet":
+        weights = get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+        state: State = {f"backbone.body.{name}": value for name, value in weights.items()}
+    else:
+        path = weights_file(init)
+        with converting(path):
+            state = convert(read(path), str(path))
+    own = {
+        k: v for k, v in model.state_dict().items() if mask_branch or not k.startswith(MASK_BRANCH)
+    }
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ValueError(
+            f"{init} has no tensor of this network: give weights of model.backbone={backbone}, in "
+            "one of the formats that the README names."
+        )
+    model.load_state_dict(fitting, strict=False)
+    kept = [
+        name for name in own if name not in fitting and not name.endswith("num_batches_tracked")
+    ]
+    unused = [name for name in state if name not in fitting]
+    lines = [f"{len(fitting)} tensors from {init}."]
+    for names, what in ((kept, "stay as initialised"), (unused, "are unused")):
+        if names:
+            lines.append(f"{len(names)} {what}: {few(names)}.")
+    return "\n".join(lines)
+
+
+def weights_file(init: str) -> Path:
+    """The file that `init` names: itself, or the newest checkpoint of a run's folder."""
+    path = Path(init)
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("checkpoint-*[0-9].pt"))
+    if not files:
+        raise ValueError(f"init={init} has no checkpoint: train that run first.")
+    return files[-1]
