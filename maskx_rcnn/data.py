@@ -16,7 +16,7 @@ from common import dist
 from common.coco.dataset import Categories, CocoDataset
 from common.coco.files import find_split
 from common.data import BadImages, eval_loader, train_loader
-from common.sampling import mix
+from common.sampling import SampleStream, mix
 from common.transforms import HorizontalFlip
 from maskx_rcnn.config import Config
 from maskx_rcnn.config import Data as DataConfig
@@ -146,16 +146,16 @@ class PartialMasks(Dataset):
                 "processes: choose one."
             )
         count = cfg.batch_size // share
+        groups = self.groups(cfg.images_per_gpu) if cfg.data.aspect_groups else None
         loader = train_loader(
             self,
-            cfg.batch_size,
+            SampleStream(
+                len(self), cfg.batch_size, seed=cfg.seed, groups=groups, chunk=cfg.images_per_gpu
+            ),
             start,
             stop,
-            seed=cfg.seed,
             workers=cfg.data.workers,
             collate=collate,
-            groups=self.groups(cfg.images_per_gpu) if cfg.data.aspect_groups else None,
-            chunk=cfg.images_per_gpu,
             accumulate=count,
             bad=BadImages(cfg.data.bad_images),
         )

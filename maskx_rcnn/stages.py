@@ -28,7 +28,7 @@ def detector_settings(cfg: DictConfig) -> Config:
     plain = OmegaConf.merge(cfg, {"versus": {}, "detector": [], "init": cfg.detector_init})
     merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(list(cfg.detector)))
     assert isinstance(merged, DictConfig)
-    settings: Config = config.typed(merged)
+    settings: Config = config.to_dataclass(merged)
     settings = replace(
         settings,
         branch=MaskBranch(kind="agnostic"),
@@ -58,7 +58,8 @@ def share_detector(cfg: DictConfig, train: Callable[[Config, int], object]) -> D
         found = read_result(folder)
         if found is None or found["steps"] != settings.steps:
             print(
-                f"The detector of this run is trained first, in {files.shown(folder)}.", flush=True
+                f"The detector of this run is trained first, in {files.relative(folder)}.",
+                flush=True,
             )
             train(settings, settings.processes)
     merged = OmegaConf.merge(cfg, {"init": str(folder), "detector": []})

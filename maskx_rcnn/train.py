@@ -144,16 +144,16 @@ def summing(network: nn.Module, *, last: bool) -> AbstractContextManager:
 
 def run(cfg: Config) -> dict[str, float]:
     """`train`, leaving a result also where the loss diverges."""
-    return result.recorded(train, cfg, columns=columns(cfg))
+    return result.record(train, cfg, columns=columns(cfg))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one setting, or with `versus` several side by side on one detector."""
-    settings: Config = config.typed(cfg)
+    settings: Config = config.to_dataclass(cfg)
     if settings.stage == "masks" and settings.detector and not settings.init:
         cfg = share_detector(cfg, partial(dist.launch, run))
-        settings = config.typed(cfg)
+        settings = config.to_dataclass(cfg)
     if settings.versus:
         versus.run_all(run, cfg, columns=columns(settings), curve="mask_AP_B")
     else:

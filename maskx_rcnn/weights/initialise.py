@@ -7,7 +7,7 @@ from torchvision.models.detection import MaskRCNN
 
 from common.weights.formats import State, converting, few, read
 
-from .formats import convert
+from .formats import Converted, convert
 
 MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
 
@@ -28,7 +28,9 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     else:
         path = weights_file(init)
         with converting(path):
-            state = convert(read(path), str(path))
+            converted = convert(read(path), str(path))
+        require(model, converted)
+        state = converted.tensors
     own = {
         k: v for k, v in model.state_dict().items() if mask_branch or not k.startswith(MASK_BRANCH)
     }
@@ -48,6 +50,29 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
         if names:
             lines.append(f"{len(names)} {what}: {few(names)}.")
     return "\n".join(lines)
+
+
+def require(model: MaskRCNN, converted: Converted) -> None:
+    """Raise ValueError, naming the options, where the weights want another network or pixels."""
+    for name, wanted, ours in (
+        ("mean", converted.mean, model.transform.image_mean),
+        ("std", converted.std, model.transform.image_std),
+    ):
+        if wanted and any(abs(a - b) > 1e-4 for a, b in zip(wanted, ours, strict=True)):
+            values = ",".join(f"{value:.6g}" for value in wanted)
+            raise ValueError(
+                f"{converted.source} wants other pixels than the network gives: set "
+                f"network.{name}=[{values}]."
+            )
+    body = getattr(model.backbone, "body", None)
+    first = body.layer2[0].conv1 if body is not None else None
+    if first is None or converted.stride_in_1x1 is None or first.kernel_size != (1, 1):
+        return
+    if (first.stride == (2, 2)) != converted.stride_in_1x1:
+        raise ValueError(
+            f"{converted.source} was trained with network.stride_in_1x1={converted.stride_in_1x1}: "
+            "set it so."
+        )
 
 
 def weights_file(init: str) -> Path:
