@@ -5,7 +5,7 @@ from pathlib import Path
 from torchvision.models import get_model_weights
 from torchvision.models.detection import MaskRCNN
 
-from common.weights.formats import State, converting, few, read
+from common.weights.formats import converting, few, read
 
 from .formats import Converted, convert
 
@@ -24,13 +24,13 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     """
     if init == "imagenet":
         weights = get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
-        state: State = {f"backbone.body.{name}": value for name, value in weights.items()}
+        converted = convert(weights, "torchvision's ImageNet weights")
     else:
         path = weights_file(init)
         with converting(path):
             converted = convert(read(path), str(path))
-        require(model, converted)
-        state = converted.tensors
+    require(model, converted)
+    state = converted.tensors
     own = {
         k: v for k, v in model.state_dict().items() if mask_branch or not k.startswith(MASK_BRANCH)
     }
@@ -44,7 +44,7 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     kept = [
         name for name in own if name not in fitting and not name.endswith("num_batches_tracked")
     ]
-    unused = [name for name in state if name not in fitting]
+    unused = [name for name in state if name not in fitting] + converted.unused
     lines = [f"{len(fitting)} tensors from {init}."]
     for names, what in ((kept, "stay as initialised"), (unused, "are unused")):
         if names:
