@@ -11,6 +11,7 @@ from maskx_rcnn.weights.formats import DETECTRON, DETECTRON2, convert
 from maskx_rcnn.weights.initialise import initialise
 
 D1 = {"mean": [0.481458, 0.454692, 0.403844], "std": [1 / 255] * 3, "stride_in_1x1": True}
+NARROW = {"channels": 32, "hidden": 64}
 CLASSES = 4
 
 
@@ -18,7 +19,7 @@ CLASSES = 4
 def blobs():
     """What a file of the official code holds of a network with 4 classes and T of two layers."""
     torch.manual_seed(0)
-    model = mask_rcnn(CLASSES, Network(**D1), MaskBranch())
+    model = mask_rcnn(CLASSES, Network(**D1, **NARROW), MaskBranch())
     return model, to_caffe2(model.state_dict())
 
 
@@ -74,7 +75,7 @@ def test_a_file_of_the_official_code_is_loaded_whole(blobs, tmp_path):
     extra = {"conv1_w_momentum": content["conv1_w"], "unheard_of_w": np.zeros(3, np.float32)}
     file.write_bytes(pickle.dumps({"blobs": content | extra, "cfg": "yaml"}, protocol=2))
     torch.manual_seed(1)
-    ours = mask_rcnn(CLASSES, Network(**D1), MaskBranch())
+    ours = mask_rcnn(CLASSES, Network(**D1, **NARROW), MaskBranch())
     report = initialise(ours, str(file), "resnet50")
     assert "1 are unused: unheard_of_w" in report
     assert "stay as initialised" not in report
