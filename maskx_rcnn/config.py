@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from common.config import require_choice, require_range
+from maskx_rcnn import grabcut
 from maskx_rcnn.inputs.paint import World
 from maskx_rcnn.model import MaskBranch, Network
 from maskx_rcnn.transfer import INPUTS, KINDS
@@ -70,6 +71,7 @@ class Test:
     evaluator: str = "pycocotools"  # pycocotools | faster, the same figures sooner
     per_class: bool = False
     images: int = 8  # to draw, the truth beside the masks found
+    grabcut: bool = False  # masks by GrabCut inside the boxes found, which need no mask branch
 
     def __post_init__(self) -> None:
         require_choice("test.evaluator", self.evaluator, ("pycocotools", "faster"))
@@ -80,6 +82,8 @@ class Test:
                 "test.evaluator=faster is not installed: run pip install -e '.[fast]', or take "
                 "test.evaluator=pycocotools."
             )
+        if self.grabcut and not grabcut.is_installed():
+            raise ValueError(f"test.grabcut=true: {grabcut.INSTALL}")
 
 
 @dataclass
@@ -144,7 +148,8 @@ class Config:
             require_range("milestones", share, 0, 1)
         if (self.branch.source == "embedding") != bool(self.branch.embeddings):
             raise ValueError(
-                "branch.source=embedding and branch.embeddings=FILE.npy belong together: give both."
+                "branch.source=embedding and branch.embeddings (FILE.npy, FILE.txt, random or "
+                "hues) belong together: give both."
             )
         if self.stage == "masks" and not self.init and not self.detector:
             raise ValueError(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -206,24 +205,6 @@ def check_masks(training: PartialMasks, cfg: Config) -> None:
         print(f"{with_masks:,} of {objects:,} objects have a mask, {boxes:,} a box only:")
         for name, (masks, only) in zip(training.names, counts.tolist(), strict=True):
             print(f"  {name:20} {masks:8,} masks {only:8,} boxes only")
-
-
-def read_embeddings(file: str, dataset: PartialMasks) -> Tensor | None:
-    """The numbers (K, D) of each class in an .npy file; None without a file."""
-    if not file:
-        return None
-    try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"branch.embeddings={file} cannot be read ({error}): give an .npy file."
-        ) from None
-    if values.ndim != 2 or len(values) != len(dataset.names) or not np.isfinite(values).all():
-        raise ValueError(
-            f"branch.embeddings={file} is {values.shape}: give {len(dataset.names)} rows of finite "
-            "numbers, one for each class by rising id."
-        )
-    return torch.from_numpy(values).float()
 
 
 def collate(examples: list[tuple[Tensor, dict[str, Any]]]) -> Examples:

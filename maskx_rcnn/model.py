@@ -57,7 +57,7 @@ class MaskBranch:
 
     kind: str = "transfer"  # transfer | agnostic: one mask for all classes | specific: the oracle
     source: str = "cls+box"  # what T reads: cls | box | cls+box | embedding, Table 1a
-    embeddings: str = ""  # FILE.npy of (K, D) numbers, a row for each class by rising id
+    embeddings: str = ""  # FILE.npy | FILE.txt of word vectors | random | hues, see embeddings.py
     layers: int = 2  # of T, Table 1b
     hidden: int = 0  # width within T; 0: as many as `channels`, as in the paper
     activation: str = "leaky_relu"  # leaky_relu | relu

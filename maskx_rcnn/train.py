@@ -23,8 +23,9 @@ from common.run.log import Log, require_finite
 from common.run.options import Options
 from maskx_rcnn import data
 from maskx_rcnn.config import MAY_CHANGE, Config
-from maskx_rcnn.evaluate import columns, evaluate
+from maskx_rcnn.evaluate import columns, draw_versus, evaluate
 from maskx_rcnn.frozen import FrozenBranch, FrozenNetwork, FrozenRegions, freeze
+from maskx_rcnn.inputs.embeddings import read_embeddings
 from maskx_rcnn.model import mask_rcnn
 from maskx_rcnn.optimizer import build_optimizer
 from maskx_rcnn.stages import share_detector
@@ -113,7 +114,7 @@ def build(cfg: Config, training: data.PartialMasks) -> MaskRCNN:
         cfg.network,
         cfg.branch,
         classes_with_masks=(training.known + 1).tolist(),
-        embeddings=data.read_embeddings(cfg.branch.embeddings, training),
+        embeddings=read_embeddings(cfg.branch.embeddings, training.names),
     )
     if cfg.init:
         old_branch = cfg.stage != "masks" or cfg.only_evaluate
@@ -130,7 +131,7 @@ def choose_stage(
     if cfg.stage != "masks":
         return training, model
     freeze(model)
-    if not cfg.cached_rois:
+    if not cfg.cached_rois or cfg.only_evaluate:
         return training, FrozenNetwork(model)
     return FrozenRegions(model, training, cfg), FrozenBranch(model)
 
@@ -155,7 +156,8 @@ def main(cfg: DictConfig) -> None:
         cfg = share_detector(cfg, partial(dist.launch, run))
         settings = config.to_dataclass(cfg)
     if settings.versus:
-        versus.run_all(run, cfg, columns=columns(settings), curve="mask_AP_B")
+        folders = versus.run_all(run, cfg, columns=columns(settings), curve="mask_AP_B")
+        draw_versus(settings, folders)
     else:
         dist.launch(run, settings, settings.processes)
 

@@ -212,10 +212,10 @@ class MaskPredictor(nn.Module):
 
     def w_det(self, box_predictor: nn.Module) -> Tensor:
         """What T reads of each class, (K, D)."""
-        if self.embeddings is not None:
-            return self.embeddings
-        weights = detection_weights(box_predictor, self.source)
-        weights = weights.detach() if self.stop_gradient else weights
+        weights = self.embeddings
+        if weights is None:
+            weights = detection_weights(box_predictor, self.source)
+            weights = weights.detach() if self.stop_gradient else weights
         return weights if self.standardise is None else self.standardise(weights)
 
     def forget(self) -> None:
