@@ -41,10 +41,14 @@ class FrozenRegions:
     have drawn.
     """
 
-    def __init__(self, model: MaskRCNN, dataset: data.PartialMasks, cfg: Config) -> None:
+    def __init__(self, model: MaskRCNN, dataset: data.PartialMasks) -> None:
+        self.model, self.dataset = model, dataset
+
+    def find(self, cfg: Config) -> Regions:
+        """The regions of all images, the same in every process."""
         found: list[Regions] = []
         loader = eval_loader(
-            dataset,
+            self.dataset,
             cfg.test.batch_size,
             workers=cfg.data.workers,
             collate=data.collate,
@@ -55,8 +59,8 @@ class FrozenRegions:
         seed_everything(seed_of(cfg.seed, 0, 0))  # of the regions that are drawn
         for examples in tqdm(loader, "features", leave=False, disable=hidden):
             inputs = data.to_device(examples, dist.device())
-            found.append(find_regions(model, *inputs))
-        self.all = Regions(
+            found.append(find_regions(self.model, *inputs))
+        return Regions(
             torch.cat([each.features for each in found]),
             torch.cat([each.labels for each in found]),
             torch.cat([each.masks for each in found]),
@@ -64,10 +68,13 @@ class FrozenRegions:
 
     def batches(self, cfg: Config, start: int, stop: int) -> Iterator[list[Regions]]:
         """The share of this process in the `cached_rois` regions of the steps after `start`."""
-        stream = SampleStream(len(self.all.labels), cfg.cached_rois, seed=cfg.seed)
+        if start == stop:
+            return
+        known = self.find(cfg)
+        stream = SampleStream(len(known.labels), cfg.cached_rois, seed=cfg.seed)
         for step in range(start, stop):
             rows = [index for _, index in stream.share(step, dist.rank(), dist.world_size())]
-            yield [Regions(self.all.features[rows], self.all.labels[rows], self.all.masks[rows])]
+            yield [Regions(known.features[rows], known.labels[rows], known.masks[rows])]
 
 
 @torch.no_grad()

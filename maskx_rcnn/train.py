@@ -18,6 +18,7 @@ from torchvision.models.detection import MaskRCNN
 
 from common import config, dist
 from common.data import seed_everything, seed_of
+from common.optim import follow
 from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
@@ -51,7 +52,6 @@ def train(cfg: Config) -> dict[str, float]:
     validation.check_images()  # its faults show now, not after training
     data.check_masks(training, cfg)
     model = build(cfg, training).to(device)
-    source, network = choose_stage(model, training, cfg)
     optimizer, schedule = build_optimizer(model, cfg)
     parts: dict[str, Any] = {
         "model": model,
@@ -67,8 +67,10 @@ def train(cfg: Config) -> dict[str, float]:
     )
     if cfg.only_evaluate:
         checkpoint.require_weights(cfg.output_dir, start, cfg.init)
+    follow(schedule)  # `steps` may have changed
 
     stop = start if cfg.only_evaluate else cfg.steps
+    source, network = choose_stage(model, training, cfg)
     loader = source.batches(cfg, start, stop)
     log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
     network = dist.wrap(network)
@@ -121,6 +123,8 @@ def build(cfg: Config, training: data.PartialMasks) -> MaskRCNN:
         report = initialise(model, cfg.init, cfg.network.backbone, mask_branch=old_branch)
         if dist.is_main():
             print(report)
+    if cfg.stage == "masks":
+        freeze(model)
     return model
 
 
@@ -130,10 +134,9 @@ def choose_stage(
     """What gives the batches of this stage, and the network that turns them into losses."""
     if cfg.stage != "masks":
         return training, model
-    freeze(model)
     if not cfg.cached_rois or cfg.only_evaluate:
         return training, FrozenNetwork(model)
-    return FrozenRegions(model, training, cfg), FrozenBranch(model)
+    return FrozenRegions(model, training), FrozenBranch(model)
 
 
 def summing(network: nn.Module, *, last: bool) -> AbstractContextManager:
