@@ -31,12 +31,14 @@ def detector_settings(cfg: DictConfig) -> Config:
     settings: Config = config.to_dataclass(merged)
     settings = replace(
         settings,
+        only_evaluate=False,
+        test=replace(settings.test, grabcut=False),
         branch=MaskBranch(kind="agnostic"),
         data=replace(settings.data, masks="all", mask_share=1.0, all_masks=False),
     )
     values = flatten(asdict(settings))
     kept = {k: v for k, v in values.items() if not k.startswith((*MAY_CHANGE, "output_dir"))}
-    kept["steps"] = settings.steps
+    kept |= {"steps": settings.steps, "data.root": settings.data.root}
     name = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
     return replace(settings, output_dir=str(DETECTORS.absolute() / f"{name}-seed{settings.seed}"))
 
@@ -72,5 +74,9 @@ def waiting(folder: Path) -> Iterator[None]:
     """Alone among the processes that want this detector: the others wait until it is trained."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for the detector in {files.relative(folder)}.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
