@@ -96,8 +96,9 @@ def read_split(path: Path, categories: Categories) -> tuple[list[int], list[int]
         raise ValueError(
             f"{path} cannot be read as JSON ({error}): give names of A and B."
         ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("A"), list):
-        raise ValueError(f'{path} names no classes: write {{"A": ["person", ...]}}.')
+    named = content if isinstance(content, dict) else {}
+    if [type(named.get("A")), type(named.get("B", []))] != [list, list] or set(named) - {"A", "B"}:
+        raise ValueError(f'{path} names no classes: write {{"A": ["person", ...], "B": [...]}}.')
     with_masks = find_labels(content["A"], categories, str(path))
     rest = [label for label in range(len(categories.ids)) if label not in with_masks]
     boxes_only = find_labels(content["B"], categories, str(path)) if "B" in content else rest
@@ -106,7 +107,7 @@ def read_split(path: Path, categories: Categories) -> tuple[list[int], list[int]
         raise ValueError(f"{path}: category {both} is in A and in B: leave it in one.")
     if not with_masks or not boxes_only:
         raise ValueError(f"{path} leaves A or B empty: name at least one class in each.")
-    return sorted(with_masks), sorted(boxes_only)
+    return sorted(set(with_masks)), sorted(set(boxes_only))
 
 
 def find_labels(wanted: Sequence[Any], categories: Categories, where: str) -> list[int]:
