@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from common.config import require_choice, require_range
 from maskx_rcnn import grabcut
@@ -154,7 +154,7 @@ class Config:
         if self.stage == "masks" and not self.init and not self.detector:
             raise ValueError(
                 "stage=masks trains on a frozen detector: name its run by init=FOLDER, or its "
-                "settings by detector=[stage=detector,...]."
+                "settings by \"detector=['stage=detector']\"."
             )
 
 
@@ -179,3 +179,5 @@ MAY_CHANGE = (
 )
 
 ConfigStore.instance().store("schema", Config)
+# Fig. 3: each seed draws a set of classes of its own, data.masks="random20_${trial:${seed}}".
+OmegaConf.register_new_resolver("trial", lambda seed: seed + 1, replace=True)

@@ -64,7 +64,5 @@ def word_vectors(path: Path, classes: Sequence[str]) -> Tensor:
                 found[word] = [float(number) for number in numbers.split()]
     if missing := sorted(wanted - set(found)):
         raise ValueError(f"it has no vector of {', '.join(missing)}.")
-    return torch.tensor(
-        [np.mean([found[word] for word in name.lower().split()], axis=0) for name in classes],
-        dtype=torch.float32,
-    )
+    rows = [np.mean([found[word] for word in name.lower().split()], axis=0) for name in classes]
+    return torch.from_numpy(np.stack(rows)).float()
