@@ -3,6 +3,7 @@
 Legend: N regions of all images, C channels, M the side of a mask.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from common import dist
 from common.data import eval_loader, seed_everything, seed_of
 from common.sampling import SampleStream
+from common.transforms import HorizontalFlip
 from maskx_rcnn import data
 from maskx_rcnn.config import Config
 from maskx_rcnn.transfer import Targets, mask_targets
@@ -42,7 +44,8 @@ class FrozenRegions:
     """
 
     def __init__(self, model: MaskRCNN, dataset: data.PartialMasks) -> None:
-        self.model, self.dataset = model, dataset
+        self.model, self.dataset = model, copy.copy(dataset)
+        self.dataset.flip = HorizontalFlip(0)
 
     def find(self, cfg: Config) -> Regions:
         """The regions of all images, the same in every process."""
