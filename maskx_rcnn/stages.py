@@ -34,7 +34,7 @@ def detector_settings(cfg: DictConfig) -> Config:
         only_evaluate=False,
         test=replace(settings.test, grabcut=False),
         branch=MaskBranch(kind="agnostic"),
-        data=replace(settings.data, masks="all", mask_share=1.0, all_masks=False),
+        data=replace(settings.data, masks="all", mask_share=0.0, all_masks=False),
     )
     values = flatten(asdict(settings))
     kept = {k: v for k, v in values.items() if not k.startswith((*MAY_CHANGE, "output_dir"))}

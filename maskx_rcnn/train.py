@@ -6,6 +6,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,7 +48,8 @@ def train(cfg: Config) -> dict[str, float]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = dist.device()
-    training = data.PartialMasks(cfg.data, True)
+    known = replace(cfg.data, mask_share=0.0) if cfg.stage == "detector" else cfg.data
+    training = data.PartialMasks(known, True)  # a detector sees no mask, of A or B
     validation = data.PartialMasks(cfg.data, False, training.categories)
     validation.check_images()  # its faults show now, not after training
     data.check_masks(training, cfg)

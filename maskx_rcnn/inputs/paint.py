@@ -47,7 +47,7 @@ class World:
     radius: list[float] = field(default_factory=lambda: [9.0, 13.0])  # pixels, of a pair's objects
     shift: float = 2.0  # pixels at most between their centres
     noise: float = 0.06
-    aspect: float = 0.0  # width against height follows the hue: e^aspect at one end of the circle
+    stretch: float = 0.0  # width follows the cosine of the hue, height its sine: e^(+-stretch / 2)
 
 
 class Paintings(Dataset):
@@ -141,9 +141,10 @@ def _attempt(world: World, random: np.random.Generator) -> tuple[np.ndarray, lis
     for number, (shapes, (x, y), size) in enumerate(objects):
         label = int(random.integers(world.classes))
         turn = label / world.classes
-        stretch = np.exp(world.aspect * np.cos(2 * np.pi * turn) / 2)
+        wide = size * np.exp(world.stretch * np.cos(2 * np.pi * turn) / 2)
+        high = size * np.exp(world.stretch * np.sin(2 * np.pi * turn) / 2)
         shape = shapes[list(shapes)[random.integers(len(shapes))]]
-        mask = shape((columns - x) / (size * stretch), (rows - y) / (size / stretch))
+        mask = shape((columns - x) / wide, (rows - y) / high)
         hue = turn + random.uniform(-world.jitter, world.jitter) / world.classes
         image[mask] = colorsys.hsv_to_rgb(hue % 1, random.uniform(0.75, 1), random.uniform(0.75, 1))
         masks[:number] &= ~mask
