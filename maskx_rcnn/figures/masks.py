@@ -136,9 +136,19 @@ def outline(mask: Tensor) -> Tensor:
     return grown & ~mask
 
 
-def enlarge(image: Tensor, *, exact: bool = False) -> Tensor:
-    """An image uint8 (C, H, W) whose shorter side is `SIDE`; exact: without new values."""
+def enlarge(image: Tensor, side: int = SIDE, *, exact: bool = False) -> Tensor:
+    """An image uint8 (C, H, W) whose shorter side is `side`; exact: without new values."""
     height, width = image.shape[1:]
-    factor = SIDE / min(height, width)
+    factor = side / min(height, width)
     kind = InterpolationMode.NEAREST_EXACT if exact else InterpolationMode.BICUBIC
     return resize(image, [round(factor * height), round(factor * width)], kind, antialias=not exact)
+
+
+def paint(image: Tensor, masks: Tensor, colors: Sequence[Color]) -> Tensor:
+    """An image uint8 (3, H, W) under masks bool (M, H, W), half transparent and outlined."""
+    drawn = image.float()
+    for mask, color in zip(masks, colors, strict=True):
+        ink = torch.tensor(color, dtype=torch.float32)[:, None]
+        drawn[:, mask] = (drawn[:, mask] + ink) / 2
+        drawn[:, outline(mask)] = ink
+    return drawn.round().byte()
