@@ -21,11 +21,13 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list one by one, with a progress bar; the file is never held whole."""
     decoder, size = json.JSONDecoder(), path.stat().st_size
     bar = tqdm(None, path.name, size, unit="B", unit_scale=True, leave=False, disable=None)
-    with path.open(encoding="utf-8") as file, bar:
-        text = read_block(file, path).lstrip("\ufeff \t\r\n")
-        if not text.startswith("["):
+    with path.open(encoding="utf-8-sig") as file, bar:
+        text = read_block(file, path)
+        while text.isspace():
+            text = read_block(file, path)
+        if not text.lstrip().startswith("["):
             raise ValueError(f"{path} is no JSON list, but starts with {excerpt(text[:20])}")
-        place = 1
+        place = text.index("[") + 1
         while True:
             place += len(GAP.match(text, place)[0])  # type: ignore[index]
             if text.startswith("]", place):
