@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
+from torch import nn
 
 from common import files
 from common.config import to_dataclass
@@ -22,6 +23,7 @@ from common.tables.plan import Request, compose_rows, plan
 from maskx_rcnn import grabcut, stages
 from maskx_rcnn.config import Config
 from maskx_rcnn.inputs.embeddings import read_embeddings
+from maskx_rcnn.model import MaskBranch, Network, predictor
 from maskx_rcnn.stages import detector_settings, share_detector
 from maskx_rcnn.tables import SHARES, TABLES
 from maskx_rcnn.train import run, train
@@ -30,6 +32,7 @@ CONF = Path(__file__).resolve().parents[2] / "maskx_rcnn" / "conf"
 BY_NAME = {table.name: table for table in TABLES}
 FIRST = [name for name in BY_NAME if "_nonvoc" not in name]  # one direction of each table
 SHARED = ("class-agnostic", "transfer", "cls+box", "2 layers, LeakyReLU")  # rows of several tables
+SMALL = ["experiment=smoke", "stage=masks"]
 OURS = ("true_boxes", "few_masks", "fig3")  # tables without a figure of the paper
 
 
@@ -225,7 +228,7 @@ def test_rows_at_the_same_time_wait_for_one_detector(detectors, capsys):
 
 
 def test_a_detector_that_was_cut_off_goes_on_for_the_next_row(detectors):
-    cfg = read(["experiment=smoke", "stage=masks"])
+    cfg = read(SMALL)
 
     def cut_off(settings: Config, processes: int) -> None:
         train(settings)
@@ -268,3 +271,14 @@ def test_embeddings_by_name(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             read_embeddings(name, classes)
+
+
+def test_embeddings_are_standardised_as_the_detector_s_weights_are():
+    values = read_embeddings("random", [f"class {number}" for number in range(9)])
+    branch = MaskBranch(source="embedding", standardise=True)
+    read_by_t = predictor(9, Network(channels=4, mask_convs=1), branch, values).w_det(nn.Identity())
+    own = read_by_t[1:]  # the background is a row of zeros before
+    torch.testing.assert_close(own.mean(0), torch.zeros(300), atol=1e-6, rtol=0)
+    assert own.square().mean().item() == pytest.approx(1)
+    centred = values - values.mean(0)
+    torch.testing.assert_close(own * centred.square().mean().sqrt(), centred)
