@@ -37,10 +37,12 @@ def read_embeddings(name: str, classes: Sequence[str]) -> Tensor | None:
         values = np.load(name, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"branch.embeddings={name} cannot be read: {error}") from None
-    if values.ndim != 2 or len(values) != len(classes) or not np.isfinite(values).all():
+    wanted = isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and values.ndim == 2
+    if not wanted or len(values) != len(classes) or not np.isfinite(values).all():
+        shape = f"of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise ValueError(
-            f"branch.embeddings={name} is {values.shape}: give {len(classes)} rows of finite "
-            "numbers, one for each class by rising id."
+            f"branch.embeddings={name} is {shape}: give {len(classes)} rows of finite numbers, one "
+            "for each class by rising id."
         )
     return torch.from_numpy(values).float()
 
