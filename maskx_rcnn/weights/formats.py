@@ -18,6 +18,7 @@ D1_MEAN = (122.7717, 115.9465, 102.9801)  # red, green, blue in 0..255
 D2_MEAN = (123.675, 116.28, 103.53)
 STEM = "backbone.body.conv1.weight"
 BOX, MASK = "roi_heads.box_predictor.", "roi_heads.mask_predictor."
+COCO_IDS = [n for n in range(91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # 0: none
 SAVED = "_jcvbackup"  # rows of classes beyond COCO's, which the official code sets aside
 
 Rules = list[tuple[str, str]]  # a pattern of their name, ours; {} is a group, {-1} one less
@@ -61,6 +62,15 @@ def from_torchvision(state: State, source: str) -> Converted:
         (r"(.*)", "{}"),
     ]
     return Converted(rename(state, old)[0], source)
+
+
+def take_coco_rows(tensors: State) -> State:
+    """Of torchvision's rows, one for each id up to 90, those of the background and 80 classes."""
+    taken = dict(tensors)
+    for name, value in tensors.items():
+        if name.startswith((BOX, f"{MASK}mask_fcn_logits.")) and len(value) % 91 == 0:
+            taken[name] = value.unflatten(0, (91, -1))[COCO_IDS].flatten(0, 1)
+    return taken
 
 
 DETECTRON2: Rules = [

@@ -7,8 +7,9 @@ from torchvision.models.detection import MaskRCNN
 
 from common.weights.formats import converting, few, read
 
-from .formats import Converted, convert
+from .formats import BOX, COCO_IDS, Converted, convert, take_coco_rows
 
+SCORES = f"{BOX}cls_score.weight"
 MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
 
 
@@ -19,8 +20,8 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     `formats.py`, or "imagenet": torchvision's for `backbone`, downloaded once.
     mask_branch: False leaves it as it is, for a new branch on a trained detector.
 
-    Raises ValueError where nothing fits, or a tensor of the detector is missing or of another
-    shape than a checkpoint of ours has it.
+    Raises ValueError where nothing fits, or a new branch would stand on a detector of which a
+    tensor is missing or has another shape. Rows of torchvision's 90 classes fit COCO's 80.
     """
     if init == "imagenet":
         weights = get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
@@ -31,6 +32,9 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
             converted = convert(read(path), str(path))
     require(model, converted)
     state = converted.tensors
+    rows = [len(each[SCORES]) for each in (state, model.state_dict()) if SCORES in each]
+    if rows == [91, len(COCO_IDS)]:
+        state = take_coco_rows(state)
     own = {
         k: v for k, v in model.state_dict().items() if mask_branch or not k.startswith(MASK_BRANCH)
     }
@@ -40,10 +44,16 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
             f"{init} has no tensor of this network: give weights of model.backbone={backbone}, in "
             "one of the formats that the README names."
         )
-    model.load_state_dict(fitting, strict=False)
     kept = [
         name for name in own if name not in fitting and not name.endswith("num_batches_tracked")
     ]
+    if kept and not mask_branch:
+        shapes = ", ".join(f"{name} {tuple(own[name].shape)}" for name in kept[:3])
+        raise ValueError(
+            f"{init} is no whole detector for these classes and this network; it lacks {shapes}: "
+            "give one that was trained with the same, or cut its rows by prepare.py cut."
+        )
+    model.load_state_dict(fitting, strict=False)
     unused = [name for name in state if name not in fitting] + converted.unused
     lines = [f"{len(fitting)} tensors from {init}."]
     for names, what in ((kept, "stay as initialised"), (unused, "are unused")):

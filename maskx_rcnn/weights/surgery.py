@@ -20,11 +20,10 @@ from common.weights import pickles
 from common.weights.formats import State, converting, tensors_by_name
 
 from .formats import BOX, MASK, convert
-from .initialise import MASK_BRANCH, weights_file
+from .initialise import MASK_BRANCH, SCORES, weights_file
 
 AWAY = "set_aside."  # in front of the names of the rows that were cut off
 CLASSES = ("categories", "category_ids")  # parts of a checkpoint
-SCORES = f"{BOX}cls_score.weight"
 NAMES = {  # tensors with rows of classes, and how many for each
     SCORES: 1,
     f"{BOX}cls_score.bias": 1,

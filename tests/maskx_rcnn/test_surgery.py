@@ -101,6 +101,34 @@ def test_t_that_was_trained_on_the_first_classes_gives_all_of_them_masks(
     assert kept["options"] == {"stage": "masks"}
 
 
+def test_a_new_branch_stands_on_torchvisions_rows_of_the_80_classes_in_use(tmp_path):
+    torch.manual_seed(0)
+    theirs = build(90, kind="specific").state_dict()  # a row for each of COCO's ids up to 90
+    file = tmp_path / "maskrcnn.pth"
+    torch.save(theirs, file)
+    ours = build(80)
+    initialise(ours, str(file), "small", mask_branch=False)
+    state = ours.state_dict()
+    unused = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    for row, number in enumerate(n for n in range(91) if n not in unused):
+        for name, each in NAMES.items():
+            span = slice(each * row, each * (row + 1))
+            wanted = theirs[name][each * number : each * (number + 1)]
+            assert torch.equal(state[name][span], wanted), (name, number)
+    oracle = build(80, kind="specific")
+    initialise(oracle, str(file), "small")
+    name = f"{MASK}mask_fcn_logits.weight"
+    assert torch.equal(oracle.state_dict()[name][-1], theirs[name][90])
+
+
+def test_a_new_branch_needs_a_whole_detector_of_the_same_classes(tmp_path, detector):
+    file = tmp_path / "detector.pt"
+    torch.save(detector, file)
+    with pytest.raises(ValueError, match=r"it lacks roi_heads.*cls_score.weight \(4, 8\)"):
+        initialise(build(KEPT), str(file), "small", mask_branch=False)
+    assert "stay as initialised" in initialise(build(KEPT), str(file), "small")
+
+
 def test_a_pickle_of_the_official_code_is_cut_with_what_its_network_needs(tmp_path, capsys):
     rng = np.random.default_rng(0)
     shapes = {"cls_score_w": (9, 4), "cls_score_b": (9,), "bbox_pred_w": (36, 4)}
