@@ -19,6 +19,7 @@ from common.sampling import SampleStream, mix
 from common.transforms import HorizontalFlip
 from maskx_rcnn.config import Config
 from maskx_rcnn.config import Data as DataConfig
+from maskx_rcnn.inputs.joined import Joined, read_boxes_only
 from maskx_rcnn.inputs.paint import APART, Paintings
 from maskx_rcnn.inputs.splits import split_classes
 
@@ -63,15 +64,14 @@ class PartialMasks(Dataset):
             self.source = Paintings(world, count, seed=world.seed, start=APART * training)
         else:
             folders, files = find_split(cfg.root, cfg.train if training else cfg.val)
+            keep = not (training and cfg.skip_empty)
+            options: dict[str, Any] = {"keep_empty": keep, "strict": cfg.strict}
             self.source = CocoDataset(
-                folders,
-                files,
-                kind="masks",
-                partial=True,
-                keep_empty=not (training and cfg.skip_empty),
-                strict=cfg.strict,
-                categories=categories,
+                folders, files, kind="masks", partial=True, categories=categories, **options
             )
+            if training and cfg.boxes_only:
+                others = [read_boxes_only(pair, **options) for pair in cfg.boxes_only]
+                self.source = Joined(self.source, others)
         self.training, self.share = training, cfg.mask_share
         self.names: list[str] = self.source.names
         self.category_ids: list[int] = self.source.category_ids
@@ -169,11 +169,14 @@ class PartialMasks(Dataset):
             for index in range(dist.rank(), len(self), dist.world_size()):
                 self.source.check_image(index)
 
-    def ground_truth(self) -> dict[str, Any]:
-        """What `common.coco.evaluate` compares with, in COCO's format."""
+    def ground_truth(self, *, boxes: bool = False) -> dict[str, Any]:
+        """What `common.coco.evaluate` compares with, in COCO's format.
+
+        Objects without a mask are there with `boxes` alone.
+        """
         if isinstance(self.source, Paintings):
             return self.source.coco()
-        return self.source.ground_truth()
+        return self.source.ground_truth(boxes=boxes)
 
     def groups(self, minimum: int) -> list[int] | None:
         """0 or 1 for each image, wide or tall; None where either has fewer than `minimum`."""

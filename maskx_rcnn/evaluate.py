@@ -35,7 +35,7 @@ def evaluate(
     model.eval()
     found = list(detect(model, cfg, dataset))
     detections = [d for part in dist.gather(found) for d in part]
-    truth = dataset.ground_truth()
+    truth = {"box": dataset.ground_truth(boxes=True), "mask": dataset.ground_truth()}
     metrics: dict[str, float] = {}
     for ending, labels in subsets(dataset).items():
         chosen = {dataset.category_ids[label] for label in labels}
@@ -43,7 +43,7 @@ def evaluate(
             if name == "mask" and not has_masks(cfg):
                 continue
             scores = coco.evaluate(
-                only_of(truth, chosen),
+                only_of(truth[name], chosen),
                 [d for d in detections if d["category_id"] in chosen],
                 kind=kind,
                 backend=cfg.test.evaluator,
@@ -52,7 +52,7 @@ def evaluate(
             metrics |= {f"{name}_{key}{ending}": value for key, value in scores.items()}
     if save and dist.is_main():
         coco.save_results(Path(cfg.output_dir, "detections.json"), detections)
-        draw_masks(cfg, dataset, truth, detections)
+        draw_masks(cfg, dataset, truth["mask"], detections)
         draw_neighbours(model, cfg, dataset)
     model.train(training)
     occurs = {name: value for name, value in metrics.items() if math.isfinite(value)}
