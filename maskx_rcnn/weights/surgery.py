@@ -62,13 +62,17 @@ def restore_rows(trained: State, cut: State) -> State:
     """
     if not all(AWAY + name in cut for name in NAMES):
         raise ValueError("no rows were set aside there: give the file that `cut` wrote.")
-    detector = {n: v for n, v in cut.items() if not n.startswith((AWAY, *MASK_BRANCH))}
-    for name, value in detector.items():
-        if name not in trained or not torch.equal(trained[name], value):
-            raise ValueError(
-                f"{name} is not as it was cut: train with stage=masks, which leaves the detector "
-                "as it is, and init= that file."
-            )
+    changed = [name for name in NAMES if name not in trained]
+    for name, value in cut.items():
+        if name.startswith(MASK_BRANCH) or name not in trained:
+            continue
+        if not torch.equal(trained[name], value.to(trained[name].dtype)):
+            changed.append(name)
+    if changed:
+        raise ValueError(
+            f"{changed[0]} is not as it was cut: train with stage=masks, which leaves the detector "
+            "as it is, and init= that file."
+        )
     if f"{MASK}transfer.0.weight" not in trained or f"{MASK}embeddings" in trained:
         raise ValueError(
             "its masks are not made from the box head: train with branch.kind=transfer."

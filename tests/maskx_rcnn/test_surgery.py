@@ -171,6 +171,11 @@ def test_rows_go_back_to_the_detector_that_they_were_cut_from_alone(detector):
         changed = {**trained, name: trained[name] + 1e-3}
         with pytest.raises(ValueError, match=f"{re.escape(name)} is not as it was cut: train with"):
             restore_rows(changed, cut)
+    with pytest.raises(ValueError, match=f"{re.escape(SCORES)} is not as it was cut"):
+        restore_rows({f"{MASK}transfer.0.weight": torch.zeros(1)}, cut)
+    halves = {name: value.half() for name, value in cut.items()}
+    found = restore_rows({n: v.float() for n, v in halves.items() if n in trained}, halves)
+    assert len(found[SCORES]) == CLASSES + 1
     agnostic = cut_rows(build(kind="agnostic").state_dict(), 4)
     with pytest.raises(ValueError, match=r"train with branch\.kind=transfer"):
         restore_rows(agnostic, agnostic)
