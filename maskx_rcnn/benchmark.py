@@ -90,7 +90,14 @@ def step(options: Options) -> Calls:
         mask_rcnn(COCO, network, MaskBranch(), classes_with_masks=known)
         for known in (None, range(1, COCO // 2 + 1))
     )
-    theirs = MaskRCNN(pyramid(network), COCO + 1, min_size=options.size, max_size=options.size)
+    theirs = MaskRCNN(
+        pyramid(network),
+        COCO + 1,
+        min_size=options.size,
+        max_size=options.size,
+        rpn_post_nms_top_n_train=network.proposals[0],
+        box_batch_size_per_image=network.rois,
+    )
     half.load_state_dict(ours.state_dict())
     own = ours.state_dict()
     logits = "roi_heads.mask_predictor.mask_fcn_logits."
