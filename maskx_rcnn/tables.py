@@ -126,7 +126,7 @@ T1A = [
     ),
     Setting("cls", ["branch.source=cls"], "18.1 35.1 | 25.2 31.1"),
     Setting("box", ["branch.source=box"], "19.8 35.2 | 25.7 31.1"),
-    Setting("cls+box", ["branch.source=cls+box"], "20.2 35.2 | 26.0 31.2"),
+    Setting("cls+box", [], "20.2 35.2 | 26.0 31.2"),
     Setting("class-agnostic", AGNOSTIC, "14.2 34.4 | 21.5 30.7"),
     Setting("all masks (oracle)", ORACLE, "30.7 35.0 | 35.0 30.7", MINI_ORACLE),
 ]
