@@ -1,1 +1,1 @@
-"""What the ten projects share and no paper claims: processes, checkpoints, logs, data, pictures."""
+"""What the ten projects share and no paper claims: processes, checkpoints, logs, data, figures."""

@@ -18,7 +18,7 @@
 `python train.py los.gamma=1` then says `Unknown option 'los.gamma'. Did you mean 'loss.gamma'?` and
 ends with exit code 2, before any data is read. `HYDRA_FULL_ERROR=1` shows the traceback instead.
 A run that ends early prints the command that goes on with it. One that is refused leaves the record
-of its folder, `.hydra/`, as it was.
+of its folder, `.hydra/`, as it was. Commands without a run read their words by `read_options`.
 """
 
 import difflib
@@ -27,7 +27,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +69,7 @@ def to_dataclass(cfg: DictConfig) -> Any:
     _no_additions(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        path = missing[0].rsplit(".", 1)[-1] in ("root", "path", "file", "folder", "init")
+        path = missing[0].rsplit(".", 1)[-1] in ("root", "path", "file", "folder", "init", "run")
         raise UserError(
             f"{missing[0]} is not set: give {missing[0]}={'/path' if path else 'VALUE'}."
         )
@@ -79,6 +79,30 @@ def to_dataclass(cfg: DictConfig) -> Any:
         raise UserError(explain(error)) from error
     except ValueError as error:  # from the __post_init__ of a dataclass
         raise UserError(str(error)) from error
+
+
+def read_options(
+    kind: type, words: Sequence[str] | None = None, *, usage: str, least: int = 0
+) -> Any:
+    """The dataclass `kind` from words `name=value` and switches as --per-class.
+
+    words: by default those of the command line. --help, or fewer words than `least`, prints `usage`
+    and ends the command.
+    """
+    words = sys.argv[1:] if words is None else words
+    if len(words) < least or {"-h", "--help"} & {*words[:1]}:
+        print(usage)
+        raise SystemExit
+    pairs = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals and not word.startswith("--"):
+            raise ValueError(f"{word!r} is not understood: write name=value.")
+        name = name.removeprefix("--").replace("-", "_")
+        pairs.append(f"{name}={value if equals else 'true'}")
+    cfg = OmegaConf.structured(kind)
+    cfg.merge_with_dotlist(pairs)
+    return to_dataclass(cfg)
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -6,6 +6,7 @@ An image is a uint8 tensor (3, H, W); every function returns a new one and leave
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -136,7 +137,7 @@ def curves(path: Path, lines: Mapping[str, Line], *, xlabel: str, ylabel: str) -
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    files.write(path, lambda file: figure.savefig(file, format="png"))
+    save_figure(figure, path)
 
 
 def bars(path: Path, panels: Mapping[str, Mapping[str, float | None]]) -> None:
@@ -160,7 +161,13 @@ def bars(path: Path, panels: Mapping[str, Mapping[str, float | None]]) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.2)  # for the words
         axes.spines[["top", "right"]].set_visible(False)
-    files.write(path, lambda file: figure.savefig(file, format="png"))
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path, *, dpi: float | str = "figure") -> None:
+    """Write a figure of matplotlib as a PNG; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def _fractions(count: int) -> list[list[float]]:

@@ -7,6 +7,8 @@ that ends without a report was killed. The first failure ends them all within se
 What a stop signal does, in one place: a terminal's Ctrl-C reaches this process and all that it
 started, so those that it started leave the answer to it. `signals` hands the signal to a function,
 such as one that lets the run save; where nothing is to be saved, `ending_at_once` ends the command.
+
+`place` tells where torchrun or Slurm put this process, if they started it.
 """
 
 import multiprocessing
@@ -222,19 +224,24 @@ def end(report: Callable[[str, Any], None], error: BaseException, where: str) ->
 
 def _worker(entry: Callable[..., None], number: int, send: Any, steps: Any, args: tuple) -> None:
     """One worker: runs `entry`, and ends where the parent does."""
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
     def report(kind: str, value: Any) -> None:
         send.send_bytes(pickle.dumps(Outcome(number, time.time(), kind, value)))
 
     entry(number, report, steps, *args)
+
+
+def end_with_parent() -> None:
+    """In a worker: end it at once where the process that started it ends, however that does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _watch(workers: list[Any], pipes: list[Any]) -> dict[int, Outcome]:

@@ -4,15 +4,18 @@
     seconds = by_turns(calls, repeats=9, device="cpu")
     print(table([Row("loss", name, each) for name, each in seconds.items()]))
 
+A project's benchmark.py hands its benchmarks to `compare`, whose docstrings say what was timed.
+
 The contestants take turns in one process, so whatever disturbs the machine disturbs all of them.
 """
 
+import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import machine
+from . import files
+from .config import require_choice, require_range
+from .run import machine
 from .tables.markdown import markdown
 
 Calls = dict[str, Callable[[], Any]]  # a contestant's name -> what is timed; ours comes first
@@ -138,3 +143,44 @@ def conditions(device: str) -> dict[str, Any]:
         "numpy": np.__version__,
         "commit": machine.commit(),
     }
+
+
+def require_sound(options: Any, benchmarks: Iterable[str]) -> None:
+    """Raise ValueError unless `options` has what, device, repeats and threads that can be had."""
+    require_choice("what", options.what, ["all", *benchmarks])
+    require_choice("device", options.device, ("cpu", "cuda"))
+    require_range("repeats", options.repeats, 2)
+    require_range("threads", options.threads, 1)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
+
+
+def compare(
+    options: Any,
+    benchmarks: Mapping[str, Callable[[Any], Any]],
+    measure: Callable[[str, Any], tuple[list[Row], list[str]]],
+) -> None:
+    """Measure what `options.what` names, print, and write the file that `options.out` names.
+
+    measure: rows of a benchmark, ours first, and notes to print below.
+    """
+    torch.set_num_threads(options.threads)
+    facts = conditions(options.device)
+    shown = facts | asdict(options)
+    print(*(f"{key} {value}" for key, value in shown.items()), sep=", ", flush=True)
+    rows: list[Row] = []
+    lines: list[str] = []
+    notes: list[str] = []
+    for name, benchmark in benchmarks.items():
+        if options.what in ("all", name):
+            found, told = measure(name, options)
+            rows += found
+            lines += [f"- {name}: {' '.join((benchmark.__doc__ or '').split())}"] * bool(found)
+            notes += told
+    if rows:
+        print(f"\n{table(rows)}\n")
+    print(*lines, *notes, sep="\n")
+    if options.out:
+        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
+        content = {"conditions": facts, "options": asdict(options), "results": results}
+        files.write_text(Path(options.out), json.dumps(content, indent=1) + "\n")

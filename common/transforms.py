@@ -93,7 +93,7 @@ class Resize:
         return F.resize(image, [new_h, new_w], antialias=True), target
 
 
-def scaled_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], short: int, longest: int) -> tuple[int, int]:
     """Height and width after scaling to shorter side `short`, longer side at most `longest`."""
     scale = min(short / min(size), longest / max(size))
     height, width = (max(1, round(n * scale)) for n in size)

@@ -14,18 +14,21 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import csv
 import io
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from omegaconf import MISSING
 from torch import Tensor
 from tqdm import tqdm
 
 from common import dist, files
 from common.coco.fields import Categories
+from common.config import read_options
 from common.config import run as run_command
+from common.draw import save_figure
 from common.tables.markdown import markdown
 from focal_loss import data
 from focal_loss.config import Config
@@ -110,7 +113,7 @@ def write(folder: Path, positives: Tensor, negatives: Tensor) -> list[dict[str, 
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[0].set_ylabel("cumulative normalised loss")
-    files.write(folder / "cdf.png", lambda file: figure.savefig(file, format="png", dpi=120))
+    save_figure(figure, folder / "cdf.png", dpi=120)
     rows = shares(positives, negatives)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, rows[0])
@@ -155,12 +158,16 @@ def report(folder: Path) -> None:
     print(f"\n{folder / 'cdf.png'}")
 
 
+@dataclass
+class Options:
+    """Words of the command line."""
+
+    run: str = MISSING  # a folder that train.py wrote
+
+
 def main() -> None:
     """Read `run=FOLDER` from the command line."""
-    words = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    if list(words) != ["run"]:
-        raise ValueError("usage: python analyse.py run=outputs/... (a folder that train.py wrote)")
-    report(Path(words["run"]))
+    report(Path(read_options(Options, usage=__doc__).run))
 
 
 if __name__ == "__main__":

@@ -13,25 +13,21 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import copy
-import json
-import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from common import timing
 from common.coco import evaluate
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_range
 from common.config import run as run_command
 from common.timing import Calls, Row, version_of
 from focal_loss import peers
@@ -60,16 +56,12 @@ class Options:
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
-        require_choice("what", self.what, ["all", *BENCHMARKS])
-        require_choice("device", self.device, ("cpu", "cuda"))
-        require_range("repeats", self.repeats, 2)
+        timing.require_sound(self, BENCHMARKS)
         require_range("anchors", self.anchors, 10)
-        for name in ("threads", "batch", "pairs", "images"):
+        for name in ("batch", "pairs", "images"):
             require_range(name, getattr(self, name), 1)
         if self.size < 0 or self.size % 32:
             raise ValueError(f"size={self.size} must be a multiple of 32, or 0 for the default.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
     def with_defaults(self) -> "Options":
         """With the size and the precision of the device where they were not given."""
@@ -227,8 +219,10 @@ BENCHMARKS = {
 }
 
 
-def measure(what: str, options: Options) -> list[Row]:
-    """Rows of one benchmark, ours first, after comparing the results in float32."""
+def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
+    """Rows of one benchmark, ours first, after comparing the results in float32; and notes."""
+    if what == "coco" and not find_spec("faster_coco_eval"):
+        return [], ["coco is left out: it needs pip install -e '.[fast]'"]
     contest = BENCHMARKS[what]
     calls = contest(options)
     exact = calls if not options.amp else contest(replace(options, amp=False))
@@ -238,7 +232,7 @@ def measure(what: str, options: Options) -> list[Row]:
     memory: dict[str, int | None] = dict.fromkeys(calls)
     if what == "loss":
         memory = {name: timing.in_new_process(loss_memory, name, options) for name in calls}
-    return [Row(what, name, seconds[name], memory[name]) for name in calls]
+    return [Row(what, name, seconds[name], memory[name]) for name in calls], []
 
 
 def require_same(what: str, results: list[Any]) -> None:
@@ -263,28 +257,9 @@ def loss_memory(name: str, options: Options) -> int | None:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options = to_dataclass(cfg).with_defaults()
-    torch.set_num_threads(options.threads)
+    options = read_options(Options, words, usage=__doc__).with_defaults()
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
-    facts = timing.conditions(options.device)
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    if not find_spec("faster_coco_eval") and "coco" in names:
-        names.remove("coco")
-        print("coco is left out: it needs pip install -e '.[fast]'")
-    shown = facts | asdict(options)
-    print(*(f"{key} {value}" for key, value in shown.items()), sep=", ", flush=True)
-    rows = []
-    for name in names:
-        rows += measure(name, options)
-    print(f"\n{timing.table(rows)}\n")
-    for name in names:
-        print(f"- {name}: {' '.join((BENCHMARKS[name].__doc__ or '').split())}")
-    if options.out:
-        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        content = {"conditions": facts, "options": asdict(options), "results": results}
-        Path(options.out).write_text(json.dumps(content, indent=1) + "\n")
+    timing.compare(options, BENCHMARKS, measure)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,17 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import copy
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -38,9 +35,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet50
 from torchvision.transforms import v2
 
-from common import dist, machine, timing
-from common.config import require_choice, require_range, to_dataclass
+from common import dist, timing
+from common.config import read_options
 from common.config import run as run_command
+from common.run import machine
 from common.tables.markdown import markdown
 from common.timing import Calls, Row, version_of
 from large_minibatch import allreduce, data, sgd
@@ -66,12 +64,7 @@ class Options:
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
-        require_choice("what", self.what, ["all", *BENCHMARKS, "scaling"])
-        require_choice("device", self.device, ("cpu", "cuda"))
-        require_range("repeats", self.repeats, 2)
-        require_range("threads", self.threads, 1)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
+        timing.require_sound(self, [*BENCHMARKS, "scaling"])
 
     def with_defaults(self) -> "Options":
         """With what depends on the device where it was not given."""
@@ -243,7 +236,7 @@ def scaling(options: Options) -> str:
         share = f"{100 * rate / processes / single:.0f} %"
         name = algorithm if processes > 1 else "–"
         lines.append([str(processes), name, f"{1000 * seconds:.1f}", f"{rate:,.0f}", share])
-    return markdown(head, lines)
+    return markdown(head, lines, left=2)
 
 
 def _time_step(case: tuple[str, int]) -> float:
@@ -266,15 +259,20 @@ def _time_step(case: tuple[str, int]) -> float:
     return statistics.median(seconds[3:])
 
 
-def measure(what: str, options: Options) -> list[Row]:
-    """Rows of one benchmark, ours first, after a look at the losses in float32."""
+def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
+    """Rows of one benchmark, ours first, after a look at the losses in float32; and rates."""
     contest = BENCHMARKS[what]
     if what == "step":
         losses = [call() for call in contest(replace(options, amp=False)).values()]
         for loss in losses[1:]:
             torch.testing.assert_close(losses[0], loss, rtol=1e-4, atol=0)
     seconds = timing.by_turns(contest(options), options.repeats, options.device)
-    return [Row(what, name, times) for name, times in seconds.items()]
+    rows = [Row(what, name, times) for name, times in seconds.items()]
+    if what != "step":
+        return rows, []
+    rates = {row.name: work(options) / row.quartiles[1] / 1e12 for row in rows}
+    told = "TFLOP/s of the convolutions and products"
+    return rows, [f"- step, {name}: {rate:.2f} {told}" for name, rate in rates.items()]
 
 
 def work(options: Options) -> float:
@@ -288,32 +286,13 @@ def work(options: Options) -> float:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = to_dataclass(cfg).with_defaults()
-    torch.set_num_threads(options.threads)
+    options: Options = read_options(Options, words, usage=__doc__).with_defaults()
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     if options.keep:
         machine.keep_freed_memory()
-    facts = timing.conditions(options.device)
-    print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    timed = {name: contest for name, contest in BENCHMARKS.items() if name in names}
-    rows = [row for name in timed for row in measure(name, options)]
-    if rows:
-        print(f"\n{timing.table(rows)}\n")
-    for name, contest in timed.items():
-        print(f"- {name}: {' '.join((contest.__doc__ or '').split())}")
-    for row in rows:
-        if row.benchmark == "step":
-            rate = work(options) / row.quartiles[1] / 1e12
-            print(f"- step, {row.name}: {rate:.2f} TFLOP/s of the convolutions and products")
+    timing.compare(options, BENCHMARKS, measure)
     if options.what in ("all", "scaling"):
         print(f"\n{scaling(options)}\n\n- scaling: {' '.join((scaling.__doc__ or '').split())}")
-    if options.out:
-        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        content = {"conditions": facts, "options": asdict(options), "results": results}
-        Path(options.out).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

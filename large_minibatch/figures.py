@@ -27,9 +27,8 @@ import torchvision
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import files
 from common.config import run as run_command
-from common.draw import palette
+from common.draw import palette, save_figure
 from large_minibatch import recipe
 from large_minibatch.analysis import communication
 from large_minibatch.analysis.finished import Group, collect, family, reference
@@ -237,12 +236,6 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.spines["top"].set_visible(False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, lambda file: figure.savefig(file, format="png"))
-
-
 MEASURED: dict[str, Callable[[Sequence[Group], int | None], Figure]] = {
     figure.__name__: figure for figure in (fig1, fig2, fig3, fig4, fig5)
 }
@@ -289,7 +282,7 @@ def main() -> None:
     for name in request.names:
         path = request.out / f"{name}.png"
         figure = MEASURED[name](groups, request.kn) if name in MEASURED else PREDICTED[name]()
-        save(figure, path)
+        save_figure(figure, path)
         print(path)
 
 

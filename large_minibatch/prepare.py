@@ -19,8 +19,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from common import files, spawn
+from common import dist, files, spawn
 from common.images import (
     IMAGE_SUFFIXES,
     UnreadableImage,
@@ -37,6 +35,7 @@ from common.images import (
     open_image,
     read_image,
 )
+from common.pool import in_order
 from large_minibatch import data
 from large_minibatch.config import Data
 from large_minibatch.inputs.folders import read_names
@@ -167,16 +166,8 @@ def resize(
     shown = partial(tqdm, total=len(names), desc="resizing", unit="file", disable=None)
     if processes == 0:
         return [bad for bad in shown(map(work, names)) if bad]
-    with ProcessPoolExecutor(processes) as pool:
-        try:
-            return [bad for bad in shown(pool.map(work, names, chunksize=32)) if bad]
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a resizing process was ended from outside, mostly for want of memory: choose "
-                "fewer --processes and start again; finished files are kept"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    done = in_order(work, names, processes or dist.cores())
+    return [bad for bad in shown(done) if bad]
 
 
 def _mark(target: Path, made: dict[str, int]) -> None:

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from common import config, dist, machine
+from common import config, dist
 from common.data import seed_everything
-from common.run import checkpoint, result, versus
+from common.run import checkpoint, machine, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from large_minibatch import allreduce, data, recipe, sgd

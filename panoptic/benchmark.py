@@ -5,7 +5,7 @@
     python benchmark.py what=files data=/data/coco/annotations/panoptic_val2017.json
     python benchmark.py what=ids device=cuda
 
-The usual ways are in `peers.py`: the steps of the public tools, written plainly. The contestants
+The usual ways are in `metric/peers.py`: the steps of public tools, written plainly. The contestants
 run by turns in one process, each round another one first, and were seen to give the same result
 before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 """
@@ -13,25 +13,24 @@ before. `theirs / ours` is the ratio of the medians: above 1, ours is faster.
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from common import timing
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_range
 from common.config import run as run_command
 from common.timing import Calls, Row, version_of
 from panoptic import merge
 from panoptic.files.categories import kinds
-from panoptic.files.coco import PanopticFiles, write_json
+from panoptic.files.coco import PanopticFiles
 from panoptic.files.detection import run_lengths
 from panoptic.files.entries import complete
 from panoptic.files.ids import paint
@@ -59,15 +58,11 @@ class Options:
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
-        require_choice("what", self.what, ["all", *BENCHMARKS])
-        require_choice("device", self.device, ("cpu", "cuda"))
-        require_range("repeats", self.repeats, 2)
-        for name in ("threads", "pairs", "segments", "instances"):
+        timing.require_sound(self, BENCHMARKS)
+        for name in ("pairs", "segments", "instances"):
             require_range(name, getattr(self, name), 1)
         for name in ("width", "height"):
             require_range(name, getattr(self, name), 32)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
 
 def ids(options: Options) -> Calls:
@@ -219,8 +214,10 @@ def _make_pair(seed: int, options: Options, *, void: bool = True) -> Pair:
     return make_pair(seed, (options.height, options.width), options.segments, void=void)
 
 
-def measure(what: str, options: Options) -> list[Row]:
-    """Rows of one benchmark, ours first, after a look at the results."""
+def measure(what: str, options: Options) -> tuple[list[Row], list[str]]:
+    """Rows of one benchmark, ours first, after a look at the results; and notes."""
+    if what == "torchmetrics" and not find_spec("torchmetrics"):
+        return [], ["torchmetrics is not installed, so it was not measured."]
     calls = BENCHMARKS[what](options)
     first, *others = (call().double() for call in calls.values())
     tolerance = 1e-6 if what == "torchmetrics" else 1e-9  # its IoUs are float32
@@ -228,34 +225,12 @@ def measure(what: str, options: Options) -> list[Row]:
         torch.testing.assert_close(first, other, rtol=0, atol=tolerance)
     device = options.device if what in ("ids", "compact") else "cpu"
     seconds = timing.by_turns(calls, options.repeats, device)
-    return [Row(what, name, times) for name, times in seconds.items()]
+    return [Row(what, name, times) for name, times in seconds.items()], []
 
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = to_dataclass(cfg)
-    torch.set_num_threads(options.threads)
-    facts = timing.conditions(options.device)
-    print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    rows, absent = [], []
-    for name in names:
-        try:
-            rows += measure(name, options)
-        except ModuleNotFoundError as error:
-            if name != "torchmetrics" or error.name != "torchmetrics":
-                raise
-            absent.append("torchmetrics is not installed, so it was not measured.")
-    print(f"\n{timing.table(rows)}\n")
-    for name in dict.fromkeys(row.benchmark for row in rows):
-        print(f"- {name}: {' '.join((BENCHMARKS[name].__doc__ or '').split())}")
-    print(*absent, sep="\n")
-    if options.out:
-        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        content = {"conditions": facts, "options": asdict(options), "results": results}
-        write_json(options.out, content)
+    timing.compare(read_options(Options, words, usage=__doc__), BENCHMARKS, measure)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--splits", nargs="+", default=(), help="by default those of train.py")
     parser.add_argument("--workers", type=int, default=dist.cores(), help="processes that read")
-    a = parser.parse_args(sys.argv[1:] if words is None else words)
+    a = parser.parse_args(words)
     check(a.name, a.root, splits=a.splits, workers=a.workers)
 
 

@@ -114,7 +114,7 @@ class Data:
 class Merge:
     """How instances and semantics become one map, Sec. 7; the defaults are the official script's.
 
-    The paper finds its thresholds by a grid search and does not state them: see `search.py`.
+    The paper finds its thresholds by a grid search, `merging/search.py`, and does not state them.
     """
 
     confidence: float = 0.5  # instances of a lower score are dropped
@@ -132,7 +132,7 @@ class Merge:
 class Predict:
     """What the evaluation compares with the truth, and what it leaves behind."""
 
-    source: str = "merged"  # or another of NEEDS, see sources.py
+    source: str = "merged"  # or another of NEEDS, see merging/sources.py
     also: list[str] = field(default_factory=list)  # further sources, their figures as SOURCE_PQ_th
     component_area: int = 0  # pixels; smaller components are no thing
     human_shift: float = 1.3  # pixels by which the borders of source `human` are off, standard dev.

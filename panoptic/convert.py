@@ -17,7 +17,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +145,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Convert, and say how many images."""
-    args = arguments().parse_args(sys.argv[1:] if words is None else words)
+    args = arguments().parse_args(words)
     if args.work is not raw:
         require_sources_kept(args)
     print(f"{args.work(args)} images converted")

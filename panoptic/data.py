@@ -16,10 +16,11 @@ from tqdm import tqdm
 from common import dist
 from common.data import BadImages, eval_loader, train_loader
 from common.sampling import SampleStream
+from common.transforms import scaled_size
 from panoptic.config import Config
 from panoptic.config import Data as DataConfig
 from panoptic.files.categories import Category, require_equal
-from panoptic.inputs.augment import augment, fit, resize
+from panoptic.inputs.augment import augment, resize
 from panoptic.inputs.photos import Photos, open_photos
 from panoptic.inputs.scenes import PanopticScenes
 from panoptic.inputs.targets import Labels, training_target
@@ -83,7 +84,7 @@ class Panoptic(Dataset):
             image, ids = augment(image, ids, self.cfg)
             target |= training_target(ids, segments, self.labels)
         elif self.cfg.resize:
-            size = fit(ids.shape, self.cfg.test_short_side, self.cfg.test_long_side)
+            size = scaled_size(ids.shape, self.cfg.test_short_side, self.cfg.test_long_side)
             image, _ = resize(image, ids, size)
         return image, target | {"ids": ids}
 

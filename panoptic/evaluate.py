@@ -22,7 +22,7 @@ from panoptic.figures.predictions import Images
 from panoptic.files.categories import kinds
 from panoptic.files.predictions import Files
 from panoptic.merging.sources import Output, PanopticMap, Thresholds, panoptic_map, true_semantics
-from panoptic.metric.matching import PAPER, Matching
+from panoptic.metric.matching import RULES, Matching
 from panoptic.metric.parts import InstanceQuality, SemanticQuality
 from panoptic.metric.scores import Scores
 from panoptic.model import PanopticFPN, Separate
@@ -65,9 +65,10 @@ class SourceScores:
     def __init__(self, cfg: Config, dataset: Panoptic) -> None:
         self.cfg, self.categories = cfg, dataset.categories
         wanted, merge = cfg.predict, cfg.merge
-        rules = PAPER if wanted.rules == "paper" else {}
         self.metrics = {  # the first is that of `predict.source`
-            source: PanopticQuality(kinds(self.categories), threshold=wanted.threshold, **rules)
+            source: PanopticQuality(
+                kinds(self.categories), threshold=wanted.threshold, **RULES[wanted.rules]
+            )
             for source in map_sources(cfg)
         }
         self.thresholds = Thresholds(

@@ -36,35 +36,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from common import dist
 from common.coco import evaluate
 from common.coco.files import read_json
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
+from common.pool import in_order
 from panoptic.figures.report import class_csv, class_table, content, summary, without_nan
 from panoptic.files.categories import kinds, require_equal
 from panoptic.files.coco import PanopticFiles, require_apart, write_json
 from panoptic.files.pixels import write_bytes
-from panoptic.files.pool import in_order
 from panoptic.merge import OVERLAP
-from panoptic.metric.matching import PAPER
+from panoptic.metric.matching import CHOICES, PAPER, RULES
 from panoptic.metric.parts import without_overlap
 from panoptic.metric.scores import Scores
 from panoptic.quality import PanopticQuality
 
 CHUNK = 16  # images at a time; fixed, so that the sums are the same for any number of workers
-
-
-CHOICES = {
-    "rules": ("official", "paper"),
-    "crowds": ("", "last", "all"),
-    "void_crowd": ("", "sum", "separate"),
-    "areas": ("counted", "json"),
-    "unlisted": ("raise", "void", "official"),
-}
 
 
 @dataclass
@@ -87,8 +78,9 @@ class Options:
     unlisted: str = "raise"  # raise | void | official
 
     def __post_init__(self) -> None:
+        require_choice("rules", self.rules, RULES)
         for name, valid in CHOICES.items():
-            require_choice(name, getattr(self, name), valid)
+            require_choice(name, getattr(self, name), ("", *valid) if name in PAPER else valid)
         require_range("workers", self.workers, -1)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} is out of range: give 0 <= threshold < 1")
@@ -201,30 +193,13 @@ def evaluate_files(
     return measure(truth, prediction, workers=workers, rules=rules, progress=progress).compute()
 
 
-def _pair(word: str) -> str:
-    """`name=value` of such a word, or of a switch as --per-class."""
-    name, equals, value = word.partition("=")
-    name = name.removeprefix("--").replace("-", "_")
-    if not equals and not word.startswith("--"):
-        raise ValueError(f"{word!r} is not understood: write name=value, e.g. gt=FILE.json")
-    return f"{name}={value if equals else 'true'}"
-
-
-def parse(words: Sequence[str], kind: type) -> Any:
-    """The options of this dataclass from words `name=value` and switches."""
-    cfg = OmegaConf.structured(kind)
-    cfg.merge_with_dotlist([_pair(word) for word in words])
-    return to_dataclass(cfg)
-
-
 def print_quality(options: Options) -> None:
     """Evaluate panoptic files, print, and write what json= and csv= name."""
     require_apart(
         {"json": options.json, "csv": options.csv}, {"gt": options.gt, "pred": options.pred}
     )
     began = time.perf_counter()
-    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
-    rules |= {key: value for key in PAPER if (value := getattr(options, key))}
+    rules = RULES[options.rules] | {key: value for key in PAPER if (value := getattr(options, key))}
     rules |= {key: getattr(options, key) for key in ("areas", "unlisted", "threshold")}
     folders = options.gt_folder or None, options.pred_folder or None
     zero = options.unlisted == "official"
@@ -265,12 +240,10 @@ def print_disjoint_ap(options: DisjointOptions) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Evaluate what the words name."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-    elif words[0] == "disjoint_ap":
-        print_disjoint_ap(parse(words[1:], DisjointOptions))
+    if words and words[0] == "disjoint_ap":
+        print_disjoint_ap(read_options(DisjointOptions, words[1:], usage=__doc__))
     else:
-        print_quality(parse(words, Options))
+        print_quality(read_options(Options, words, usage=__doc__, least=1))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from common import dist
-from common.config import require_range, to_dataclass
+from common.config import read_options, require_range
 from common.config import run as run_command
+from common.pool import in_order
 from panoptic.figures.search import table, write_search
 from panoptic.files.categories import kinds
 from panoptic.files.coco import (
@@ -41,7 +42,6 @@ from panoptic.files.coco import (
     require_apart,
     write_panoptic,
 )
-from panoptic.files.pool import in_order
 from panoptic.merge import CONFIDENCE, OVERLAP, STUFF_AREA
 from panoptic.merging.results import Results
 from panoptic.merging.search import CONFIDENCES, Point, best, search
@@ -168,9 +168,7 @@ def run(options: Options) -> dict[str, float]:
 
 def main(words: list[str] | None = None) -> None:
     """Read the options from the command line."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    run(to_dataclass(cfg))
+    run(read_options(Options, words, usage=__doc__))
 
 
 if __name__ == "__main__":

@@ -62,10 +62,9 @@ def class_score(iou: float, tp: int, fp: int, fn: int, *, alpha: float = 0.5) ->
 
 def summarise(sums: Tensor, categories: Mapping[int, bool], *, alpha: float = 0.5) -> Scores:
     """Scores of `sums` (C, 4 or more): per class Σ IoU, TP, FP and FN; `categories` as below."""
-    rows = zip(categories, sums.tolist(), strict=True)
     classes = {
         category: class_score(iou, int(tp), int(fp), int(fn), alpha=alpha)
-        for category, (iou, tp, fp, fn, *_) in rows
+        for category, (iou, tp, fp, fn, *_) in zip(categories, sums.tolist(), strict=True)
     }
     return group(classes, categories)
 
@@ -124,9 +123,8 @@ class PanopticQuality:
         unlisted: str = "raise",
         keep_images: bool = False,
     ) -> None:
-        for category in categories:
-            if whole(category) is None:
-                raise ValueError(f"category {category!r:.40}: ids are whole numbers.")
+        if wrong := [category for category in categories if whole(category) is None]:
+            raise ValueError(f"category {wrong[0]!r:.40}: ids are whole numbers.")
         self.categories = {int(category): bool(thing) for category, thing in categories.items()}
         self.rules = Rules(threshold, void_crowd, crowds, areas, unlisted)
         self.keep_images = keep_images

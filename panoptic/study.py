@@ -13,23 +13,21 @@ printed. Prints Tables 1, 2 and 6 beside the paper's figures, PQ by IoU threshol
 weight; writes those as study.md, everything as study.json, the classes as classes.csv, and
 charts: classes.png, cdf.png, thresholds.png, weights.png, pairs.png.
 
-All figures are percent. What is marked [memory] was recalled from the paper, not compared with it.
+All figures are percent. † marks what was recalled from the paper, not compared with it.
 """
 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
 from panoptic.annotators import simulate
 from panoptic.annotators.analysis import SIZES, bootstrap, by_size, ious_of_matches, size_edges
@@ -43,7 +41,7 @@ from panoptic.files.categories import Category, kinds
 from panoptic.files.coco import write_json
 from panoptic.files.pixels import write_bytes
 from panoptic.inputs.scenes import PanopticScenes
-from panoptic.metric.matching import PAPER, Matching
+from panoptic.metric.matching import RULES, Matching
 from panoptic.quality import PanopticQuality
 
 THRESHOLDS = (0.25, 0.5, 0.75)
@@ -80,7 +78,7 @@ class Options:
     rules: str = "official"  # official | paper: see evaluate_files.py
 
     def __post_init__(self) -> None:
-        require_choice("rules", self.rules, ("official", "paper"))
+        require_choice("rules", self.rules, RULES)
         require_choice("world", self.world, ("solids", "shapes"))
         for name in ("scenes", "samples"):
             require_range(name, getattr(self, name), 1)
@@ -148,11 +146,12 @@ def make_pairs(options: Options) -> tuple[dict[int, Category], int, Iterator[Pai
 def measure(options: Options) -> Study:
     """Compare the annotators image by image, with a progress bar."""
     categories, count, images = open_files(options) if options.a else make_pairs(options)
-    rules: dict[str, Any] = dict(PAPER) if options.rules == "paper" else {}
     things = kinds(categories)
 
     def metric(threshold: float = 0.5) -> PanopticQuality:
-        return PanopticQuality(things, threshold=threshold, keep_images=True, **rules)
+        return PanopticQuality(
+            things, threshold=threshold, keep_images=True, **RULES[options.rules]
+        )
 
     name = options.name or (Path(options.b).stem if options.b else "simulated")
     metrics = {threshold: metric(threshold) for threshold in (0.0, *THRESHOLDS)}
@@ -242,13 +241,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the options from the command line."""
-    words = sys.argv[1:] if words is None else words
-    if words and words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(list(words))
-    run(to_dataclass(cfg))
+    run(read_options(Options, words, usage=__doc__))
 
 
 if __name__ == "__main__":

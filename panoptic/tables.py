@@ -157,7 +157,7 @@ def table_6_note() -> str:
     return (
         "Claim: human and machine are close in SQ and far apart in RQ. The human is simulated "
         "(annotators/simulate.py), on the same images as the machine, and errs by pixels, so these "
-        "columns only mean something in the miniature. Paper [memory], "
+        "columns only mean something in the miniature. Paper†, "
         f"PQ SQ RQ PQ^St PQ^Th: {'; '.join(lines)}. Two people and percentiles: `python study.py`."
     )
 
@@ -175,7 +175,7 @@ TABLES = [
         ],
         note="At scale=mini both networks start at random, and the second, the weaker one, has "
         "half the steps. At scale=paper maskrcnn_resnet50_fpn_coco.pth is torchvision's file, to "
-        "be put into the current folder. Others' results, AP, AP_no, PQ^Th, SQ^Th, RQ^Th [memory]: "
+        "be put into the current folder. Others' results, AP, AP_no, PQ^Th, SQ^Th, RQ^Th†: "
         "ADE20k Megvii 30.1 24.8 41.1 81.6 49.6; ADE20k G-RMI 24.6 20.6 35.3 79.3 43.2.",
     ),
     Table(
@@ -186,7 +186,7 @@ TABLES = [
         scales=SCALES,
         claims=[Gap(better=TABLE4[1].name, than=[TABLE4[0].name], column="PQ_st", paper=1.4)],
         note="At scale=paper the second row only evaluates the first one's network, so let that "
-        "finish first (jobs=1). Others' results, mIoU, PQ^St, SQ^St, RQ^St [memory]: ADE20k "
+        "finish first (jobs=1). Others' results, mIoU, PQ^St, SQ^St, RQ^St†: ADE20k "
         "CASIA_IVA_JD 32.3 27.4 61.9 33.7; ADE20k G-RMI 30.6 19.3 58.7 24.3.",
     ),
     Table(
@@ -206,7 +206,7 @@ TABLES = [
         ],
         note="All but unfiltered drop small stuff, which the paper does not. At "
         "scale=paper the networks are those of Table 3's first row and "
-        "Table 4's second, which must have finished. Others' results, PQ, PQ^St, PQ^Th [memory]: "
+        "Table 4's second, which must have finished. Others' results, PQ, PQ^St, PQ^Th†: "
         "ADE20k separate – 27.4 41.1, merged 35.6 24.5 41.1; Vistas separate – 43.7 35.7, merged "
         "38.3 41.8 35.7.",
     ),

@@ -14,10 +14,8 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import copy
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from common import files, timing
+from common import timing
 from common.clevr import builtin, execute_batch
 from common.clevr.arrays.scenes import pack
 from common.clevr.execute import execute
@@ -37,7 +34,7 @@ from common.clevr.generation.generate import generate
 from common.clevr.generation.tiny import generate_tiny
 from common.clevr.programs import to_prefix, to_tree
 from common.clevr.questions import Question
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_range, to_dataclass
 from common.config import run as run_command
 from common.timing import Calls, Row
 from program_execution.config import Config
@@ -63,14 +60,10 @@ class Options:
     out: str = ""  # a JSON file for the results
 
     def __post_init__(self) -> None:
-        require_choice("what", self.what, ["all", *BENCHMARKS])
-        require_choice("device", self.device, ("cpu", "cuda"))
-        require_range("repeats", self.repeats, 2)
+        timing.require_sound(self, BENCHMARKS)
         require_range("batch", self.batch, 0)
-        for name in ("threads", "per_image", "channels"):
+        for name in ("per_image", "channels"):
             require_range(name, getattr(self, name), 1)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda, but PyTorch sees no GPU: use device=cpu.")
 
 
 def demo(options: Options) -> Calls:
@@ -261,26 +254,7 @@ def _nodes() -> int:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = to_dataclass(cfg)
-    torch.set_num_threads(options.threads)
-    facts = timing.conditions(options.device)
-    print(*(f"{key} {value}" for key, value in (facts | asdict(options)).items()), sep=", ")
-    names = list(BENCHMARKS) if options.what == "all" else [options.what]
-    rows, notes = [], []
-    for name in names:
-        more, told = measure(name, options)
-        rows += more
-        notes += told
-    print(f"\n{timing.table(rows)}\n")
-    for name in names:
-        print(f"- {name}: {' '.join((BENCHMARKS[name].__doc__ or '').split())}")
-    print(*notes, sep="\n")
-    if options.out:
-        results = [asdict(row) | {"quartiles": row.quartiles} for row in rows]
-        content = {"conditions": facts, "options": asdict(options), "results": results}
-        files.write_text(Path(options.out), json.dumps(content, indent=1) + "\n")
+    timing.compare(read_options(Options, words, usage=__doc__), BENCHMARKS, measure)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from common.clevr import questions, scene_graph, vocabulary
@@ -35,7 +34,7 @@ from common.clevr.arrays import encode
 from common.clevr.arrays.scenes import pack
 from common.clevr.dataset import UNK, Questions
 from common.clevr.execute_batch import BatchExecutor
-from common.config import require_choice, to_dataclass
+from common.config import read_options, require_choice
 from common.config import run as run_command
 from program_execution import data
 from program_execution.config import Data
@@ -164,9 +163,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command."""
     given = list(sys.argv[1:] if words is None else words)
     if given and "=" in given[0] and not Path(given[0]).exists():
-        options = OmegaConf.structured(Files)
-        options.merge_with_dotlist(given)
-        if check_programs(to_dataclass(options))["overall"] < 100:
+        if check_programs(read_options(Files, given, usage=__doc__))["overall"] < 100:
             raise SystemExit(1)
         return
     parser = argparse.ArgumentParser(prog="python check_data.py", description=__doc__)

@@ -13,7 +13,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="the old checkpoint")
     parser.add_argument("out", type=Path, help="the new file")
     parser.add_argument("--vocabulary", type=Path, help="also write the file's vocabularies here")
-    args = parser.parse_args(sys.argv[1:] if words is None else words)
+    args = parser.parse_args(words)
     models = formats.load(args.source)
     if args.vocabulary and not models.vocabulary:
         raise ValueError(f"{args.source} holds no vocabulary: leave --vocabulary out.")

@@ -14,7 +14,6 @@ torchvision's ResNet-101, whose weights are downloaded, or weights=FILE.
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from common.clevr.arrays.extract import Extractor, read_resized
 from common.clevr.arrays.features import Features
 from common.clevr.dataset import Questions
 from common.clevr.vocabulary import Vocabulary
-from common.config import require_range, to_dataclass
+from common.config import read_options, require_range, to_dataclass
 from common.config import run as run_command
 from common.images import read_image
 from program_execution import data
@@ -175,15 +174,9 @@ def question_arrays(text: str, words: Vocabulary, image: int) -> encode.Question
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    options = OmegaConf.structured(Options)
-    options.merge_with_dotlist(given)
-    answer(to_dataclass(options))
+    answer(read_options(Options, words, usage=__doc__, least=1))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,16 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
-IMPORTED = (
-    *("hydra", "matplotlib.backends.backend_agg", "matplotlib.figure", "pycocotools.cocoeval"),
-    *("torch._dynamo", "torch.utils.tensorboard", "torchvision", "tqdm"),
-)
+IMPORTED = [
+    "hydra",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "pycocotools.cocoeval",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "torchvision",
+    "tqdm",
+]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ kept as arrays, so a set of 118k images is small in memory and cheap to hand to 
 
 import pickle
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from common.images import UnreadableImage, image_size, read_image
 
 from .fields import Categories, category_names, check_same_categories, read_annotations
 from .files import without_collector
-from .instances import count_joints, find_sound
+from .instances import find_sound
 from .masks import decode_mask
 
 Target = dict[str, Any]
@@ -36,6 +36,11 @@ class CocoDataset(Dataset):
     boxes float32 (M, 4), labels int64 (M,), iscrowd bool (M,), area float32 (M,) in square pixels,
     image_id int, file str and size (H, W) as listed; by `kind` ("boxes", "masks", "keypoints") also
     masks bool (M, H, W) or keypoints float32 (M, J, 3): x, y, visibility 0, 1 or 2.
+
+    partial: of kind "masks", instances without a mask stay, with their box: has_mask bool (M,)
+    tells which have one, masks bool (m, H, W) are those of these m. Without a mask is an instance
+    whose `segmentation` is missing, null, [], of polygons of fewer than 3 points only, or of run
+    lengths that set no pixel; one that is damaged is a bad instance as ever.
 
     root_images, annotation_file: a path each, or as many of both (`find_split` gives them).
     categories: those of the training set, where this set must follow it.
@@ -52,6 +57,7 @@ class CocoDataset(Dataset):
         annotation_file: Paths,
         *,
         kind: str = "boxes",
+        partial: bool = False,
         transforms: Callable[[Tensor, Target], tuple[Any, Any]] | None = None,
         categories: Categories | None = None,
         keep_empty: bool = True,
@@ -59,7 +65,9 @@ class CocoDataset(Dataset):
     ) -> None:
         if kind not in ("boxes", "masks", "keypoints"):
             raise ValueError(f"kind is {kind!r}: choose 'boxes', 'masks' or 'keypoints'")
-        self.kind, self.transforms = kind, transforms
+        if partial and kind != "masks":
+            raise ValueError(f"partial=True is of kind='masks', not {kind!r}")
+        self.kind, self.partial, self.transforms = kind, partial, transforms
         roots, self.annotation_files = _paths(root_images), _paths(annotation_file)
         if len(roots) != len(self.annotation_files):
             raise ValueError(f"{len(roots)} image folders, {len(self.annotation_files)} files")
@@ -90,41 +98,43 @@ class CocoDataset(Dataset):
                 f"of category {unknown['category_id']}, which is none of {sorted(labels)} in "
                 f"{self.categories.where}"
             )
-        truth, self.problems = find_sound(content, self.where, kind=self.kind, strict=strict)
-        images, found = truth["images"], truth["annotations"]
+        images = content["images"]
+        found = find_sound(content, self.where, kind=self.kind, partial=self.partial, strict=strict)
+        self.problems = found.problems
+        served = np.ones(len(images), bool)
         if not keep_empty:
-            kept = {a["image_id"] for a in found if not a["iscrowd"]}
-            images = [image for image in images if image["id"] in kept]
-            found = [a for a in found if a["image_id"] in kept]
-        self.ids = np.array([i["id"] for i in images], np.int64)
-        self.files = np.array([i["file_name"] for i in images], str)
-        sizes = [(i["height"], i["width"]) for i in images]
-        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        place = {image["id"]: i for i, image in enumerate(images)}
-        image = np.array([place[a["image_id"]] for a in found], np.int64)
-        self._bounds = np.searchsorted(image, np.arange(len(images) + 1))
-        xywh = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
-        high = np.minimum(xywh[:, :2] + xywh[:, 2:], self.sizes[image][:, ::-1])
-        area = np.array([a["area"] for a in found], np.float64)
+            served = np.bincount(found.image[~found.crowd], minlength=len(images)) > 0
+        kept = served[found.image]
+        image = found.image[kept]
+        self.ids = np.array([i["id"] for i in images], np.int64)[served]
+        self.files = np.array([i["file_name"] for i in images], str)[served]
+        sizes = np.array([(i["height"], i["width"]) for i in images], np.int64).reshape(-1, 2)
+        self.sizes = sizes[served]
+        self._bounds = np.searchsorted(image, [*np.flatnonzero(served), len(images)])
+        xywh = found.xywh[kept]
+        high = np.minimum(xywh[:, :2] + xywh[:, 2:], sizes[image][:, ::-1])
+        area = np.minimum(found.area[kept], np.finfo(np.float32).max)
         self._arrays: dict[str, np.ndarray] = {
             "boxes": np.concatenate([xywh[:, :2].clip(0), high], 1).astype(np.float32),
-            "labels": np.array([labels[a["category_id"]] for a in found], np.int64),
-            "iscrowd": np.array([a["iscrowd"] for a in found], bool),
-            "area": np.minimum(area, np.finfo(np.float32).max).astype(np.float32),
+            "labels": np.array([labels[c] for c in found.category[kept].tolist()], np.int64),
+            "iscrowd": found.crowd[kept],
+            "area": area.astype(np.float32),
         }
-        if len(found) and self._arrays["boxes"].max() <= 1:
+        if len(image) and self._arrays["boxes"].max() <= 1:
             raise ValueError(
-                f"{self.where}: all {len(found)} boxes lie between 0 and 1, so they seem to be "
+                f"{self.where}: all {len(image)} boxes lie between 0 and 1, so they seem to be "
                 "shares of the image: multiply them by its width and height"
             )
         if self.kind == "keypoints":
-            points = np.array([a["keypoints"] for a in found], np.float64)
-            points = points.reshape(len(found), count_joints(content), 3)
+            points = found.keypoints[kept]
             points += np.where(points[..., 2:] > 0, [0.5, 0.5, 0], 0)
             self._arrays["keypoints"] = points.astype(np.float32)
         elif self.kind == "masks":  # one buffer: Python lists would be copied into every worker
-            shapes = [a["segmentation"] for a in found]
-            pieces = [pickle.dumps(shapes[i:j]) for i, j in pairwise(self._bounds)]
+            shapes = list(compress(found.segmentations, kept))
+            if self.partial:
+                self._arrays["has_mask"] = np.array([s is not None for s in shapes], bool)
+            parts = (shapes[i:j] for i, j in pairwise(self._bounds))
+            pieces = [pickle.dumps([s for s in part if s is not None]) for part in parts]
             self._piece_bounds = np.cumsum([0, *map(len, pieces)])
             self._pieces = np.frombuffer(b"".join(pieces), np.uint8)
 
@@ -136,26 +146,33 @@ class CocoDataset(Dataset):
         image = _read_as_listed(target["file"], target["size"])
         return self.transforms(image, target) if self.transforms else (image, target)
 
-    def target(self, index: int) -> Target:
-        """The target of one image as in the file, without reading the image."""
+    def target(self, index: int, *, decode: bool = True) -> Target:
+        """The target of one image as in the file, without reading the image.
+
+        decode: False leaves out the masks, which take the most time.
+        """
         index = range(len(self))[index]
         part = slice(*self._bounds[index : index + 2])
         target: Target = {k: torch.from_numpy(v[part].copy()) for k, v in self._arrays.items()}
         height, width = self.sizes[index].tolist()
-        if self.kind == "masks":
+        if self.kind == "masks" and decode:
             shapes = pickle.loads(self._pieces[slice(*self._piece_bounds[index : index + 2])].data)
             masks = np.array([decode_mask(shape, height, width) for shape in shapes], bool)
             target["masks"] = torch.from_numpy(masks.reshape(-1, height, width))
         file = str(self.files[index])
         return target | {"image_id": int(self.ids[index]), "file": file, "size": (height, width)}
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, *, boxes: bool = False) -> dict[str, Any]:
         """What `evaluate` compares with: the instances of the files that are served here.
 
-        The files are read anew: their numbers have more digits than the arrays here.
+        Those of a partial set that have no mask are left out; with `boxes` they are there, and the
+        masks are not. The files are read anew: their numbers have more digits than the arrays here.
         """
         content = read_annotations(self.annotation_files)
-        truth, _ = find_sound(content, self.where, kind=self.kind, quiet=True)
+        found = find_sound(content, self.where, kind=self.kind, partial=self.partial, quiet=True)
+        truth = found.to_content(content, "boxes" if boxes else self.kind)
+        if self.partial and not boxes:
+            truth["annotations"] = [a for a in truth["annotations"] if a["segmentation"]]
         listed = {entry["id"] for entry in truth["categories"]}
         truth["categories"] += [
             {"id": category, "name": name}

@@ -108,7 +108,8 @@ def evaluate(
         where, ground_truth = str(ground_truth), read_annotations([ground_truth])
     else:
         check_structure(ground_truth, where)
-    truth, _ = find_sound(ground_truth, where, kind=SHAPES[kind])
+    found = find_sound(ground_truth, where, kind=SHAPES[kind])
+    truth = found.to_content(ground_truth, SHAPES[kind])
     if kind == "keypoints":
         joints, given = _joints(truth), 17 if sigmas is None else len(sigmas)
         if joints != given:

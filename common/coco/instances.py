@@ -5,6 +5,9 @@ for `CocoDataset` and `evaluate` alike: what is not trained on does not count in
 """
 
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from .masks import check_polygon, check_segmentation, encode
 # How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
 CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, "true": True}
 # Kinds of fault. They drop the instance, but where a remedy stands in (...).
-FAULTS = UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY = (
+UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY, BARE = (
     "a box that is not four finite numbers",
     "a box of no area",
     "a box outside the image",
@@ -25,66 +28,108 @@ FAULTS = UNKNOWN, FLAT, OUTSIDE, CLIPPED, UNUSABLE, PARTLY, COPY = (
     "an unusable segmentation",
     "an unusable polygon (left out)",
     "an exact copy before them",
+    "a box only (kept)",
 )
+Faulty = dict[str, np.ndarray]  # kind of fault -> which (M,) instances have it
+
+
+@dataclass
+class Instances:
+    """The M sound instances of a content, sorted by image; with J joints of kind "keypoints".
+
+    image: (M,) place in the list of images. category: (M,) ids. xywh: (M, 4) float64, crowd: (M,)
+    bool, area: (M,) float64. segmentations: M of kind "masks", None for a box only; else none.
+    keypoints: (M, J, 3) float64, as in the file. problems: kind of fault -> number of instances.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    xywh: np.ndarray
+    crowd: np.ndarray
+    area: np.ndarray
+    segmentations: list[Any]
+    keypoints: np.ndarray
+    problems: dict[str, int]
+
+    def to_content(self, content: dict[str, list[dict]], kind: str) -> dict[str, Any]:
+        """The content with these instances only, each with all fields that pycocotools needs.
+
+        They are numbered from 1, as 0 means "no match" to it.
+        """
+        ids = [content["images"][i]["id"] for i in self.image]
+        columns = {
+            "image_id": ids,
+            "category_id": self.category.tolist(),
+            "bbox": self.xywh.tolist(),
+            "iscrowd": self.crowd.astype(int).tolist(),
+            "area": self.area.tolist(),
+            "id": range(1, len(ids) + 1),
+        }
+        if kind == "masks":
+            columns["segmentation"] = self.segmentations
+        elif kind == "keypoints":
+            columns["keypoints"] = [points.ravel().tolist() for points in self.keypoints]
+            columns["num_keypoints"] = (self.keypoints[..., 2] > 0).sum(1).tolist()
+        rows = zip(*columns.values(), strict=True)
+        annotations = [dict(zip(columns, row, strict=True)) for row in rows]
+        return {"info": {}, **content, "annotations": annotations}
 
 
 @without_collector()
-@np.errstate(over="ignore")  # of huge boxes as float32
+@np.errstate(over="ignore", invalid="ignore")  # of huge and of unknown boxes
 def find_sound(
     content: dict[str, list[dict]],
     where: str,
     *,
     kind: str,
+    partial: bool = False,
     strict: bool = False,
     quiet: bool = False,
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """A content that `fields.check_structure` has passed, with its sound instances only.
+) -> Instances:
+    """The sound instances of a content that `fields.check_structure` has passed.
 
-    And kind of fault -> number of instances. kind: "boxes", "masks" or "keypoints": what must be
-    sound. What is dropped is told in one warning, or none if quiet; strict raises ValueError
-    instead. Instances are sorted by image, have all fields that pycocotools needs, and are numbered
-    from 1, as 0 means "no match" to it.
+    kind: "boxes", "masks" or "keypoints": what must be sound. partial: instances without a mask
+    stay, with a box only. What is dropped is told in one warning, or none if quiet; strict raises
+    ValueError instead.
     """
     annotations, images = content["annotations"], content["images"]
-    if kind == "masks" and annotations and not any(a.get("segmentation") for a in annotations):
+    needed = kind == "masks" and annotations and not partial
+    if needed and not any(a.get("segmentation") for a in annotations):
         raise ValueError(f"{where} has no segmentations: only its boxes can be used")
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    joints, copies = count_joints(content), Copies()
-    found: dict[int, list[dict]] = {image["id"]: [] for image in images}
-    faulty: dict[str, list[dict]] = {fault: [] for fault in FAULTS}
-    for a in annotations:
-        crowd, size = _read_crowd(a, where), sizes[a["image_id"]]
-        box, of_box = _read_box(a, *size)
-        shape, of_shape = {}, None
-        if kind == "masks":
-            shape["segmentation"], of_shape = _read_mask(a, *size)
-        elif kind == "keypoints":
-            points = _read_keypoints(a, joints, crowd, where)
-            shape = {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
-        faults = [fault for fault in (of_box, of_shape) if fault]
-        sound = all(fault.endswith(")") for fault in faults)
-        if sound and copies.has(a, box):
-            sound, faults = False, [*faults, COPY]
-        for fault in faults:
-            faulty[fault].append(a)
-        if sound:
-            entry = {
-                "image_id": a["image_id"],
-                "category_id": a["category_id"],
-                "bbox": box,
-                "iscrowd": int(crowd),
-                "area": _read_area(a, box),
-                **shape,
-            }
-            found[a["image_id"]].append(entry)
-    kept = [entry for entries in found.values() for entry in entries]
-    for number, entry in enumerate(kept, 1):
-        entry["id"] = number
-    faulty = {fault: those for fault, those in faulty.items() if those}
-    _report(faulty, len(annotations), len(kept), where, strict=strict, quiet=quiet)
-    return (
-        {"info": {}, **content, "annotations": kept},
-        {fault: len(those) for fault, those in faulty.items()},
+    place = {image["id"]: i for i, image in enumerate(images)}
+    image = np.array([place[a["image_id"]] for a in annotations], np.int64)
+    listed = [(entry["height"], entry["width"]) for entry in images]
+    sizes = np.array(listed, np.int64).reshape(-1, 2)[image]
+    crowd = np.array([_read_crowd(a, where) for a in annotations], bool)
+    xywh, faulty = _check_boxes(_read_boxes(annotations, sizes), sizes)
+    segmentations: list[Any] = []
+    if kind == "masks":
+        pairs = zip(annotations, sizes.tolist(), strict=True)
+        read = [_read_mask(a, *size, partial=partial) for a, size in pairs]
+        segmentations = [segmentation for segmentation, _ in read]
+        faults = np.array([fault or "" for _, fault in read], str)
+        faulty |= {fault: faults == fault for fault in (UNUSABLE, PARTLY)}
+    joints = _count_joints(content) if kind == "keypoints" else 0
+    keypoints = _read_keypoints(annotations, joints, crowd, where)
+    sound = ~np.any([those for fault, those in faulty.items() if not fault.endswith(")")], axis=0)
+    faulty[COPY] = _find_copies(annotations, image, xywh, sound)
+    sound &= ~faulty[COPY]
+    if partial:
+        faulty[BARE] = sound & np.array([mask is None for mask in segmentations], bool)
+    _report(faulty, annotations, int((~sound).sum()), where, strict=strict, quiet=quiet)
+    kept = np.flatnonzero(sound)
+    kept = kept[np.argsort(image[kept], kind="stable")]
+    area = _read_numbers([a.get("area") for a in annotations])
+    area = np.where(area >= 0, area, xywh[:, 2:].prod(1))  # NaN where it is missing
+    return Instances(
+        image=image[kept],
+        category=np.array([a["category_id"] for a in annotations], np.int64)[kept],
+        xywh=xywh[kept],
+        crowd=crowd[kept],
+        area=area[kept],
+        segmentations=[segmentations[i] for i in kept] if segmentations else [],
+        keypoints=keypoints[kept],
+        problems={fault: int(those.sum()) for fault, those in faulty.items() if those.any()},
     )
 
 
@@ -100,7 +145,7 @@ def _read_crowd(annotation: dict, where: str) -> bool:
         ) from error
 
 
-def count_joints(content: dict[str, list[dict]]) -> int:
+def _count_joints(content: dict[str, list[dict]]) -> int:
     """J: the joints that the categories name, else those of the first annotation with any."""
     named = [c["keypoints"] for c in content["categories"] if isinstance(c.get("keypoints"), list)]
     if named:
@@ -109,32 +154,49 @@ def count_joints(content: dict[str, list[dict]]) -> int:
     return next((len(points) // 3 for points in lists if points and isinstance(points, list)), 0)
 
 
-def _read_box(annotation: dict, height: int, width: int) -> tuple[list[float], str | None]:
-    """`bbox`, or the box around the segmentation where there is none; and what is wrong with it.
+def _read_numbers(values: list) -> np.ndarray:
+    """(n,) float64; NaN for what is not a finite number."""
+    if set(map(type, values)) <= {int, float}:
+        with suppress(OverflowError):  # of whole numbers of more than 308 digits
+            numbers = np.fromiter(values, np.float64, len(values))
+            return np.where(abs(numbers) < 1e300, numbers, np.nan)
+    return np.array([v if is_number(v) else np.nan for v in values], np.float64)
+
+
+def _read_rows(annotations: list[dict], key: str, count: int) -> np.ndarray:
+    """(M, count) float64 of one key; NaN where it is not a list of `count` finite numbers."""
+    missing, rows = [np.nan] * count, [a.get(key) for a in annotations]
+    fit = [r if isinstance(r, list | tuple) and len(r) == count else missing for r in rows]
+    numbers = _read_numbers(list(chain.from_iterable(fit))).reshape(len(rows), count)
+    numbers[np.isnan(numbers).any(1)] = np.nan
+    return numbers
+
+
+def _read_boxes(annotations: list[dict], sizes: np.ndarray) -> np.ndarray:
+    """`bbox` (M, 4), or the box around the segmentation where there is none; NaN: unknown."""
+    xywh = _read_rows(annotations, "bbox", 4)
+    for i in np.flatnonzero(np.isnan(xywh[:, 0])):
+        if annotations[i].get("bbox") in (None, []):
+            box = _box_around(annotations[i].get("segmentation"), *sizes[i].tolist())
+            xywh[i] = np.nan if box is None else box
+    return xywh
+
+
+def _check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, Faulty]:
+    """Boxes (M, 4), clipped where they are far over the border of their image; what is wrong.
 
     What is more than a pixel over the image's border is clipped; less is rounding and stays.
     """
-    box = annotation.get("bbox")
-    if box in (None, []):
-        box = _box_around(annotation.get("segmentation"), height, width)
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_number, box)):
-        return [], UNKNOWN
-    x1, y1, w, h = box = [float(v) for v in box]
-    x2, y2 = x1 + w, y1 + h
-    if np.float32(x2) <= np.float32(x1) or np.float32(y2) <= np.float32(y1):  # as trained on
-        return [], FLAT
-    left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-    if right <= left or bottom <= top:
-        return [], OUTSIDE
-    if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
-        return [left, top, right - left, bottom - top], CLIPPED
-    return box, None
-
-
-def _read_area(annotation: dict, box: list[float]) -> float:
-    """`area`, or that of the box where there is none."""
-    area: Any = annotation.get("area")
-    return float(area) if is_number(area) and area >= 0 else box[2] * box[3]
+    limit = sizes[:, ::-1].astype(float)  # width, height
+    low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    inner_low, inner_high = low.clip(0), np.minimum(high, limit)
+    unknown = np.isnan(xywh[:, 0])
+    flat = (high.astype(np.float32) <= low.astype(np.float32)).any(1)  # as trained on
+    outside = ~flat & (inner_high <= inner_low).any(1)
+    over = ((low < -1) | (high > limit + 1)).any(1) & ~flat & ~outside
+    inner = np.concatenate([inner_low, inner_high - inner_low], 1)
+    faulty = {UNKNOWN: unknown, FLAT: flat, OUTSIDE: outside, CLIPPED: over}
+    return np.where(over[:, None], inner, xywh), faulty
 
 
 def _box_around(segmentation: Any, height: int, width: int) -> list[float] | None:
@@ -149,53 +211,67 @@ def _box_around(segmentation: Any, height: int, width: int) -> list[float] | Non
     return None
 
 
-def _read_mask(annotation: dict, height: int, width: int) -> tuple[Any, str | None]:
-    """`segmentation` without its bad polygons, and what is wrong with it."""
+def _read_mask(
+    annotation: dict, height: int, width: int, *, partial: bool
+) -> tuple[Any, str | None]:
+    """`segmentation` without its bad polygons, and what is wrong with it.
+
+    partial: one that is empty is None, and nothing is wrong with it.
+    """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
         sound = [p for p in segmentation if check_polygon(p, height, width) is None]
-        return sound, UNUSABLE if not sound else PARTLY if len(sound) < len(segmentation) else None
-    fault = check_segmentation(segmentation, height, width)
-    empty = fault or not rle.area(encode(segmentation, height, width))
-    return segmentation, UNUSABLE if empty else None
+        if sound:
+            return sound, PARTLY if len(sound) < len(segmentation) else None
+        empty = all(map(_is_short, segmentation))
+    else:
+        fault = check_segmentation(segmentation, height, width)
+        if not fault and rle.area(encode(segmentation, height, width)):
+            return segmentation, None
+        runs = segmentation.get("counts", 0) if isinstance(segmentation, dict) else segmentation
+        empty = not fault or runs in (None, [], "", b"")
+    return None, None if partial and empty else UNUSABLE
 
 
-def _read_keypoints(annotation: dict, joints: int, crowd: bool, where: str) -> list[float]:
-    """`keypoints`, 3 J numbers x, y, visibility; zeros where a crowd has none."""
-    points = annotation.get("keypoints")
-    if not joints:
-        return []
-    if isinstance(points, list) and len(points) == 3 * joints and all(map(is_number, points)):
-        return [float(v) for v in points]
-    if crowd:
-        return [0.0] * 3 * joints
-    raise ValueError(
-        f"{where}: annotation {annotation.get('id')} of image {annotation['image_id']} has "
-        f"{excerpt(points)} as its `keypoints`, where {joints} joints need {3 * joints} finite "
-        "numbers"
-    )
+def _is_short(polygon: Any) -> bool:
+    """Whether it is a polygon of fewer than 3 points."""
+    return isinstance(polygon, list) and len(polygon) < 6 and all(map(is_number, polygon))
 
 
-class Copies:
-    """Finds instances that repeat all that matters of an earlier one.
+def _read_keypoints(
+    annotations: list[dict], joints: int, crowd: np.ndarray, where: str
+) -> np.ndarray:
+    """`keypoints` (M, J, 3): x, y, visibility; zeros where a crowd has none."""
+    points = _read_rows(annotations, "keypoints", 3 * joints)
+    missing = np.isnan(points).any(1)
+    points[missing & crowd] = 0
+    for i in np.flatnonzero(missing & ~crowd)[:1]:
+        a = annotations[i]
+        raise ValueError(
+            f"{where}: annotation {a.get('id')} of image {a['image_id']} has "
+            f"{excerpt(a.get('keypoints'))} as its `keypoints`, where {joints} joints need "
+            f"{3 * joints} finite numbers"
+        )
+    return points.reshape(len(annotations), joints, 3)
+
+
+def _find_copies(
+    annotations: list[dict], image: np.ndarray, xywh: np.ndarray, sound: np.ndarray
+) -> np.ndarray:
+    """Which (M,) of the sound instances repeat all that matters of an earlier one.
 
     Two exports in one file do that. pycocotools counts copies, of which a detector finds but one.
     """
-
-    def __init__(self) -> None:
-        self.first: dict[tuple, dict] = {}  # place -> first annotation there
-        self.texts: dict[tuple, set[str]] = {}  # place -> what is there, if there are several
-
-    def has(self, annotation: dict, box: list[float]) -> bool:
-        """Whether an earlier annotation is the same; from now on this one is earlier."""
-        place = (annotation["image_id"], *box)
-        first = self.first.setdefault(place, annotation)
-        if first is annotation:
-            return False
-        texts = self.texts.setdefault(place, {_describe(first)})
-        before = len(texts)
-        texts.add(_describe(annotation))
-        return len(texts) == before
+    rows = np.column_stack([image.astype(np.float64), xywh]).view(np.uint64)  # (M, 5)
+    place = (rows * np.array([3, 5, 7, 11, 13], np.uint64) ** np.uint64(25)).sum(1)  # a hash
+    _, group, count = np.unique(place, return_inverse=True, return_counts=True)
+    copies = np.zeros(len(annotations), bool)
+    seen: set[str] = set()
+    for i in np.flatnonzero(sound & (count[group] > 1)):
+        text = _describe(annotations[i])
+        copies[i] = text in seen
+        seen.add(text)
+    return copies
 
 
 def _describe(annotation: dict) -> str:
@@ -204,19 +280,19 @@ def _describe(annotation: dict) -> str:
 
 
 def _report(
-    faulty: dict[str, list[dict]], count: int, kept: int, where: str, *, strict: bool, quiet: bool
+    faulty: Faulty, annotations: list[dict], dropped: int, where: str, *, strict: bool, quiet: bool
 ) -> None:
     """One warning of all faults (none if quiet), or an error if strict."""
-    if not faulty:
-        return
     parts = []
     for fault, those in faulty.items():
-        ids, images = ([a.get(key) for a in those[:3]] for key in ("id", "image_id"))
-        parts.append(f"{len(those)} with {fault} (first annotation ids {ids} of images {images})")
-    message = f"{where}: of {count} instances, {', '.join(parts)}"
-    if strict:
+        if those.any():
+            first = [annotations[i] for i in np.flatnonzero(those)[:3]]
+            ids, images = ([a.get(key) for a in first] for key in ("id", "image_id"))
+            parts.append(
+                f"{those.sum()} with {fault} (first annotation ids {ids} of images {images})"
+            )
+    message = f"{where}: of {len(annotations)} instances, {', '.join(parts)}"
+    if strict and any(those.any() for fault, those in faulty.items() if fault != BARE):
         raise ValueError(f"{message}: correct the file, or load it with strict=False")
-    if not quiet:
-        warnings.warn(
-            f"{message}; {count - kept} dropped, in training and evaluation", stacklevel=5
-        )
+    if parts and not quiet:
+        warnings.warn(f"{message}; {dropped} dropped, in training and evaluation", stacklevel=5)

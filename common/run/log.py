@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import dist, files, machine
+from .. import dist, files
+from . import machine
 
 
 class Diverged(FloatingPointError):

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from .. import dist, machine
+from .. import dist
 from ..errors import UserError
 from ..tables import runs
 from ..tables.markdown import markdown
-from . import lock, log, sealed
+from . import lock, log, machine, sealed
 from .log import Diverged
 
 

@@ -71,7 +71,7 @@ def run_all(
     files.write_text(Path(cfg.output_dir, "versus.md"), table + "\n")
     _draw(folders, Path(cfg.output_dir, "versus.png"), columns, along, curve, label)
     print(table)
-    print(f"\nPictures, curves and checkpoints: {cfg.output_dir}")
+    print(f"\nImages, curves and checkpoints: {cfg.output_dir}")
     return folders
 
 
@@ -159,7 +159,7 @@ class _Named:
 
 def _draw(
     folders: Mapping[str, Path],
-    picture: Path,
+    path: Path,
     columns: Sequence[str],
     along: str,
     curve: str,
@@ -172,7 +172,7 @@ def _draw(
         if points:
             lines[name] = ([p[along] for p in points], [p[curve] for p in points])
     if max((len(xs) for xs, _ in lines.values()), default=0) >= FEW:
-        draw.curves(picture, lines, xlabel=along, ylabel=label or curve)
+        draw.curves(path, lines, xlabel=along, ylabel=label or curve)
         return
     metrics = {name: (read_result(folder) or {})["metrics"] for name, folder in folders.items()}
-    draw.bars(picture, {c: {name: m.get(c) for name, m in metrics.items()} for c in columns})
+    draw.bars(path, {c: {name: m.get(c) for name, m in metrics.items()} for c in columns})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .. import files
 
 PAPER, OURS = "#2d78d7", "#e45037"
-ACROSS = 4  # panels side by side
+ACROSS = 4  # panels side by side, at most
 
 Ours = tuple[float, float] | None  # mean and std over the seeds
 
@@ -29,8 +29,8 @@ def chart(
     Each of the two has an axis of its own, paper above and ours below, so that orders compare
     where sizes do not. `ours` is what our points are called.
     """
-    across = min(ACROSS, len(panels))
-    down = math.ceil(len(panels) / across)
+    down = math.ceil(len(panels) / ACROSS)
+    across = math.ceil(len(panels) / down)  # five stand as three and two
     width = max(2.4, *(0.1 * len(metric) for metric in panels))
     size = (0.075 * max(map(len, names)) + width * across, 0.9 + down * (0.9 + 0.25 * len(names)))
     figure = Figure(figsize=(max(size[0], 6), size[1]), dpi=120, layout="constrained")
@@ -66,7 +66,7 @@ def _profile(
     drawn = axes.errorbar(
         means,
         [row + shift for row in rows],
-        xerr=[std or math.nan for std in stds],  # no bar for a single run
+        xerr=[std or math.nan for std in stds],  # no bar for the paper or a single run
         fmt=marker,
         color=color,
         markersize=5,
@@ -77,4 +77,5 @@ def _profile(
     axes.tick_params(axis="x", colors=color, labelsize=8)
     axes.spines[["left", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    return drawn
+    axes.locator_params(axis="x", nbins=6)  # room for "84.25" beside "84.50"
+    return drawn if any(stds) else drawn.lines[0]  # no bar in the legend, either

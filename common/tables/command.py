@@ -17,7 +17,7 @@ train.py has left `result.json` in the folder; whatever else is there is resumed
     {"metrics": {"AP": 33.1}, "seconds": 310.5, "device": "...",
      "diverged": null or {"step": 12, "part": "classification"}}
 
-Only such files fill the column "ours"; what was not measured is a dash.
+Only such files give figures of ours; what was not measured is a dash.
 """
 
 import difflib

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,27 @@ State = dict[str, Tensor]
 
 # Ours, detectron2 and others, pycls, common, Detectron: keys of what holds the tensors
 WRAPPERS = ("parts", "model", "model_state", "model_state_dict", "state_dict", "teacher", "blobs")
+# COCO's ids of its 80 classes, in order: torchvision's detectors have a row for each of 0..90.
+COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 PREFIX = re.compile(r"^((module|model|state_dict|teacher)\.|gpu_\d+/)+")
+
+
+@dataclass
+class Report:
+    """What loading weights into a model did; printing it tells all of it."""
+
+    source: str
+    loaded: int = 0  # tensors
+    kept: list[str] = field(default_factory=list)  # the model's, absent from the file
+    unused: list[str] = field(default_factory=list)  # the file's, without a place in the model
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.loaded} tensors from {self.source}."]
+        for names, what in ((self.kept, "stay as initialised"), (self.unused, "are unused")):
+            if names:
+                lines.append(f"{len(names)} {what}: {few(names)}.")
+        return "\n".join([*lines, *self.notes])
 
 
 def read(path: str | Path) -> State:

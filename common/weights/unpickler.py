@@ -57,7 +57,8 @@ class Namespace(dict):
     """Stands in for argparse.Namespace: its entries."""
 
 
-Base: Any = pickle.__dict__["_Unpickler"]  # the one written in Python
+# The one written in Python: each of its operations can be replaced
+Base: Any = pickle.__dict__["_Unpickler"]
 
 
 class Unpickler(Base):
@@ -141,7 +142,7 @@ class Unpickler(Base):
         raise UnpicklingError("it has an operation that is none of such files")
 
     load_obj = load_inst = load_newobj_ex = load_ext1 = load_ext2 = load_ext4 = refuse
-    load_additems = load_frozenset = refuse
+    load_additems = load_frozenset = load_next_buffer = load_readonly_buffer = refuse
     # A bytearray would be made before it is known whether the file holds as many bytes
     load_bytearray8 = Base.load_binbytes8
 
@@ -249,6 +250,8 @@ CALLS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 def _count(load: Callable[[Unpickler], None]) -> Callable[[Unpickler], None]:
+    """An operation that counts how often it and the others are run."""
+
     def step(reader: Unpickler) -> None:
         reader.operations -= 1
         if reader.operations < 0:

@@ -16,39 +16,19 @@ from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from common.weights.formats import converting, few, misfits, read
+from common.weights import formats
+from common.weights.formats import COCO_IDS, converting, misfits, read
 
 from ..model import RetinaNet
 from ..net.anchors import Anchors
 from .formats import Converted, State, Wants, convert, permute_channels, rgb
 
-# COCO's ids of its 80 classes, in order: torchvision's classifier has a channel for each of 0..90.
-COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-
 
 @dataclass
-class Report:
-    """What `initialise` did; printing it tells all of it."""
+class Report(formats.Report):
+    """And the pixels that the weights want."""
 
-    wants: Wants
-    loaded: int = 0  # tensors
-    kept: list[str] = field(default_factory=list)  # the model's, absent from the file
-    unused: list[str] = field(default_factory=list)  # the file's, without a place in the model
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        wants = self.wants
-        lines = [f"{self.loaded} tensors from {wants.source}."]
-        for names, what in ((self.kept, "stay as initialised"), (self.unused, "are unused")):
-            if names:
-                lines.append(f"{len(names)} {what}: {few(names)}.")
-        if wants.mean is not None:
-            order = "blue, green, red" if wants.bgr else "red, green, blue"
-            top = 255 if wants.bgr else 1
-            lines.append(
-                f"They want pixels {order} in 0..{top}, mean {wants.mean}, std {wants.std}."
-            )
-        return "\n".join([*lines, *self.notes])
+    wants: Wants = field(kw_only=True)
 
 
 def initialise(
@@ -74,13 +54,18 @@ def initialise(
     state = _imagenet(model) if str(source) == "imagenet" else read(source)
     with converting(source):
         converted = convert(state, str(source))
-        report = Report(converted.wants, unused=converted.unused)
+        report = Report(converted.wants.source, unused=converted.unused, wants=converted.wants)
         _require(model, converted)
         if to_rgb and converted.wants.bgr:
             _turn(converted, report)
         _order_predictions(model, converted, report, category_ids)
         _fold(model, converted, report)
     _load(model, converted, report)
+    wants = report.wants
+    if wants.mean is not None:
+        order, top = ("blue, green, red", 255) if wants.bgr else ("red, green, blue", 1)
+        pixels = f"{order} in 0..{top}, mean {wants.mean}, std {wants.std}."
+        report.notes.insert(0, f"They want pixels {pixels}")
     return report
 
 

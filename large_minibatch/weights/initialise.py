@@ -9,7 +9,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,24 +16,12 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from common.run.sealed import write
-from common.weights.formats import State, converting, few, misfits, read
+from common.weights.formats import Report, State, converting, misfits, read
 
 from ..model import Bottleneck
 from .formats import MEAN, STD, Converted, convert
 
 DOWNLOADS = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
-
-
-@dataclass
-class Report:
-    """What `initialise` did; printing it tells all of it."""
-
-    source: str
-    loaded: int  # tensors
-    notes: list[str]
-
-    def __str__(self) -> str:
-        return "\n".join([f"{self.loaded} tensors from {self.source}.", *self.notes])
 
 
 def initialise(
@@ -81,10 +68,8 @@ def initialise(
             "The file has no statistics of activations: its norms are affine maps, which evaluate "
             "correctly but cannot go on training with batch statistics."
         )
-    if converted.unused:
-        notes.append(f"{len(converted.unused)} are unused: {few(converted.unused)}.")
     model.load_state_dict(tensors, strict=False)
-    return Report(converted.source, len(tensors), notes)
+    return Report(converted.source, len(tensors), unused=converted.unused, notes=notes)
 
 
 def _require_pixels(converted: Converted, mean: Sequence[float], std: Sequence[float]) -> str:

@@ -1,6 +1,5 @@
 """The charts of the consistency study: the figures of Sec. 6, and the annotations side by side."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from common.draw import grid, legend, save_png
+from common.draw import grid, legend, save_figure, save_png
 
 from ..files.categories import Category
-from ..files.pixels import write_bytes
 from ..metric.matching import Matching
 from ..metric.scores import Scores
 from ..quality import PanopticQuality
@@ -39,7 +37,7 @@ def classes(path: Path, scores: Scores, categories: Mapping[int, Category]) -> N
     axes.set(xlim=(-0.8, max(len(ranked), 1) - 0.2), ylim=(0, 100))
     patches = [Patch(color=THING, label="things"), Patch(color=STUFF, label="stuff")]
     axes.legend(handles=patches, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def cdf(path: Path, metric: PanopticQuality) -> None:
@@ -64,7 +62,7 @@ def cdf(path: Path, metric: PanopticQuality) -> None:
     axes.axvline(0.5, color="grey", linestyle=":")
     axes.set(xlim=(0, 1), ylim=(0, 100))
     axes.legend(frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -79,7 +77,7 @@ def thresholds(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_xticks(range(len(found)), list(found))
     axes.set_ylim(0, 108)
     axes.legend(frameon=False, ncols=3, loc="upper right")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -100,7 +98,7 @@ def weights(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
                 )
     axes.set(xlim=(None, 102), ylim=(None, 102))
     axes.legend(frameon=False, loc="upper left")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def annotations(
@@ -128,17 +126,10 @@ def _open(
     title: str, xlabel: str, ylabel: str, *, size: tuple[float, float] = (6, 4.2)
 ) -> tuple[Figure, Axes]:
     """A figure of these inches, and its axes to draw on."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(path, buffer.getvalue())

@@ -46,7 +46,7 @@ def tables(found: Mapping[str, Any]) -> str:
             ),
             f"Of {found['matched']} pairs of an optimal matching without threshold, "
             f"{cell(found['matched below 0.5'])} % have an IoU below 0.5 (paper: below "
-            f"{paper.BELOW_HALF:g} % [memory]).",
+            f"{paper.BELOW_HALF:g} %†).",
             _table(
                 "RQ by the weight of FP and FN",
                 ["SQ", "RQ", "PQ"],
@@ -71,7 +71,7 @@ def _table_6(found: Mapping[str, Any]) -> Lines:
         lines.append([f"{name}, machine", *ours(found["machine"], found["machine intervals"])])
     for place in paper.THREE:
         human = [_spread(*figures) for figures in paper.TABLE_6_HUMAN[place]]
-        lines.append([f"paper, {place}, human [memory]", *human])
+        lines.append([f"paper, {place}, human†", *human])
         lines += _paper({f"{place}, machine": paper.TABLE_6_MACHINE[place]})
     return lines
 
@@ -83,7 +83,7 @@ def _spread(value: float, up: float, down: float) -> str:
 
 
 def _paper(rows: Mapping[str, Sequence[float]]) -> Lines:
-    return [[f"paper, {name} [memory]", *map(cell, values)] for name, values in rows.items()]
+    return [[f"paper, {name}†", *map(cell, values)] for name, values in rows.items()]
 
 
 def _cells(scores: Mapping[str, float], names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.draw import save_figure
 from common.tables.markdown import markdown
 
 from ..files.pixels import write_bytes
@@ -47,11 +48,11 @@ def heat_maps(points: Sequence[Point], path: Path) -> None:
 
     A star marks the best point, a ring the official script's where the map passes through it.
     """
-    from .charts import Figure, save  # half a second: only who draws pays for it
+    from matplotlib.figure import Figure  # half a second: only who draws pays for it
 
     winner = best(points)
     values = [100 * p.pq for p in points if not math.isnan(p.pq)] or [0.0]
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 4.6), dpi=120, layout="constrained")
     plots = figure.subplots(1, 3)
     for axes, third in zip(plots, ("stuff_area", "overlap", "confidence"), strict=True):
         fixed = winner.thresholds[third]
@@ -82,4 +83,4 @@ def heat_maps(points: Sequence[Point], path: Path) -> None:
         axes.set_yticks(range(len(lines)), [f"{y:g}" for y in lines])
         axes.set(xlabel=AXES[across], ylabel=AXES[up], title=f"{AXES[third]} {fixed:g}")
     figure.colorbar(shades, ax=plots, label="PQ, %")
-    save(figure, path)
+    save_figure(figure, path)

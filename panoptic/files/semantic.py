@@ -29,16 +29,16 @@ def class_labels(
     void: another label for void than the layout's. Raises ValueError for an unknown layout, and
     where void would be the label of a class or a label would not fit into 16 bits.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout} is unknown: choose from {', '.join(LAYOUTS)}")
-    if layout == "category":
-        labels = {number: number for number in categories}
-    elif layout == "contiguous":
-        labels = {number: label for label, number in enumerate(categories)}
-    else:
-        stuff = [category.id for category in categories.values() if not category.isthing]
-        labels = dict.fromkeys(categories, 0)
-        labels |= {number: label for label, number in enumerate(stuff, 1)}
+    match layout:
+        case "category":
+            labels = {number: number for number in categories}
+        case "contiguous":
+            labels = {number: label for label, number in enumerate(categories)}
+        case "stuff":
+            stuff = [category.id for category in categories.values() if not category.isthing]
+            labels = dict.fromkeys(categories, 0) | {c: label for label, c in enumerate(stuff, 1)}
+        case _:
+            raise ValueError(f"layout={layout} is unknown: choose from {', '.join(LAYOUTS)}")
     if void is None:
         void = 0 if layout == "category" else 255
     if void in labels.values():

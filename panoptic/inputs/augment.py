@@ -5,11 +5,11 @@ image is void. Random choices come from torch's global generator, which the trai
 for each example.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
+
+from common.transforms import scaled_size
 
 from ..config import Data
 
@@ -23,7 +23,7 @@ def augment(image: Tensor, ids: Tensor, cfg: Data) -> tuple[Tensor, Tensor]:
     """
     if cfg.resize:
         choice = cfg.short_side[int(torch.randint(len(cfg.short_side), ()))]
-        image, ids = resize(image, ids, fit(ids.shape, choice, cfg.long_side))
+        image, ids = resize(image, ids, scaled_size(ids.shape, choice, cfg.long_side))
     if cfg.scale != [1.0, 1.0]:
         factor = uniform(*cfg.scale)
         height, width = (max(1, round(factor * side)) for side in ids.shape)
@@ -40,13 +40,6 @@ def augment(image: Tensor, ids: Tensor, cfg: Data) -> tuple[Tensor, Tensor]:
 def uniform(low: float, high: float) -> float:
     """A number between the two."""
     return low + (high - low) * float(torch.rand(()))
-
-
-def fit(size: Sequence[int], short: int, longest: int) -> tuple[int, int]:
-    """Height and width with the shorter side at `short`, the longer at most at `longest`."""
-    scale = min(short / min(size), longest / max(size))
-    height, width = (max(1, round(side * scale)) for side in size)
-    return height, width
 
 
 def resize(image: Tensor, ids: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -106,11 +106,6 @@ def merge_centers(
         segment = {"id": len(segments) + 1, "category_id": category, "iscrowd": 0}
         segments.append({**segment, "area": sum(row), "score": score})
     ids = table.to(semantic.device)[groups.long()]
-    ids, stuff = add_stuff(
-        ids,
-        semantic,
-        stuff_area=stuff_area,
-        things={*things, *void},
-        first=len(segments) + 1,
-    )
+    skipped, first = {*things, *void}, len(segments) + 1
+    ids, stuff = add_stuff(ids, semantic, stuff_area=stuff_area, things=skipped, first=first)
     return ids, segments + stuff

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files.categories import read_categories, whole
-from ..files.coco import Result, read_json
+from ..files.categories import whole
+from ..files.coco import Result, load_categories, read_json
 from ..files.detection import decode, run_lengths
 from ..files.entries import image_entries, is_image_id
 from ..files.ids import SegmentIds
@@ -29,9 +29,7 @@ class Results:
         for number, image in self.images.items():
             if not {"height", "width"} <= image.keys():
                 raise ValueError(f"{images}: image {number!r} has no height and width")
-        content = read_json(categories)
-        listed = content.get("categories") if isinstance(content, dict) else content
-        self.categories = read_categories(listed, categories)
+        self.categories = load_categories(categories)
         self.unlisted: dict[str, int] = {}  # results of images that are not listed, by file
         self.instances = self._read(instances, things=True)
         self.semantic = self._read(semantic, things=False)

@@ -4,7 +4,7 @@ H x W pixels, counted down the columns; R runs of 0 and 1 in turn, which fill th
 covers a small part of an image, so that a list of its pixels is much shorter than a map of all.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,6 @@ def merge_runs(
     confidence: float = CONFIDENCE,
     overlap: float = OVERLAP,
     stuff_area: float = STUFF_AREA,
-    things: Collection[int] = (),
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """What `merge.merge` gives of the same masks: map (H, W) int32, 0 void, and its segments.
 
@@ -68,8 +67,6 @@ def merge_runs(
     segments = thing_segments(Disjoint(owner, kept, areas), labels, scores)
     seen: set[int] = set()
     for category, runs in semantic:
-        if category in things:
-            continue
         if category in seen:  # stuff is one segment a class, Sec. 3
             raise ValueError(f"category {category} has two masks: join them into one")
         seen.add(category)

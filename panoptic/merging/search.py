@@ -74,23 +74,20 @@ def search(
     confidences: Sequence[float] = CONFIDENCES,
     overlaps: Sequence[float] = OVERLAPS,
     stuff_areas: Sequence[float] = STUFF_AREAS,
-    things: Iterable[int] = (),
 ) -> list[Point]:
     """Every point of the grid with its scores, by rising confidence, overlap and stuff area.
 
     examples: predictions, each with the true map (H, W) and its segments. categories: id -> whether
-    it is a thing. things: values that are not painted besides the things among `categories`, see
-    `merge.add_stuff`. Raises ValueError where there is no example.
+    it is a thing. Raises ValueError where there is no example.
     """
     given = (confidences, CONFIDENCE), (overlaps, OVERLAP), (stuff_areas, STUFF_AREA)
     grid = [sorted({*values, default}) for values, default in given]
-    skipped = frozenset([*things, *(c for c, thing in categories.items() if thing)])
     shape = *(len(values) for values in grid), len(categories), 5
     sums = torch.zeros(shape, dtype=torch.float64)
     found_any = False
     for prediction, truth, truth_segments in examples:
         found_any = True
-        example = _Example(prediction, truth, truth_segments, categories, skipped)
+        example = _Example(prediction, truth, truth_segments, categories)
         for j, overlap in enumerate(grid[1]):
             # The walk by score is the same for all confidences; a higher one ends it earlier.
             found = remove_overlaps(
@@ -119,10 +116,10 @@ class _Example:
         truth: Array,
         segments: Sequence[Mapping[str, Any]],
         categories: Mapping[int, bool],
-        things: frozenset[int],
     ) -> None:
         self.prediction, self.truth, self.segments = prediction, truth, segments
-        self.categories, self.things = categories, things
+        self.categories = categories
+        self.things = {category for category, thing in categories.items() if thing}
         self.scores: list[float] = torch.as_tensor(prediction.scores).tolist()
         self.painted: dict[tuple[tuple[int, ...], float], Tensor] = {}
         self.compared: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.categories import Category
+from ..files.categories import Category, kinds
 from ..merge import add_stuff, merge, scale_area
 
 PanopticMap = tuple[Tensor, list[dict[str, Any]]]  # ids (H, W) int32, segments
@@ -68,8 +68,8 @@ def panoptic_map(
 
     truth: ids (H, W) on the output's device, with `segments`; for oracles and humans only.
     component_area: the fewest pixels of a component. human_shift: pixels, by which the human's
-    borders are off. image: its id, from which the human's errors follow. ValueError for another
-    source.
+    borders are off, as of `simulate.Annotator`. image: its id, from which the human's errors
+    follow. ValueError for another source.
     """
     things = {category.id for category in categories.values() if category.isthing}
     semantic = output.semantic
@@ -101,7 +101,16 @@ def panoptic_map(
             )
             return merge_output(known, thresholds, things)
         case "human":
-            return human(truth, segments, categories, shift=human_shift, image=image)
+            from ..annotators.simulate import Annotator, annotate  # needs scipy
+
+            ids, drawn = annotate(
+                truth.cpu().numpy(),
+                segments,
+                np.random.default_rng(zlib.crc32(str(image).encode())),
+                categories=kinds(categories),
+                annotator=Annotator(shift=human_shift),
+            )
+            return torch.from_numpy(ids), drawn
     raise ValueError(f"source is {source!r}: choose one of those in sources.py")
 
 
@@ -145,31 +154,6 @@ def components(
     area, first = thresholds.area(semantic.shape), len(segments) + 1
     ids, stuff = add_stuff(ids, classes, stuff_area=area, things=things, first=first)
     return ids, segments + stuff
-
-
-def human(
-    truth: Tensor,
-    segments: Sequence[Mapping[str, Any]],
-    categories: Mapping[int, Category],
-    *,
-    shift: float = 1.3,
-    image: int | str,
-) -> PanopticMap:
-    """The image as a simulated annotator draws it, who knows the truth and errs a little.
-
-    shift: standard deviation in pixels of a border's displacement. The other errors are those of
-    `simulate.Annotator`, and all are always the same for an image id.
-    """
-    from ..annotators.simulate import Annotator, annotate  # needs scipy, as above
-
-    ids, drawn = annotate(
-        truth.cpu().numpy(),
-        segments,
-        np.random.default_rng(zlib.crc32(str(image).encode())),
-        categories={category.id: category.isthing for category in categories.values()},
-        annotator=Annotator(shift=shift),
-    )
-    return torch.from_numpy(ids), drawn
 
 
 def true_semantics(truth: Tensor, segments: Sequence[Mapping[str, Any]]) -> Tensor:

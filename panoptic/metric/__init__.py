@@ -1,1 +1,1 @@
-"""What PQ is counted from: overlaps, matches, scores; AP and mIoU of the parts; the peers."""
+"""What PQ is counted from; AP and mIoU of the parts; peers and examples of the benchmark."""

@@ -15,6 +15,13 @@ import numpy as np
 from .overlaps import Overlaps
 from .segments import Segment, Segments, read, reconcile
 
+CHOICES = {
+    "void_crowd": ("sum", "separate"),
+    "crowds": ("last", "all"),
+    "areas": ("counted", "json"),
+    "unlisted": ("raise", "void", "official"),
+}
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -43,10 +50,7 @@ class Rules:
     unlisted: str = "raise"
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]]
-        choices = {"void_crowd": ("sum", "separate"), "crowds": ("last", "all")}
-        choices |= {"areas": ("counted", "json"), "unlisted": ("raise", "void", "official")}
-        for name, valid in choices.items():
+        for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 words = " or ".join(map(repr, valid))
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {words}.")
@@ -59,15 +63,10 @@ class Rules:
         given = self.threshold
         return given if isinstance(given, Fraction) else Fraction(str(given))
 
-    @cached_property
-    def _ratio(self) -> tuple[int, int]:
-        return self.bound.as_integer_ratio()
-
     def exceeds(self, part: int, union: int | float) -> bool:
         """Whether part / union is above the threshold, exactly."""
         exact = union if isinstance(union, int) else Fraction(union)
-        over, under = self._ratio
-        return part * under > exact * over
+        return part * self.bound.denominator > exact * self.bound.numerator
 
     def excuses(self, void: int, crowd: int, area: int) -> bool:
         """Whether a prediction of `area` pixels, of which these are void or crowd, is ignored."""
@@ -76,8 +75,8 @@ class Rules:
         return self.exceeds(void, area) or self.exceeds(crowd, area)
 
 
-# Sec. 4.3, for `PanopticQuality(**PAPER)`
-PAPER: dict[str, Any] = {"void_crowd": "separate", "crowds": "all"}
+PAPER: dict[str, Any] = {"void_crowd": "separate", "crowds": "all"}  # Sec. 4.3
+RULES: dict[str, dict[str, Any]] = {"official": {}, "paper": PAPER}  # of `PanopticQuality(**...)`
 
 
 class Outcome(NamedTuple):

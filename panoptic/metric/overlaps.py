@@ -38,9 +38,7 @@ def overlaps(truth: IdMap, prediction: IdMap, *, where: str = "") -> Overlaps:
     for ids below 0 or from 2**24 on.
     """
     _check_shapes(truth, prediction, 2, where)
-    if isinstance(truth, Tensor) and isinstance(prediction, Tensor) and _off_cpu(truth, prediction):
-        return _batch_on_device(truth[None], prediction[None], [where])[0]
-    return _overlaps(_array(truth), _array(prediction), where)
+    return _batch(truth[None], prediction[None], [where])[0]
 
 
 def batch_overlaps(
@@ -52,10 +50,16 @@ def batch_overlaps(
     """
     names = where or [f"image {i} of the batch: " for i in range(len(truths))]
     _check_shapes(truths, predictions, 3, names[0] if names else "")
+    return _batch(truths, predictions, names)
+
+
+def _batch(truths: IdMap, predictions: IdMap, names: list[str]) -> list[Overlaps]:
+    """Of maps (B, H, W) of sound shapes; on a GPU where both are on the same."""
     if (
         isinstance(truths, Tensor)
         and isinstance(predictions, Tensor)
-        and _off_cpu(truths, predictions)
+        and truths.device == predictions.device
+        and truths.device.type != "cpu"
     ):
         return _batch_on_device(truths, predictions, names)
     pairs = zip(_array(truths), _array(predictions), names, strict=True)
@@ -149,11 +153,6 @@ def _empty() -> Overlaps:
 
 def _array(ids: IdMap) -> np.ndarray:
     return ids.cpu().numpy() if isinstance(ids, Tensor) else ids
-
-
-def _off_cpu(truth: Tensor, prediction: Tensor) -> bool:
-    """Whether both are on one device other than the CPU."""
-    return truth.device == prediction.device and truth.device.type != "cpu"
 
 
 def _check_shapes(truth: IdMap, prediction: IdMap, dimensions: int, where: str) -> None:

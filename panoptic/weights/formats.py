@@ -7,40 +7,19 @@ and keeps the background last, with neither box nor mask.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torchvision.ops import FrozenBatchNorm2d
 
-from common.weights.formats import State, few
+from common.weights.formats import COCO_IDS, Report, State, few
 
 from ..model import PanopticFPN
 from ..net.instance import MaskRCNN
 from ..net.padding import MEAN, STD
 
-# COCO's ids of its 80 classes, in order: torchvision's classifier has a row for each of 0..90.
-COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 BOX, MASK = "roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."
 STEM = "backbone.body.conv1.weight"
-
-
-@dataclass
-class Report:
-    """What `initialise` did; printing it tells all of it."""
-
-    source: str
-    loaded: int = 0  # tensors
-    kept: list[str] = field(default_factory=list)  # the network's, absent from the file
-    unused: list[str] = field(default_factory=list)  # the file's, without a place in the network
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors from {self.source}."]
-        for names, what in ((self.kept, "stay as initialised"), (self.unused, "are unused")):
-            if names:
-                lines.append(f"{len(names)} {what}: {few(names)}.")
-        return "\n".join([*lines, *self.notes])
 
 
 BLOCK = r"backbone\.body\.layer(\d)\.(\d+)\."

@@ -14,11 +14,11 @@ from pathlib import Path
 from torch import nn
 from torchvision.models import get_model_weights
 
-from common.weights.formats import State, converting, few, misfits, read
+from common.weights.formats import Report, State, converting, few, misfits, read
 
 from ..model import PanopticFPN, Separate
 from ..net.instance import MaskRCNN
-from .formats import BOX, MASK, Report, bare, from_detectron2, from_torchvision
+from .formats import BOX, MASK, bare, from_detectron2, from_torchvision
 
 PREDICTORS = (BOX, MASK, "sem_seg_head.predictor.")  # their channels are the classes
 CLASSIFIERS = ("semantic.classifier.4.", "semantic.auxiliary.4.")  # PSPNet's last layers

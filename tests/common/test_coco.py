@@ -361,6 +361,196 @@ def test_masks_need_segmentations(load):
         load(kind="masks")
 
 
+SQUARE = [[1, 1, 9, 1, 9, 9]]
+NO_MASKS = {
+    "two points": BAD_MASKS["two points"],
+    "no polygon": [],
+    "empty polygons": [[], [3, 3, 4]],
+    "none": None,
+    "nothing set": BAD_MASKS["nothing set"],
+    "no runs": {"size": [30, 40], "counts": []},
+    "empty string": BAD_MASKS["empty string"],
+}
+DAMAGED = [fault for fault in BAD_MASKS if fault not in NO_MASKS]
+
+
+box_only = pytest.mark.filterwarnings("ignore:.* with a box only:UserWarning")
+
+
+@pytest.fixture
+def partial_masks(load):
+    return lambda **options: load(kind="masks", partial=True, **options)
+
+
+@box_only
+def test_an_instance_without_the_key_keeps_its_box_in_a_partial_set(partial_masks, content):
+    for number in (0, 2):  # the cat and the crowd of image 7; the cow of image 0 has none
+        content["annotations"][number]["segmentation"] = SQUARE
+    content["annotations"] += [instance(9, 7, [3, 3, 6, 6]), instance(10, 7, [5, 5, 9, 9], 4)]
+    content["annotations"][-1]["segmentation"] = [[5, 5, 14, 5, 14, 14]]
+    message = r"of 5 instances, 2 with a box only .* ids \[3, 9\] of images \[0, 7\]\); 0 dropped"
+    with pytest.warns(UserWarning, match=message) as caught:
+        dataset = partial_masks(strict=True)  # it is no fault
+    assert len(caught) == 1
+    assert dataset.problems == {"a box only (kept)": 2}
+    target = dataset[1][1]
+    assert target["boxes"].shape == (4, 4)
+    assert target["has_mask"].tolist() == [True, True, False, True]
+    expected = [decode_mask(shape, 30, 40) for shape in (SQUARE, SQUARE, [[5, 5, 14, 5, 14, 14]])]
+    assert np.array_equal(target["masks"], expected)
+    assert dataset.target(0)["has_mask"].tolist() == [False]
+    for index in (0, 2):  # a box without a mask; no object at all
+        assert dataset.target(index)["masks"].shape == (0, 30, 40)
+    assert dataset.target(2)["has_mask"].shape == (0,)
+    assert dataset.target(2)["boxes"].shape == (0, 4)
+    assert len(partial_masks(keep_empty=False)) == 2
+
+
+@pytest.mark.parametrize("empty", NO_MASKS)
+def test_an_empty_segmentation_is_as_good_as_none_in_a_partial_set(
+    partial_masks, load, content, empty
+):
+    square = instance(1, 0, [1, 1, 8, 8], segmentation=SQUARE)
+    content["annotations"] = [
+        instance(2, 0, [1, 1, 8, 8], segmentation=NO_MASKS[empty]),
+        square,
+        instance(3, 0, [2, 2, 8, 8]),
+    ]
+    with pytest.warns(UserWarning, match=r"3 instances, 2 with a box only .*; 0 dropped") as caught:
+        dataset = partial_masks()
+    assert str(caught[0].message).count(" with ") == 1
+    target = dataset[0][1]
+    assert target["has_mask"].tolist() == [False, True, False]
+    assert torch.equal(target["masks"][0], torch.from_numpy(decode_mask(SQUARE, 30, 40)))
+    with pytest.warns(UserWarning, match="2 with an unusable segmentation"):
+        assert len(load(kind="masks")[0][1]["boxes"]) == 1  # where masks are needed
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_segmentation_is_dropped_from_a_partial_set(partial_masks, content, fault):
+    content["annotations"] = [
+        instance(1, 0, [1, 1, 8, 8], segmentation=BAD_MASKS[fault]),
+        instance(2, 0, [1, 1, 8, 8]),
+    ]
+    message = r"1 with an unusable segmentation .*\[1\].*, 1 with a box only .*\[2\].*; 1 dropped"
+    with pytest.warns(UserWarning, match=message) as caught:
+        target = partial_masks()[0][1]
+    assert len(caught) == 1
+    assert target["has_mask"].tolist() == [False]
+    with pytest.raises(ValueError, match="1 with an unusable segmentation"):
+        partial_masks(strict=True)
+
+
+def test_a_mask_of_zeros_is_a_mask(partial_masks, content):
+    speck = [[4.1, 4.1, 4.2, 4.1, 4.2, 4.2]]
+    content["annotations"] = [instance(1, 0, [4, 4, 1, 1], segmentation=speck)]
+    target = partial_masks()[0][1]
+    assert target["has_mask"].tolist() == [True]
+    assert target["masks"].shape == (1, 30, 40)
+    assert not target["masks"].any()
+
+
+def test_a_file_without_any_segmentation_loads_as_a_partial_set(partial_masks, content):
+    detections = perfect(content)
+    with pytest.warns(UserWarning, match="3 instances, 3 with a box only"):
+        dataset = partial_masks()
+    for _, target in dataset:
+        assert target["masks"].shape == (0, 30, 40)
+        assert not target["has_mask"].any()
+    assert dataset.ground_truth()["annotations"] == []
+    assert evaluate(dataset.ground_truth(boxes=True), detections)["AP"] == pytest.approx(100)
+    content["annotations"] = []
+    assert [len(target["has_mask"]) for _, target in partial_masks()] == [0, 0, 0]
+
+
+def test_boxes_of_no_area_and_copies_are_dropped_from_a_partial_set(partial_masks, content):
+    content["annotations"] = [instance(i, 0, [1, 1, 8, 8]) for i in (1, 2)]
+    content["annotations"].append(instance(3, 7, [0, 0, 0, 0]))
+    message = (
+        r"1 with a box of no area .*, 1 with an exact copy .*, 1 with a box only .*; 2 dropped"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        dataset = partial_masks()
+    assert len(caught) == 1
+    assert [t["boxes"].shape for _, t in dataset] == [(1, 4), (0, 4), (0, 4)]
+    assert [t["masks"].shape for _, t in dataset] == [(0, 30, 40)] * 3
+    with pytest.raises(ValueError, match="1 with a box of no area"):
+        partial_masks(strict=True)
+
+
+@box_only
+def test_a_target_may_be_had_without_decoding_masks(partial_masks, content, monkeypatch):
+    content["annotations"][0]["segmentation"] = SQUARE
+    dataset = partial_masks()
+    whole = dataset.target(1)
+    monkeypatch.delattr("common.coco.dataset.pickle")  # with which masks are read
+    target = dataset.target(1, decode=False)
+    assert list(target) == [key for key in whole if key != "masks"]
+    assert target["has_mask"].tolist() == [True, False]
+    assert torch.equal(target["boxes"], whole["boxes"])
+    with pytest.raises(NameError):
+        dataset.target(1)
+
+
+@box_only
+def test_the_truth_of_a_partial_set_has_the_masks_or_all_boxes(partial_masks, content):
+    content["annotations"][0]["segmentation"] = SQUARE
+    content["annotations"][2]["segmentation"] = {"size": [30, 40], "counts": [600, 30, 570]}
+    detections = perfect(content)
+    dataset = partial_masks()
+    assert dataset.target(1)["masks"].sum((1, 2)).tolist()[1] == 30  # a crowd's run lengths
+    truth = dataset.ground_truth()
+    assert [(a["image_id"], a["iscrowd"]) for a in truth["annotations"]] == [(7, 0), (7, 1)]
+    code = rle.encode(np.asfortranarray(decode_mask(SQUARE, 30, 40), np.uint8))
+    metrics = evaluate(truth, [found(7, None, segmentation=code)], kind="segm", per_class=True)
+    assert metrics["AP/cat"] == pytest.approx(100)
+    assert math.isnan(metrics["AP/cow"])  # its only instance has no mask
+    boxes = dataset.ground_truth(boxes=True)
+    assert evaluate(boxes, detections, per_class=True)["AP/cow"] == pytest.approx(100)
+
+
+@box_only
+@pytest.mark.parametrize("masked", [0, 1])
+def test_transforms_carry_the_masks_of_a_partial_set(partial_masks, content, masked):
+    if masked:
+        content["annotations"][0]["segmentation"] = SQUARE
+    image, target = partial_masks()[1]
+    mask = decode_mask(SQUARE, 30, 40)
+    for transform, changed in (
+        (HorizontalFlip(1), mask[:, ::-1]),
+        (Resize(60, 80), mask.repeat(2, 0).repeat(2, 1)),
+    ):
+        _, after = transform(image, target)
+        assert after["has_mask"] is target["has_mask"]
+        assert after["boxes"].shape == (2, 4)
+        assert after["masks"].dtype == torch.bool
+        assert np.array_equal(after["masks"], [changed][:masked] or np.zeros((0, *changed.shape)))
+
+
+def test_sizes_of_masks_are_by_their_own_area_whether_results_have_boxes_or_not(content):
+    square = [[0, 0, 40, 0, 40, 30, 0, 30]]
+    content["annotations"] = [instance(1, 0, [0, 0, 40, 30], segmentation=square, area=1200)]
+    code = rle.encode(np.asfortranarray(decode_mask(square, 30, 40), np.uint8))
+    for box in ({}, {"bbox": [0, 0, 3, 3]}):
+        detection = {"image_id": 0, "category_id": 9, "score": 1, "segmentation": code} | box
+        metrics = evaluate(content, [detection], kind="segm")
+        assert metrics["AP_medium"] == pytest.approx(100)
+        assert math.isnan(metrics["AP_small"])
+
+
+@box_only
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_grey_and_transparent_images_of_a_partial_set_are_rgb(partial_masks, tmp_path, mode):
+    dataset = partial_masks()
+    Image.new(mode, (40, 30)).save(tmp_path / "images" / "7.png")
+    assert dataset[1][0].shape == (3, 30, 40)
+
+
+def test_only_masks_may_be_partial(load):
+    with pytest.raises(ValueError, match="partial=True is of kind='masks', not 'boxes'"):
+        load(partial=True)
+
+
 def change(content, key, **values):
     content[key][0] |= values
 

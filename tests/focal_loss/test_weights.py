@@ -18,6 +18,7 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import FrozenBatchNorm2d
 
+from common.weights.formats import COCO_IDS
 from focal_loss import data
 from focal_loss.config import Data
 from focal_loss.model import Architecture, RetinaNet
@@ -249,13 +250,13 @@ def test_torchvisions_91_channels_find_cocos_80_classes(tmp_path):
     source = network(num_classes=91, p6="p5", anchors="torchvision")
     torch.save(torchvision_state(source), tmp_path / "tv.pth")
     ours = fresh(num_classes=80, p6="p5", anchors="torchvision")
-    initialise.initialise(ours, tmp_path / "tv.pth", initialise.COCO_IDS)
+    initialise.initialise(ours, tmp_path / "tv.pth", COCO_IDS)
     with torch.no_grad():
-        expected = source(IMAGES)[0][..., initialise.COCO_IDS]
+        expected = source(IMAGES)[0][..., COCO_IDS]
         torch.testing.assert_close(ours(IMAGES)[0], expected, atol=1e-4, rtol=1e-4)
-    assert initialise.COCO_IDS[0] == 1
-    assert initialise.COCO_IDS[-1] == 90
-    assert len(initialise.COCO_IDS) == 80
+    assert COCO_IDS[0] == 1
+    assert COCO_IDS[-1] == 90
+    assert len(COCO_IDS) == 80
 
 
 def test_other_classes_leave_the_classifier_as_initialised(tmp_path):
@@ -384,7 +385,7 @@ def test_the_pixels_asked_for_are_those_of_detectron2(order, std):
     mean, std = (mean, std) if order == "RGB" else (mean[::-1], std[::-1])
     state = {"pixel_mean": torch.tensor(mean), "pixel_std": torch.tensor(std)}
     state["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(64, 3, 7, 7)
-    report = initialise.Report(convert(state, "model_final.pkl").wants)
+    report = initialise.Report("", wants=convert(state, "model_final.pkl").wants)
     assert report.wants.stride_in_1x1 == (std[0] == 1)
     cfg = Data(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="wants other pixels than the data gives") as found:

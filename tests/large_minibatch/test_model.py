@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from common.machine import keep_freed_memory
+from common.run.machine import keep_freed_memory
 from large_minibatch.model import MODELS, RESNETS, resnet
 from large_minibatch.norm.ghost import GhostBatchNorm2d, update_running
 

@@ -45,7 +45,7 @@ def test_contestants_are_timed_and_printed(tmp_path, capsys):
 def test_real_files_can_be_timed(shared_data):
     file = next((shared_data / "coco_panoptic").rglob("panoptic_*.json"))
     content = PanopticFiles(file)
-    rows = benchmark.measure("ids", Options(data=str(file), pairs=3, repeats=2))
+    rows, _ = benchmark.measure("ids", Options(data=str(file), pairs=3, repeats=2))
     assert [row.name for row in rows] == ["ours", "two `unique` an image"]
     path = content.path(content.images[0]["id"])
     np.testing.assert_array_equal(peers.read(path), content.ids(content.images[0]["id"]))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# A file that imports these by their absolute names is a script of the repository, not a library.
-SCRIPT = re.compile(r"^\s*(?:from|import) (?:common|panoptic|hydra|omegaconf)\b", re.MULTILINE)
+# A file that imports one of these is a part of the repository, not a library.
+OTHERS = r"common|panoptic|hydra|omegaconf|\.+config|\.+files\.detection"
+SCRIPT = re.compile(rf"^\s*(?:from|import) (?:{OTHERS})\b", re.MULTILINE)
 
 NESTED = """
 import importlib

@@ -14,12 +14,13 @@ from scipy import ndimage
 
 import panoptic
 from common.config import UserError, to_dataclass
+from common.transforms import scaled_size
 from panoptic import data
 from panoptic.config import Config, Data, Scenes
 from panoptic.files.categories import Category
 from panoptic.files.entries import complete
 from panoptic.files.ids import id_to_rgb
-from panoptic.inputs.augment import augment, crop, fit, resize, rotate
+from panoptic.inputs.augment import augment, crop, resize, rotate
 from panoptic.inputs.photos import open_photos
 from panoptic.inputs.targets import VOID, Labels, training_target
 
@@ -183,7 +184,7 @@ def test_an_image_without_things_has_empty_targets():
     ]
 
 
-def test_a_flip_moves_picture_and_ids_alike():
+def test_a_flip_moves_image_and_ids_alike():
     ids = torch.arange(12, dtype=torch.int32).view(3, 4)
     image = ids.byte().expand(3, -1, -1)
     flipped, map_ = augment(image, ids, Data(root="", resize=False, flip=1.0))
@@ -202,11 +203,11 @@ def test_resizing_copies_ids_and_keeps_the_largest_exact():
 
 
 def test_sizes_follow_the_shorter_side_up_to_the_longest():
-    assert fit((480, 640), 800, 1333) == (800, 1067)
-    assert fit((400, 1000), 800, 1333) == (533, 1333)
+    assert scaled_size((480, 640), 800, 1333) == (800, 1067)
+    assert scaled_size((400, 1000), 800, 1333) == (533, 1333)
 
 
-def test_a_crop_of_a_smaller_picture_is_filled_up_with_void():
+def test_a_crop_of_a_smaller_image_is_filled_up_with_void():
     image, ids = crop(
         torch.full((3, 4, 9), 7, dtype=torch.uint8), torch.ones(4, 9, dtype=torch.int32), 6
     )
@@ -215,7 +216,7 @@ def test_a_crop_of_a_smaller_picture_is_filled_up_with_void():
     assert (ids[4:] == 0).all()
 
 
-def test_the_pspnet_recipe_changes_pictures_and_keeps_their_ids():
+def test_the_pspnet_recipe_changes_images_and_keeps_their_ids():
     torch.manual_seed(0)
     recipe = Data(root="", resize=False, scale=[0.5, 2.0], rotate=10.0, blur=1.0, crop=48)
     ids = torch.ones(40, 60, dtype=torch.int32)
@@ -227,7 +228,7 @@ def test_the_pspnet_recipe_changes_pictures_and_keeps_their_ids():
 
 
 def coco_set(folder: Path, *, extra: int = 0) -> Path:
-    """A set of one picture in COCO's format; `extra`: an id that only its PNG has."""
+    """A set of one image in COCO's format; `extra`: an id that only its PNG has."""
     ids = np.full((20, 30), 1, np.int32)
     ids[5:9, 5:9] = 2 + extra
     (folder / "train").mkdir(parents=True)

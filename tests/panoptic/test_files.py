@@ -122,7 +122,7 @@ BAD_PNGS = {
 
 
 @pytest.mark.parametrize("reason", BAD_PNGS)
-def test_another_picture_than_an_8_bit_rgb_png_is_refused(tmp_path, reason):
+def test_another_image_than_an_8_bit_rgb_png_is_refused(tmp_path, reason):
     path = tmp_path / "bad.png"
     path.write_bytes(BAD_PNGS[reason])
     with pytest.raises(ValueError, match=f"bad.png .*{reason}"):

@@ -188,7 +188,7 @@ def test_pixels_of_run_lengths_count_down_the_columns():
         assert pixels_of(np.array(runs)).tolist() == [*expected]
     masks = [np.array([6])]
     stuff = [(10, np.array([0, 6])), (11, np.array([0, 6]))]
-    ids, segments = merge_runs(masks, [0.9], [1], stuff, (2, 3), stuff_area=0, things={11})
+    ids, segments = merge_runs(masks, [0.9], [1], stuff[:1], (2, 3), stuff_area=0)
     assert listed(segments) == [(10, 6)]
     assert ids.tolist() == [[1, 1, 1]] * 2
     with pytest.raises(ValueError, match="category 10 has two masks"):

@@ -19,7 +19,7 @@ INSTANCE = {"objectness", "proposal", "label", "box", "mask"}
 def scene(
     number: int, classes: str, height: int = 48, width: int = 64
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A picture with two squares, and its target; ground and sky below and above."""
+    """An image with two squares, and its target; ground and sky below and above."""
     generator = torch.Generator().manual_seed(number)
     image = torch.randint(0, 40, (3, height, width), generator=generator, dtype=torch.uint8)
     image[:, height // 2 :] += 150
@@ -174,7 +174,7 @@ def test_the_auxiliary_loss_weighs_0_4_and_the_semantic_loss_of_panoptic_fpn_0_5
 
 
 @pytest.mark.parametrize(("name", "kind"), [("panoptic_fpn", "stuff"), ("separate", "all")])
-def test_losses_are_finite_and_fall_on_two_pictures(name, kind):
+def test_losses_are_finite_and_fall_on_two_images(name, kind):
     network = small(name)
     assert network.semantic_labels == kind
     images, targets = zip(scene(0, kind), scene(1, kind), strict=True)
@@ -205,7 +205,7 @@ def test_gradients_reach_the_backbone_from_both_branches():
 
 
 @pytest.mark.parametrize("name", ["panoptic_fpn", "separate"])
-def test_pictures_without_instances_and_without_a_labelled_pixel_give_finite_gradients(name):
+def test_images_without_instances_and_without_a_labelled_pixel_give_finite_gradients(name):
     network = small(name)
     images, targets = zip(scene(0, "stuff"), scene(1, "stuff"), strict=True)
     nothing = [empty(t) | {"semantic": torch.full((48, 64), 255)} for t in targets]
@@ -216,7 +216,7 @@ def test_pictures_without_instances_and_without_a_labelled_pixel_give_finite_gra
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
 
 
-def test_a_picture_without_instances_is_a_negative():
+def test_an_image_without_instances_is_a_negative():
     network = small("panoptic_fpn")
     image, target = scene(0, "stuff")
     losses = network([image, image], [target, empty(target)])
@@ -224,7 +224,7 @@ def test_a_picture_without_instances_is_a_negative():
     assert losses["label"] > 0
 
 
-def test_pictures_of_different_sizes_train_together():
+def test_images_of_different_sizes_train_together():
     network = small("panoptic_fpn")
     images, targets = zip(scene(0, "stuff"), scene(1, "stuff", 80, 56), strict=True)
     losses = network(images, targets)
@@ -315,7 +315,7 @@ def test_a_network_that_finds_nothing_gives_empty_masks():
     assert one["boxes"].shape == (0, 4)
 
 
-def test_floats_in_0_to_1_and_bytes_are_the_same_picture():
+def test_floats_in_0_to_1_and_bytes_are_the_same_image():
     network = small("separate", part="semantic").eval()
     image = scene(0, "all")[0]
     with torch.no_grad():
@@ -398,7 +398,7 @@ def test_other_mistakes_get_one_sentence():
             call()
 
 
-def test_pspnet_with_batch_norm_refuses_a_single_picture():
+def test_pspnet_with_batch_norm_refuses_a_single_image():
     image, target = scene(0, "all")
     with pytest.raises(ValueError, match="train on 2 or more images"):
         PSPNet(5, backbone="mini", norm="bn")([image], [target])

@@ -68,12 +68,12 @@ def test_plain_shapes_show_the_same_effects(tmp_path):
 def test_everything_is_written(simulated):
     found, folder = simulated
     text = (folder / "study.md").read_text()
-    for part in ("Table 1", "Table 2", "Table 6", "IoU > 0.25", "α = 1/8", "[memory]"):
+    for part in ("Table 1", "Table 2", "Table 6", "IoU > 0.25", "α = 1/8", "human†"):
         assert part in text
     (vistas,) = {
         line
         for line in text.splitlines()
-        if line.startswith("| paper, Vistas [memory] ") and "57.5" in line
+        if line.startswith("| paper, Vistas† ") and "57.5" in line
     }
     assert vistas.split("|")[2:5] == [" 57.5 ", "  62.6 ", "  53.4 "]
     assert json.loads((folder / "study.json").read_text())["consistency"] == found["consistency"]

@@ -15,11 +15,12 @@ from torchvision.models.detection import (
 )
 from torchvision.ops import FrozenBatchNorm2d
 
+from common.weights.formats import COCO_IDS
 from panoptic.model import Options, PanopticFPN, Separate
 from panoptic.net.instance import Sizes
 from panoptic.net.regions import paste
 from panoptic.weights import initialise
-from panoptic.weights.formats import BOX, COCO_IDS, MASK, STEM, bare, detectron2_names
+from panoptic.weights.formats import BOX, MASK, STEM, bare, detectron2_names
 
 SIZES = Sizes(
     channels=16, hidden=32, mask_channels=16, semantic_channels=32, proposals=(40, 40), score=0.01

@@ -4,7 +4,6 @@ Images become RGB of exactly 224 x 224 by bicubic resizing, whatever their propo
 up to and including `layer3` turns them into maps of 1024 x 14 x 14.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...data import eval_loader
+from ...files import write
 from ...images import IMAGE_SUFFIXES, read_image
 from ...run import sealed
 from .features import H5_SUFFIXES, h5py_for
@@ -149,20 +149,19 @@ def extract(
     if not files:
         raise ValueError(f"there are no images to extract the features of for {out}")
     shape = (len(files), *extractor.shape)
-    temporary = out.with_name(f".{out.name}.tmp")
+
+    def fill(stream: IO[bytes]) -> None:
+        rows = _npy_rows if out.suffix == ".npy" else _h5_rows
+        loader = eval_loader(_Images(files), batch_size, workers=workers, rank=0, world=1)
+        with rows(stream, shape, np.dtype(np.float16 if half else np.float32), out) as append:
+            for maps in _maps(loader, extractor.to(device), device, len(files), progress):
+                append(maps)
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w+b") as stream:
-            rows = _npy_rows if out.suffix == ".npy" else _h5_rows
-            loader = eval_loader(_Images(files), batch_size, workers=workers, rank=0, world=1)
-            with rows(stream, shape, np.dtype(np.float16 if half else np.float32), out) as append:
-                for maps in _maps(loader, extractor.to(device), device, len(files), progress):
-                    append(maps)
-        os.replace(temporary, out)
+        write(out, fill)
     except OSError as error:
         raise OSError(f"{out} could not be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return shape
 
 

@@ -14,15 +14,13 @@ wording or its relations make it trivial.
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from typing import Final
 
 from tqdm import tqdm
 
-from ...spawn import out_of_reach
+from ...pool import in_order
 from ..functions import ATTRIBUTES
 from ..questions import Question
 from ..scene_graph import SceneGraph
@@ -92,10 +90,7 @@ def _run(settings: _Settings, blocks: list[Block], workers: int) -> Iterator[lis
         yield from map(work, blocks)
         return
     # spawned: a fork of a process in which torch has threads may hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        with out_of_reach():
-            made = pool.map(work, blocks)
-        yield from made
+    yield from in_order(work, blocks, workers, method="spawn")
 
 
 def _block(settings: _Settings, block: Block) -> list[Question]:

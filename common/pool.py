@@ -1,13 +1,11 @@
-"""Work on many items in worker processes that end with this one, however it ends.
+"""Work on many items in worker processes, which end with this one, however it ends.
 
 A stop signal ends them (`common.config.run`), a parent that was killed does too: each worker waits
 for its end in a thread. Ctrl-C is left to the parent.
 """
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from common.spawn import out_of_reach
+from .spawn import end_with_parent, out_of_reach
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,13 +58,6 @@ def in_order(
 def _begin(start: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
     """What a worker does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if start is not None:
         start(*args)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torchvision
 
-from . import dist
+from .. import dist
 
 
 def facts() -> dict[str, Any]:
@@ -37,7 +37,7 @@ def facts() -> dict[str, Any]:
 
 def commit() -> str | None:
     """Commit of this repository, with `+` where tracked files differ from it; None outside git."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from panoptic.files.pool import in_order
+from common.pool import in_order
 
 SLEEPERS = """
 import os, sys, time
 from common.config import run
-from panoptic.files.pool import in_order
+from common.pool import in_order
 
 def sleep(number):
     os.write(1, b"%d\\n" % os.getpid())  # in one piece, whatever the buffering of stdout
