@@ -39,7 +39,7 @@ CFG = Config(
     warmup=2,
     warmup_start=0.25,
     milestones=[0.7],
-    clip=1.0,
+    clip=2.5,
     log_every=1,
     data=Data(
         name="paintings",
@@ -65,7 +65,7 @@ CFG = Config(
         std=[0.2, 0.25, 0.3],
         proposals=[30, 20],
         proposal_nms=0.8,
-        rois=16,
+        rois=4,  # fewer than there are, so that chance decides
         positive=0.5,
         cls_std=0.05,
         box_std=0.02,
@@ -93,7 +93,7 @@ def _not_evaluated(monkeypatch):
 
 
 def network(start: State | None = None) -> MaskRCNN:
-    """The network of CFG, its mask branch put together by hand; `start`: the detector's tensors."""
+    """The network of CFG, its mask branch put together by hand; `start`: of the detector."""
     known = {2, 4, 6}  # labels 1, 3, 5 of the odd ones, from 1 here
     model = mask_rcnn(CLASSES, CFG.network, MaskBranch(mlp=0), classes_with_masks={1})
     model.roi_heads = MaskXHeads.of(
@@ -102,7 +102,7 @@ def network(start: State | None = None) -> MaskRCNN:
     seed_everything(3)
     model.load_state_dict(mask_rcnn(CLASSES, CFG.network, CFG.branch).state_dict())
     if start is not None:
-        model.load_state_dict(model.state_dict() | start)
+        model.load_state_dict(model.state_dict() | without_branch(start))
     return model.train()
 
 
@@ -121,9 +121,12 @@ def predictor() -> MaskPredictor:
 
 @pytest.fixture(scope="module")
 def detector() -> State:
-    """Weights of another start, without a mask branch."""
+    """Weights of another start, their mask branch too."""
     torch.manual_seed(9)
-    state = mask_rcnn(CLASSES, CFG.network, MaskBranch(kind="agnostic")).state_dict()
+    return mask_rcnn(CLASSES, CFG.network, CFG.branch).state_dict()
+
+
+def without_branch(state: State) -> State:
     return {name: value for name, value in state.items() if not name.startswith(BRANCH)}
 
 
@@ -179,7 +182,7 @@ def by_hand(
             total = {n: t + g for (n, t), g in zip(total.items(), found, strict=True)}
         assert len(batch) == 2
         clipped.append(step_by_hand(trained, total, velocity, rate, clip))
-    assert True in clipped
+    assert set(clipped) == {False, True}
     return model.state_dict()
 
 
@@ -190,7 +193,7 @@ def assert_close(found: State, expected: State) -> None:
 def test_three_steps_end_to_end_with_every_option_are_those_of_a_loop_by_hand(tmp_path):
     model = network()
     names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-    expected = by_hand(model, names, dict(model.named_parameters()), 1.0)
+    expected = by_hand(model, names, dict(model.named_parameters()), 2.5)
     assert_close(run(replace(CFG, output_dir=str(tmp_path))), expected)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {row["step"]: row["lr"] for row in rows if "lr" in row} == pytest.approx(
@@ -213,11 +216,11 @@ def of_branch(model: MaskRCNN) -> dict[str, Tensor]:
 
 def test_three_steps_of_the_mask_branch_leave_the_detector_as_it_is(tmp_path, detector):
     model = network(detector)
-    expected = by_hand(model, ("loss_mask",), of_branch(model), 0.005)
-    cfg = stage_of_masks(tmp_path, detector, clip=0.005)
+    expected = by_hand(model, ("loss_mask",), of_branch(model), 0.08)
+    cfg = stage_of_masks(tmp_path, detector, clip=0.08)
     found = run(cfg)
     assert_close(found, expected)
-    assert all(torch.equal(found[name], value) for name, value in detector.items())
+    assert all(torch.equal(found[name], value) for name, value in without_branch(detector).items())
     momenta = saved(cfg)["optimizer"]["state"].values()
     shapes = sorted(tuple(state["momentum_buffer"].shape) for state in momenta)
     assert shapes == sorted(tuple(p.shape) for p in of_branch(model).values())  # of no other
@@ -226,11 +229,11 @@ def test_three_steps_of_the_mask_branch_leave_the_detector_as_it_is(tmp_path, de
 def regions_by_hand(model: MaskRCNN) -> Regions:
     """Those of the training images as they are, three at a time."""
     dataset = data.PartialMasks(replace(CFG.data, flip=0.0), True)
+    examples = [dataset[index] for index in range(10)]
     seed_everything(seed_of(3, 0, 0))
     parts = []
     for first in range(0, 10, 3):
-        examples = [dataset[index] for index in range(first, min(first + 3, 10))]
-        inputs = data.to_device(data.collate(examples), torch.device("cpu"))
+        inputs = data.to_device(data.collate(examples[first : first + 3]), torch.device("cpu"))
         parts.append(find_regions(model, *inputs))
     return Regions(
         *(torch.cat([getattr(p, n) for p in parts]) for n in ("features", "labels", "masks"))
@@ -239,7 +242,7 @@ def regions_by_hand(model: MaskRCNN) -> Regions:
 
 def test_three_steps_on_kept_features_are_those_of_a_loop_by_hand(tmp_path, detector):
     options = {"optimizer": "adamw", "schedule": "one_cycle", "bias_lr": 1.0, "bias_decay": True}
-    cfg = stage_of_masks(tmp_path, detector, cached_rois=5, lr=0.01, **options)
+    cfg = stage_of_masks(tmp_path, detector, cached_rois=5, lr=0.01, clip=0.05, **options)
     model = network(detector)
     regions = regions_by_hand(model)
     trained = of_branch(model)
@@ -259,7 +262,7 @@ def test_three_steps_on_kept_features_are_those_of_a_loop_by_hand(tmp_path, dete
         loss = F.binary_cross_entropy_with_logits(logits, regions.masks[rows].float())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.values(), 0.05)
         optimizer.step()
         if step < STEPS - 1:
             schedule.step()
