@@ -55,14 +55,14 @@ def run_all(
     label: str = "",
     along: str = "step",
     first: str = "",
-) -> None:
+) -> dict[str, Path]:
     """`run` every variant, as many at a time as there are cores, then print and draw them all.
 
     columns: metrics of the table; curve: the value whose course is drawn, along another one that is
     logged with it, or bars of the table's figures where it has too few points; label: what the axis
     of `curve` says instead of that name; first: what is shown of a run's first step, if anything. A
     variant whose loss diverges is a result. Any other failure ends all. A stop signal lets all
-    save, then ends with `PREEMPTED`.
+    save, then ends with `PREEMPTED`. Returns the folder of each.
     """
     settings = variants(cfg)
     _train(run, settings)
@@ -72,6 +72,7 @@ def run_all(
     _draw(folders, Path(cfg.output_dir, "versus.png"), columns, along, curve, label)
     print(table)
     print(f"\nImages, curves and checkpoints: {cfg.output_dir}")
+    return folders
 
 
 def _train(run: Callable[[Any], object], settings: Mapping[str, DictConfig]) -> None:

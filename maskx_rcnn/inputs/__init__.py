@@ -1,0 +1,1 @@
+"""What data.py is put together from: the built-in paintings."""

@@ -1,0 +1,1 @@
+"""Layers that model.py is put together from."""
