@@ -206,8 +206,9 @@ class MaskPredictor(nn.Module):
         if self.training or torch.is_grad_enabled():
             self.forget()
             return self.transfer(self.w_det(box_predictor))
-        if self._w_seg is None:
-            self._w_seg = self.transfer(self.w_det(box_predictor))
+        weights = self.w_det(box_predictor)
+        if self._w_seg is None or len(self._w_seg) != len(weights):  # classes were appended
+            self._w_seg = self.transfer(weights)
         return self._w_seg
 
     def w_det(self, box_predictor: nn.Module) -> Tensor:

@@ -364,7 +364,6 @@ def test_appended_classes_get_masks_and_change_no_other():
     kept = copy.deepcopy(boxes)
     other = box_head(5)
     append_classes(boxes, other, [4, 2])
-    predictor.forget()
     after = predictor.w_seg(boxes)
     torch.testing.assert_close(after[:CLASSES], before, rtol=0, atol=0)
     wanted = predictor.transfer(detection_weights(other))[[4, 2]]
