@@ -86,15 +86,19 @@ def first_step(text: str) -> int:
     return next(int(line[5:].split("/")[0]) for line in text.splitlines() if line[:5] == "step ")
 
 
-def test_a_run_killed_twenty_times_ends_as_one_never_killed(commands, whole, tmp_path):
+def test_a_run_killed_again_and_again_ends_as_one_never_killed(commands, whole, tmp_path):
     draw = random.Random(0)
     words = (*RUN, f"hydra.run.dir={tmp_path}")
-    for _ in range(20):
+    kills = 0
+    # A fast machine is twenty steps further when the signal comes, so none is sent near the end.
+    while kills < 20 and not [*tmp_path.glob("checkpoint-000000[5-9]*.pt")]:
         run = commands.start("focal_loss", *words)
         steps = draw.choice((0, 0, 1, 1, 2, 3, 4, 6))
         run.until(steps)
-        time.sleep(draw.uniform(0, 0.04 if steps else 1.0))  # also while it starts
+        time.sleep(draw.uniform(0, 0.04 if steps else 0.4))  # also while it starts
         run.kill()
+        kills += 1
+    assert kills > 2
     code, text = outcome(commands, *words)
     assert code == 0, text
     assert first_step(text) > 1
