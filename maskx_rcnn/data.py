@@ -189,7 +189,7 @@ class PartialMasks(Dataset):
 def check_masks(training: PartialMasks, cfg: Config) -> None:
     """Print how many objects of each class have a mask; ValueError where none has.
 
-    Training the detector alone needs no mask.
+    Neither training the detector alone nor an evaluation needs one.
     """
     counts = training.count_masks()
     objects = int(counts.sum())
@@ -197,7 +197,7 @@ def check_masks(training: PartialMasks, cfg: Config) -> None:
         raise ValueError(
             f"data.train={cfg.data.train} has no objects: take a split whose images have some."
         )
-    if cfg.stage != "detector" and not counts[:, 0].any():
+    if cfg.stage != "detector" and not cfg.only_evaluate and not counts[:, 0].any():
         raise ValueError(
             f"data.train={cfg.data.train} has no masks for A ({len(training.with_masks)} classes "
             f"by data.masks={cfg.data.masks}): give a split whose files have them, or other "

@@ -212,6 +212,7 @@ def test_counts_are_printed_and_a_set_without_masks_stops(capsys):
     ):
         check_masks(bare, cfg)
     check_masks(bare, replace(cfg, stage="detector", init=""))  # boxes are all that it needs
+    check_masks(bare, replace(cfg, only_evaluate=True))
 
 
 def test_a_batch_that_gives_no_equal_pieces_stops_before_the_first_step(monkeypatch):
