@@ -4,6 +4,7 @@ A project's `tables.py` declares its tables as data and ends with `main(TABLES, 
 
     python tables.py                                     # the list of tables
     python tables.py table1b scale=mini seeds=3 jobs=2   # run or resume, then print
+    python tables.py table1b seeds=1-3                   # the seeds 1, 2 and 3 instead of 0, 1, 2
     python tables.py table1b run=false                   # print what has been measured so far
     python tables.py table1b "rows=gamma = 0;gamma = 2"  # run only rows with this in their name
     python tables.py table1a table1b steps=500           # other words go to every run of train.py
@@ -123,12 +124,13 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
     for word in extra:
         if key_of(word) in ("seed", "hydra.run.dir"):
             raise UserError(
-                f"{word}: tables.py sets {key_of(word)} itself; seeds=3 runs the seeds 0, 1 and 2"
+                f"{word}: tables.py sets {key_of(word)} itself; seeds=3 runs the seeds 0, 1 and 2, "
+                "seeds=1-3 the seeds 1, 2 and 3"
             )
     run = options.get("run", "true")
     if run not in ("true", "false"):
         raise UserError(f"run: {unknown(run, ['true', 'false'])}")
-    seeds, jobs = (_count(key, options.get(key, "1")) for key in ("seeds", "jobs"))
+    seeds, jobs = _seeds(options.get("seeds", "1")), _count("jobs", options.get("jobs", "1"))
     rows = [text.strip() for text in options.get("rows", "").split(";") if text.strip()]
     names = [row.name for table in chosen for row in table.rows]
     for text in rows:
@@ -138,7 +140,7 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
 
 
 def _choose(table: Table, rows: Plan, texts: Sequence[str]) -> list[Run]:
-    """The runs of the rows with one of `texts` in their name, or of all; seed 0 of each first."""
+    """The runs of the rows with one of `texts` in their name, or of all; the first seed of each first."""
     named = zip(table.rows, rows, strict=True)
     wanted = [runs for row, runs in named if not texts or any(text in row.name for text in texts)]
     return sorted((run for runs in wanted for run in runs), key=lambda run: run.seed)
@@ -157,6 +159,17 @@ def _summary(failed: Sequence[Ending]) -> str:
 
 def _runs(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"
+
+
+def _seeds(text: str) -> range:
+    """The seeds that `3` or `1-3` names."""
+    ends = re.fullmatch(r"(\d+)-(\d+)", text)
+    if ends is None:
+        return range(_count("seeds", text))
+    first, last = map(int, ends.groups())
+    if last < first:
+        raise UserError(f"seeds={text}: the first is above the last")
+    return range(first, last + 1)
 
 
 def _count(key: str, text: str) -> int:

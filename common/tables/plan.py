@@ -28,7 +28,7 @@ class Request:
 
     tables: list[Table]
     scale: str
-    seeds: int = 1
+    seeds: range = range(1)
     jobs: int = 1
     run: bool = True
     extra: list[str] = field(default_factory=list)  # overrides of every run
@@ -60,7 +60,7 @@ def plan(table: Table, request: Request, conf: Path | None = None) -> Plan:
         home = Path("outputs/tables", request.scale, name).absolute()
         runs = [
             Run(home / f"seed{seed}", overrides, seed, f"{row.name}, seed {seed}", table.script)
-            for seed in range(request.seeds)
+            for seed in request.seeds
         ]
         rows.append(runs)
     return rows

@@ -106,8 +106,10 @@ def _ours(row: Measured, column: str, digits: int) -> str:
 def _legend(table: Table, request: Request) -> str:
     """What a cell says."""
     text = "paper → ours" if any(row.paper for row in table.rows) else "ours"
-    if request.seeds > 1:
-        text += f", mean ± std over {request.seeds} seeds"
+    if len(request.seeds) > 1:
+        first, *_, last = request.seeds
+        which = f"the seeds {first} to {last}" if first else f"{last + 1} seeds"
+        text += f", mean ± std over {which}"
     if any(row.memory for row in table.rows):
         text += f"; {RECALLED} recalled, not checked against the paper"
     return text + "."
@@ -134,7 +136,7 @@ def _runs(request: Request, rows: Sequence[Measured]) -> str:
     hosts = [_host(row) for row in rows]
     machines = {machine for machine, _ in hosts if machine}
     times = [seconds for _, seconds in hosts if seconds is not None]
-    seeds = [_seeds(len(row.results), request.seeds) for row in rows]
+    seeds = [_seeds(len(row.results), len(request.seeds)) for row in rows]
     overrides = [row.runs[0].overrides for row in rows]
     shared = [word for word in overrides[0] if all(word in words for words in overrides)]
     common = []

@@ -465,6 +465,7 @@ def test_without_words_the_tables_are_listed(bench):
         ("table1 scale=mni", "scale: 'mni' is unknown; did you mean mini?"),
         ("table1 run=flase", "run: 'flase' is unknown; did you mean false?"),
         ("table1 seeds=0", "seeds=0: a whole number from 1 up is needed"),
+        ("table1 seeds=3-1", "seeds=3-1: the first is above the last"),
         ("table1 jobs=many", "jobs=many: a whole number from 1 up is needed"),
         ("table1 gamma=3", "gamma=3: table1 itself sets gamma, in low"),
         ("scale=mini", "Which table? Name one of table1."),
@@ -495,6 +496,14 @@ def test_behind_two_dashes_every_key_belongs_to_the_training(bench):
 def test_a_slip_in_a_declaration_is_named(rows, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         table(rows, **options)
+
+
+def test_seeds_may_begin_elsewhere(bench):
+    bench(table(TWO), "table1 rows=high seeds=1")
+    bench(table(TWO), "table1 rows=high seeds=1-2")
+    assert [call[2] for call in bench.calls()] == ["seed=0", "seed=1", "seed=2"]
+    assert ", mean ± std over the seeds 1 to 2." in bench.out
+    assert bench.below("high") == "- high (2 seeds): `gamma=2`"
 
 
 def test_rows_runs_only_what_it_names_and_prints_all(bench):
