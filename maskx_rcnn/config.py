@@ -13,8 +13,8 @@ from omegaconf import MISSING, OmegaConf
 from common.config import require_choice, require_range
 from maskx_rcnn import grabcut
 from maskx_rcnn.inputs.paint import World
-from maskx_rcnn.model import MaskBranch, Network
-from maskx_rcnn.transfer import INPUTS, KINDS
+from maskx_rcnn.model import KINDS, MaskBranch, Network
+from maskx_rcnn.transfer import INPUTS
 
 STAGES = ("detector", "masks", "e2e")
 
@@ -158,7 +158,8 @@ class Config:
             )
 
 
-# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says.
+# What a run may be resumed with otherwise: its length, where and how fast it runs, what it says,
+# and, see `may_change`, what its data set does not read.
 MAY_CHANGE = (
     "steps",
     "processes",
@@ -177,6 +178,14 @@ MAY_CHANGE = (
     "data.bad_images",
     "data.strict",
 )
+OF_FILES = ("data.train", "data.boxes_only", "data.skip_empty", "data.aspect_groups")
+
+
+def may_change(cfg: Config) -> tuple[str, ...]:
+    """The options that a run may be resumed with otherwise."""
+    painted = cfg.data.name == "paintings"
+    return (*MAY_CHANGE, *(OF_FILES if painted else ("data.paintings",)))
+
 
 ConfigStore.instance().store("schema", Config)
 # Fig. 3: each seed draws a set of classes of its own, data.masks="random20_${trial:${seed}}".

@@ -17,6 +17,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from PIL import ImageFont
 from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.utils import draw_bounding_boxes
 
 from common import dist, draw
 from common.coco.dataset import Categories
@@ -258,14 +261,35 @@ def picture(image: Tensor, found: dict[str, Tensor], trained: Trained) -> Tensor
     shades = draw.palette(max(labels, default=0) + 1)
     large = masks.enlarge(found["masks"][shown].byte(), side, exact=True).bool()
     colors = [shades[label] for label in found["labels"][shown].tolist()]
-    return draw.boxes(
-        masks.paint(masks.enlarge(image, side), large, colors),
-        found["boxes"] * (side / short),
-        labels=labels,
-        scores=found.get("scores"),
-        names=class_names(trained),
-        width=2,
-    )
+    drawn = masks.paint(masks.enlarge(image, side), large, colors)
+    boxes = found["boxes"] * (side / short)
+    if labels:
+        lines = [shades[label] for label in labels]
+        drawn = draw_bounding_boxes(drawn, boxes, colors=lines, width=2)  # type: ignore[arg-type]
+    names, scores = class_names(trained), found.get("scores")
+    score = "" if scores is None else " 0.00"  # all are of this width
+    captions = [names[label] + score for label in labels]
+    places = find_places(boxes[:, :2], captions, drawn.shape[2])
+    return draw.boxes(drawn, places, labels=labels, scores=scores, names=names, width=1)
+
+
+def find_places(corners: Tensor, captions: Sequence[str], width: int) -> Tensor:
+    """Boxes (n, 4) of no size whose captions start at the corners (n, 2) and hide no other one.
+
+    A caption that would lie on an earlier one moves down. width: pixels of the image.
+    """
+    font, height = ImageFont.load_default(draw.TEXT_HEIGHT), draw.TEXT_HEIGHT + 3
+    taken: list[tuple[float, float, float]] = []  # left, right and lower edge
+    for (x, y), caption in zip(corners.tolist(), captions, strict=True):
+        length = font.getlength(caption) + 5
+        left, low = max(0.0, min(x, width - length)), max(y, height)
+        while any(
+            abs(low - other) < height and left < end and start < left + length
+            for start, end, other in taken
+        ):
+            low += height
+        taken.append((left, left + length, low))
+    return torch.tensor([[left, low, left, low] for left, _, low in taken]).reshape(-1, 4)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,9 @@ def evaluate(
 
 
 def columns(cfg: Config) -> tuple[str, ...]:
-    """What a run's table shows."""
-    return COLUMNS if has_masks(cfg) else ("box_AP_B", "box_AP_A", "box_AP")
+    """What a run's table shows: nothing of B where all classes are in A."""
+    names = COLUMNS if has_masks(cfg) else ("box_AP_B", "box_AP_A", "box_AP")
+    return tuple(name for name in names if cfg.data.masks != "all" or not name.endswith("_B"))
 
 
 def has_masks(cfg: Config) -> bool:

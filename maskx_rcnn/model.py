@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from .net.small import BoxHead, SmallTrunk, conv
 from .transfer import MLP, MaskPredictor, MaskXHeads, Standardise, WeightTransfer
 
+KINDS = ("transfer", "agnostic", "specific")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -162,9 +163,8 @@ def predictor(
     return MaskPredictor(
         network.channels,
         network.channels,
-        branch.kind,
-        num_classes=num_classes + 1,
         transfer=transfer,
+        num_classes=num_classes + 1 if branch.kind == "specific" else 0,
         source=branch.source if transfer else "cls+box",
         standardise=Standardise(parts[branch.source]) if branch.standardise and transfer else None,
         embeddings=embeddings if transfer else None,

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common import config, files
 from common.tables.runs import read_result
-from maskx_rcnn.config import MAY_CHANGE, Config
+from maskx_rcnn.config import MAY_CHANGE, Config, Paintings
 from maskx_rcnn.model import MaskBranch
 
 DETECTORS = Path("outputs/detectors")
@@ -29,12 +29,15 @@ def detector_settings(cfg: DictConfig) -> Config:
     merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(list(cfg.detector)))
     assert isinstance(merged, DictConfig)
     settings: Config = config.to_dataclass(merged)
+    images = replace(settings.data, masks="all", mask_share=0.0, all_masks=False)
+    if images.name != "paintings":
+        images.paintings = Paintings()  # they play no part
     settings = replace(
         settings,
         only_evaluate=False,
         test=replace(settings.test, grabcut=False),
         branch=MaskBranch(kind="agnostic"),
-        data=replace(settings.data, masks="all", mask_share=0.0, all_masks=False),
+        data=images,
     )
     values = flatten(asdict(settings))
     kept = {k: v for k, v in values.items() if not k.startswith((*MAY_CHANGE, "output_dir"))}

@@ -24,7 +24,7 @@ from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from maskx_rcnn import data
-from maskx_rcnn.config import MAY_CHANGE, Config
+from maskx_rcnn.config import Config, may_change
 from maskx_rcnn.evaluate import columns, draw_versus, evaluate
 from maskx_rcnn.frozen import FrozenBranch, FrozenNetwork, FrozenRegions, freeze
 from maskx_rcnn.inputs.embeddings import read_embeddings
@@ -62,7 +62,7 @@ def train(cfg: Config) -> dict[str, float]:
         "category_ids": training.category_ids,
         "categories": training.categories,
         "batch_size": cfg.batch_size,
-        "options": Options(cfg, MAY_CHANGE),
+        "options": Options(cfg, may_change(cfg)),
     }
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts

@@ -4,7 +4,7 @@ Legend: K classes with the background as class 0, N regions, D numbers that desc
 channels of the mask features, M the side of a mask (28 in the paper). A are the classes with masks,
 B those with boxes only.
 
-    predictor = MaskPredictor(256, 256, "transfer", transfer=WeightTransfer(5 * 1024, 256))
+    predictor = MaskPredictor(256, 256, transfer=WeightTransfer(5 * 1024, 256))
     model.roi_heads = MaskXHeads.of(model.roi_heads, predictor, classes_with_masks=A)
 
 turns a stock `torchvision` Mask R-CNN into Mask^X R-CNN. The function T (Sec. 3.2) maps what the
@@ -24,7 +24,6 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.ops import box_iou, roi_align
 
 INPUTS = ("cls", "box", "cls+box", "embedding")
-KINDS = ("transfer", "agnostic", "specific")
 SLOPE = 0.1  # of LeakyReLU; official code
 
 Targets = list[dict[str, Tensor]]
@@ -137,8 +136,9 @@ class Standardise(nn.Module):
 class MaskPredictor(nn.Module):
     """Mask features -> the mask of each region's class.
 
-    kind: "transfer": weights by T, without a bias; "agnostic": one mask for all classes;
-    "specific": learned weights for each class, as of Mask R-CNN.
+    Weights are those of T with `transfer`, without a bias; learned for each of K classes with
+    `num_classes`, as of Mask R-CNN; of one mask for all classes with neither. `kind` says which.
+
     mlp: the class-agnostic branch that is added to the logits, Sec. 3.4.
     stop_gradient: the mask loss does not reach the box head through T, Sec. 3.3.
     embeddings: (K, D) fixed numbers of each class, a word vector say, instead of w_det.
@@ -153,10 +153,9 @@ class MaskPredictor(nn.Module):
         self,
         inputs: int,
         channels: int,
-        kind: str = "transfer",
         *,
-        num_classes: int = 0,
         transfer: WeightTransfer | None = None,
+        num_classes: int = 0,
         source: str = "cls+box",
         standardise: Standardise | None = None,
         embeddings: Tensor | None = None,
@@ -164,20 +163,22 @@ class MaskPredictor(nn.Module):
         mlp: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if kind not in KINDS or source not in INPUTS:
-            raise ValueError(f"{kind}, {source}: kinds are {KINDS}, inputs of T {INPUTS}.")
-        if (kind == "transfer") != (transfer is not None):
-            raise ValueError(f"kind={kind} with transfer={transfer}: T is for kind=transfer alone.")
+        if source not in INPUTS:
+            raise ValueError(f"source={source}: T reads one of {', '.join(INPUTS)}.")
+        if transfer is not None and num_classes:
+            raise ValueError("T predicts the weights that num_classes would learn: give either.")
         if (source == "embedding") != (embeddings is not None):
             raise ValueError("source=embedding and the embeddings belong together: give both.")
-        self.kind, self.source, self.stop_gradient = kind, source, stop_gradient
+        learned = "specific" if num_classes else "agnostic"
+        self.kind = learned if transfer is None else "transfer"
+        self.source, self.stop_gradient = source, stop_gradient
         self.conv5_mask = nn.ConvTranspose2d(inputs, channels, 2, 2)
         nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.conv5_mask.bias)  # type: ignore[arg-type]
         self.transfer, self.standardise, self.mlp = transfer, standardise, mlp
         self.register_buffer("embeddings", embeddings)
-        if kind != "transfer":
-            self.mask_fcn_logits = nn.Conv2d(channels, num_classes if kind == "specific" else 1, 1)
+        if transfer is None:
+            self.mask_fcn_logits = nn.Conv2d(channels, num_classes or 1, 1)
             nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)  # fan-based ones diverge
             nn.init.zeros_(self.mask_fcn_logits.bias)  # type: ignore[arg-type]
         self._w_seg: Tensor | None = None  # in evaluation

@@ -59,6 +59,7 @@ def test_gathered_masks_are_those_of_the_dense_convolution(what):
         benchmark.require_same(what, [results[0], results[0] + 0.1])
 
 
+@pytest.mark.slow  # a process of its own, while test_transfer.py sees that no such tensor is built
 def test_the_logits_of_3002_classes_take_a_twentieth_of_the_dense_convolutions_memory():
     options = Options(regions=8, threads=1).with_defaults()
     extra = in_new_process(benchmark.extra_memory, "logits", "gathered", options)

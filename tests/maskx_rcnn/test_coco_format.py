@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.run import checkpoint
 from maskx_rcnn import data, train
-from maskx_rcnn.config import Config, Data
+from maskx_rcnn.config import Config, Data, may_change
 from maskx_rcnn.data import PartialMasks
 from tests.maskx_rcnn.small import settings
 
@@ -170,6 +170,29 @@ def test_a_set_of_boxes_trains_a_detector_and_nothing_more(tmp_path):
     assert {"box_AP", "box_AP_A", "box_AP_B"} <= scores.keys()
 
 
+def test_masks_are_counted_before_the_first_step(tmp_path, capsys):
+    for split in ("train", "val"):
+        write(tmp_path, split, [[thing(1, segmentation=SQUARE), thing(4)]])
+    run(run_on(tmp_path, tmp_path / "run"))
+    before = capsys.readouterr().out.partition("step 1/")[0]
+    assert "1 of 2 objects have a mask, 1 a box only:" in before
+    assert ["zebra", "0", "masks", "1", "boxes", "only"] in map(str.split, before.splitlines())
+
+
+def test_what_another_data_set_reads_may_change_when_a_run_goes_on(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path, split, [[thing(1, segmentation=SQUARE)]])
+    cfg = run_on(tmp_path, tmp_path / "run")
+    run(cfg)
+    painted = replace(cfg.data.paintings, stretch=0.7, seed=4)
+    run(replace(cfg, steps=3, data=replace(cfg.data, paintings=painted)))
+    assert [row["step"] for row in losses(cfg)] == [1, 2, 3]
+    with pytest.raises(checkpoint.CheckpointError, match=r"data\.flip=0\.0, this run has"):
+        run(replace(cfg, steps=4, data=replace(cfg.data, flip=0.5)))
+    assert "data.paintings" not in may_change(settings(tmp_path))
+    assert "data.train" in may_change(settings(tmp_path))
+
+
 def test_a_set_without_any_object_stops_before_the_first_step(tmp_path):
     for split in ("train", "val"):
         write(tmp_path, split, [[], []])
@@ -229,7 +252,7 @@ def cut(shared: Path, root: Path, images: int) -> Path:
 def test_real_images_with_masks_of_voc_classes_and_cells_with_boxes_only(shared_data, tmp_path):
     cells = next((shared_data / "bccd" / "annotations").glob("*train*.json"))
     pair = f"{cells}:{shared_data / 'bccd' / 'images'}"
-    root = cut(shared_data, tmp_path / "data", 12)
+    root = cut(shared_data, tmp_path / "data", 6)
     cfg = run_on(root, tmp_path / "run", masks="voc", boxes_only=[pair], flip=0.5)
     cfg.network.short_side, cfg.network.long_side = 64, 96
     cfg.data.name = "coco"

@@ -14,6 +14,7 @@ from maskx_rcnn.config import Paintings as Count
 from maskx_rcnn.data import PartialMasks, check_masks
 from maskx_rcnn.inputs.embeddings import read_embeddings
 from maskx_rcnn.inputs.paint import MIN_VISIBLE, Paintings, World
+from maskx_rcnn.model import MaskBranch
 
 CFG = Data(
     name="paintings",
@@ -232,6 +233,22 @@ def test_the_network_gets_labels_from_1_and_images_from_0_to_1():
     assert wanted[0]["labels"].tolist() == [1, 2, 3, 3]
     assert wanted[0]["masks"].dtype == torch.uint8
     assert wanted[0].keys() == {"boxes", "labels", "has_mask", "masks"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"branch": MaskBranch(source="bx")}, "branch.source=bx.*branch.source=box"),
+        ({"branch": MaskBranch(layers=4)}, "branch.layers=4.* 3"),
+        ({"branch": MaskBranch(source="embedding")}, r"FILE\.npy"),
+        ({"stage": "mask"}, "stage=mask.*stage=masks"),
+        ({"stage": "masks"}, "name its run by init=FOLDER"),
+    ],
+)
+def test_an_option_out_of_place_is_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        Config(**options)
+    assert "\n" not in str(error.value)
 
 
 # Embeddings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import errors
+from common import draw, errors
 from common.run import checkpoint
 from common.run.options import Options
 from maskx_rcnn import data, demo
@@ -174,6 +174,22 @@ def test_torchvisions_weights_know_cocos_classes(tmp_path, monkeypatch, image):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth is no run, nor torchvision's"):
         demo.load(str(tmp_path / "other.pth"))
+
+
+def test_captions_of_equal_boxes_stand_one_below_the_other(run):
+    trained = demo.load(str(run))
+    image = torch.full((3, 48, 48), 255, dtype=torch.uint8)
+    boxes = torch.tensor([[9.0, 9, 40, 40]] * 3 + [[10, 10, 44, 44]])
+    found = {"boxes": boxes, "labels": torch.arange(4), "scores": torch.full((4,), 0.5)}
+    found |= {"has_mask": torch.zeros(4, dtype=torch.bool), "masks": torch.zeros(4, 48, 48)}
+    drawn = demo.picture(image, found, trained)
+    for shade in draw.palette(4):  # a caption's plate of 15 rows, less its letters
+        assert (drawn == torch.tensor(shade)[:, None, None]).all(0).sum() > 15 * 60 / 2
+    empty = {name: value[:0] for name, value in found.items()}
+    assert torch.equal(demo.picture(image, empty, trained), torch.full((3, 480, 480), 255).byte())
+    places = demo.find_places(boxes[:, :2], ["a long caption"] * 4, 30)
+    assert places[:, 0].tolist() == [0] * 4  # it begins within the image
+    assert (places[1:, 1] - places[:-1, 1]).tolist() == [15] * 3
 
 
 FAULTS = {

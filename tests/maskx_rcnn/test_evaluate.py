@@ -174,6 +174,17 @@ def test_a_detector_has_no_masks_to_score(tmp_path):
     assert not any(name.startswith("mask_") for name in scores)
 
 
+@pytest.mark.parametrize("stage", ["detector", "e2e"])
+def test_where_all_classes_have_masks_no_figure_of_b_is_undefined(tmp_path, stage):
+    cfg = settings(tmp_path)
+    cfg.stage, cfg.data.masks = stage, "all"
+    scores = scores_of(cfg, masks_of)
+    assert set(columns(cfg)) <= scores.keys()
+    assert "box_AP_A" in scores
+    assert not any(name.endswith("_B") for name in scores)
+    assert all(math.isfinite(value) for value in scores.values())
+
+
 def test_classes_in_neither_set_count_in_all_classes_alone(tmp_path):
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"A": ["hue 000", 5], "B": ["hue 045"]}))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms.v2.functional import resize
 
 from maskx_rcnn.model import MaskBranch, Network, mask_rcnn, segment
 from maskx_rcnn.transfer import MaskXHeads
@@ -190,6 +191,35 @@ def test_boxes_and_masks_are_in_pixels_of_an_image_that_the_network_resizes():
     rows, columns = mask[0].nonzero().T
     edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     assert torch.stack(edges).tolist() == pytest.approx(box[0].tolist(), abs=2)
+
+
+def paste(map_: Tensor, box: list[float], height: int, width: int) -> Tensor:
+    """Detectron's: a rim of a pixel, the box grown with it and cut to whole pixels, bilinear."""
+    size = len(map_) + 2
+    padded = torch.zeros(size, size)
+    padded[1:-1, 1:-1] = map_
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    across, down = (side * size / (size - 2) / 2 for side in (box[2] - box[0], box[3] - box[1]))
+    left, top, right, low = (int(e) for e in (x - across, y - down, x + across, y + down))
+    sides = [max(1, low - top + 1), max(1, right - left + 1)]
+    drawn = resize(padded[None], sides, antialias=False)[0] > 0.5
+    whole = torch.zeros(height + 200, width + 200, dtype=torch.bool)
+    whole[100 + top :, 100 + left :][: sides[0], : sides[1]] = drawn
+    return whole[100:-100, 100:-100]
+
+
+def test_masks_are_pasted_as_detectron_does():
+    torch.manual_seed(0)
+    model = small()
+    corners = torch.rand(30, 2) * 60
+    boxes = torch.cat([corners, corners + 20 + 70 * torch.rand(30, 2)], 1)
+    maps = resize(torch.rand(30, 5, 5), [28, 28])
+    result = [{"boxes": boxes, "masks": maps[:, None], "labels": torch.ones(30)}]
+    (found,) = model.transform.postprocess(result, [(96, 120)], [(96, 120)])
+    for mask, map_, box in zip(found["masks"][:, 0] > 0.5, maps, boxes.tolist(), strict=True):
+        wanted = paste(map_, box, 96, 120)
+        assert wanted.any()
+        assert torch.equal(mask, wanted)
 
 
 def test_an_image_without_boxes_has_no_masks():

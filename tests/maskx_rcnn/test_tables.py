@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from common import files
@@ -22,11 +24,13 @@ from common.tables import Gap
 from common.tables.plan import Request, compose_rows, plan
 from maskx_rcnn import grabcut, stages
 from maskx_rcnn.config import Config
+from maskx_rcnn.data import PartialMasks, collate, to_device
 from maskx_rcnn.inputs.embeddings import read_embeddings
 from maskx_rcnn.model import MaskBranch, Network, predictor
 from maskx_rcnn.stages import detector_settings, share_detector
 from maskx_rcnn.tables import SHARES, TABLES
-from maskx_rcnn.train import run, train
+from maskx_rcnn.train import build, run, train
+from tests.maskx_rcnn.small import settings as small_settings
 
 CONF = Path(__file__).resolve().parents[2] / "maskx_rcnn" / "conf"
 BY_NAME = {table.name: table for table in TABLES}
@@ -48,10 +52,20 @@ def read(words: Sequence[str], seed: int = 0) -> DictConfig:
 
 @cache
 def compose_once(words: tuple[str, ...], seed: int) -> DictConfig:
+    groups = [word for word in words if word.startswith(("data=", "experiment="))]
+    cfg = compose_groups(tuple(groups)).copy()
+    words = [word for word in words if word not in groups]
+    words += [f"seed={seed}", "data.root=x", "output_dir=unused"]
+    for each in OverridesParser.create().parse_overrides(words):  # as `compose` does, only sooner
+        OmegaConf.update(cfg, each.key_or_group, each.value())
+    return cfg
+
+
+@cache
+def compose_groups(words: tuple[str, ...]) -> DictConfig:
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
-    words = [*words, *(["data.root=x"] if "data=coco" in words else [])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*words, f"seed={seed}", "output_dir=unused"])
+        return compose("config", list(words))
 
 
 def settings(table: str, scale: str) -> dict[str, DictConfig]:
@@ -136,6 +150,19 @@ def test_at_full_scale_the_recipe_is_the_official_code_s(name):
         assert (cfg.stage == "masks") == stagewise, row
 
 
+def test_the_rows_of_table_1c_have_gradients_in_all_of_their_branch(tmp_path):
+    cfg = small_settings(tmp_path)
+    dataset = PartialMasks(cfg.data, True)
+    for row, composed in settings("table1c", "mini").items():
+        cfg.branch = to_dataclass(composed).branch
+        model = build(cfg, dataset).train()
+        inputs = collate([dataset[index] for index in range(2)])
+        model(*to_device(inputs, torch.device("cpu")))["loss_mask"].backward()
+        branch = model.roi_heads.mask_predictor
+        assert (branch.mlp is not None) == row.endswith("MLP")
+        assert all(value.grad.any() for value in branch.parameters()), row
+
+
 def test_claims_carry_the_gaps_of_the_paper():
     def gap(table: str, better: str, than: str) -> float:
         claims = [claim for claim in BY_NAME[table].claims if isinstance(claim, Gap)]
@@ -156,10 +183,10 @@ def test_a_row_of_two_tables_has_the_same_figures_and_is_trained_once():
     for scale in ("mini", "paper"):
         found: dict[tuple[float, ...], set[Path]] = {}
         for table in (BY_NAME[f"table1{part}"] for part in "abcd"):
-            runs = plan(table, Request([table], scale), conf=CONF)
-            for row, seeds in zip(table.rows, runs, strict=True):
-                if row.name.startswith(SHARED):
-                    found.setdefault(tuple(row.paper.values()), set()).add(seeds[0].folder)
+            rows = [row for row in table.rows if row.name.startswith(SHARED)]
+            runs = plan(replace(table, rows=rows, claims=()), Request([table], scale), conf=CONF)
+            for row, seeds in zip(rows, runs, strict=True):
+                found.setdefault(tuple(row.paper.values()), set()).add(seeds[0].folder)
         assert all(len(folders) == 1 for folders in found.values()), scale
         assert len(found) == 2 + 2 + 3  # alone, with the MLP, end to end
 
@@ -176,6 +203,16 @@ def test_stage_wise_rows_of_a_seed_share_one_detector():
     row = plan(BY_NAME["table1a"], Request([BY_NAME["table1a"]], "mini"))[0][0].overrides
     first, fourth = (detector_settings(read(row, seed)) for seed in (0, 3))
     assert first.output_dir != fourth.output_dir
+
+
+def test_a_detector_of_coco_is_the_same_whatever_the_paintings():
+    words = ["experiment=stagewise", "data=coco"]
+    one, two = (
+        detector_settings(read([*words, *more])) for more in ([], ["data.paintings.stretch=0.4"])
+    )
+    assert one.output_dir == two.output_dir
+    mini = [["experiment=mini", *more] for more in ([], ["data.paintings.stretch=0.3"])]
+    assert len({detector_settings(read(words)).output_dir for words in mini}) == 2
 
 
 def test_each_seed_draws_classes_of_its_own():
@@ -254,6 +291,7 @@ def test_embeddings_by_name(tmp_path):
     )
     first = read_embeddings("random", names)
     assert first.shape == (2, 300)
+    assert first.std().item() == pytest.approx(0.0548, rel=0.1)  # official code
     assert torch.equal(first, read_embeddings("random", names))
     assert read_embeddings("", names) is None
     file = tmp_path / "glove.txt"

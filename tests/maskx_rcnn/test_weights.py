@@ -83,8 +83,8 @@ def test_a_file_of_the_official_code_is_loaded_whole(blobs, tmp_path):
     for name, value in ours.state_dict().items():
         assert torch.equal(value, wanted[name]), name
     with pytest.raises(ValueError, match=r"set network.mean=\[0.481458,0.454692,0.403844\]"):
-        initialise(mask_rcnn(CLASSES, Network(), MaskBranch()), str(file), "resnet50")
-    other = mask_rcnn(CLASSES, Network(mean=D1["mean"], std=D1["std"]), MaskBranch())
+        initialise(mask_rcnn(CLASSES, Network(**NARROW), MaskBranch()), str(file), "resnet50")
+    other = mask_rcnn(CLASSES, Network(mean=D1["mean"], std=D1["std"], **NARROW), MaskBranch())
     with pytest.raises(ValueError, match=r"network.stride_in_1x1=True"):
         initialise(other, str(file), "resnet50")
 
