@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import dist, errors
 from common.images import UnreadableImage
-from common.sampling import Key, SampleStream, mix
+from common.sampling import Key, Stream, mix
 
 
 class BadExample(ValueError):
@@ -156,7 +156,7 @@ class _Loader:
         collate: Callable[[list], Any],
         workers: int,
         bad: BadImages | None,
-        stream: SampleStream | None = None,
+        stream: Stream | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers is {workers}: choose 0 (none) or more")
@@ -206,7 +206,7 @@ class _Loader:
 class _Pieces:
     """Keys of this process's share of each of the `steps`, cut into `pieces`."""
 
-    stream: SampleStream
+    stream: Stream
     steps: range
     pieces: int
     rank: int
@@ -224,7 +224,7 @@ class _Pieces:
 
 def train_loader(
     dataset: Dataset,
-    stream: SampleStream,
+    stream: Stream,
     start: int,
     stop: int,
     *,

@@ -5,6 +5,7 @@ examples it has not seen, on any number of processes and DataLoader workers.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,20 @@ Key = tuple[int, int]  # (epoch, index): one draw of one example
 def mix(*parts: int) -> int:
     """One 32-bit seed from whole numbers, well mixed and the same on every machine."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class Stream(Protocol):
+    """What a train loader asks of a stream: its batches, and who stands in for a bad example."""
+
+    batch_size: int
+    seed: int
+
+    @property
+    def groups(self) -> Tensor | None:
+        """Of each example its group, from which one is taken in the place of a bad one."""
+
+    def share(self, step: int, rank: int, world: int) -> list[Key]:
+        """The examples of a step, from 0, that process `rank` of `world` computes."""
 
 
 class SampleStream:

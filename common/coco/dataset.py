@@ -48,7 +48,8 @@ class CocoDataset(Dataset):
     strict: raise on bad instances, where else all are dropped or clipped with one warning.
 
     Attributes: ids (N,), files (N,), sizes (N, 2) height and width, label_of, category_ids and
-    names by label, categories, problems (kind of bad instance -> count), annotation_files.
+    names by label, categories, joints (names of the keypoints, where a category gives some),
+    problems (kind of bad instance -> count), annotation_files.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CocoDataset(Dataset):
         with without_collector():
             content = read_annotations(self.annotation_files, roots)
             self._label(content["categories"], categories)
+            self.joints = joint_names(content["categories"])
             self._load(content, strict=strict, keep_empty=keep_empty)
 
     def _label(self, entries: list[dict], categories: Categories | None) -> None:
@@ -202,6 +204,12 @@ class CocoDataset(Dataset):
     def aspect_groups(self) -> list[int]:
         """Per image 1 for portrait, else 0."""
         return (self.sizes[:, 0] > self.sizes[:, 1]).astype(int).tolist()
+
+
+def joint_names(categories: Sequence[dict]) -> list[str]:
+    """The names of the keypoints, of the first category that has some."""
+    named = (c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list))
+    return [str(name) for name in next(named, [])]
 
 
 def _paths(paths: Paths) -> list[Path]:

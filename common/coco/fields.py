@@ -47,7 +47,10 @@ ID = Field((int, np.integer), "a whole number from 0 to 2^63 - 1")
 _SIDE = Field((int, np.integer), "a whole number of pixels from 1 to 65536", least=1, most=2**16)
 _TEXT = Field((str,), "text")
 _NAME = Field((str, int), "a name")
-_ANY_ID = Field((int, np.integer, str, type(None)), "a whole number below 2^63, or text", -(2**63))
+# Of annotations, which nothing refers to: those of COCO's minival are floats, some of them twice.
+_ANY_ID = Field(
+    (int, np.integer, float, str, type(None)), "a number below 2^63, or text", -(2**63)
+)
 
 # List of the file -> what one of its entries is called, and its fields.
 FIELDS = {

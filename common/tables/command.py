@@ -140,7 +140,7 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
 
 
 def _choose(table: Table, rows: Plan, texts: Sequence[str]) -> list[Run]:
-    """The runs of the rows with one of `texts` in their name, or of all; the first seed of each first."""
+    """The runs of the rows with one of `texts` in their name, or of all, seed by seed."""
     named = zip(table.rows, rows, strict=True)
     wanted = [runs for row, runs in named if not texts or any(text in row.name for text in texts)]
     return sorted((run for runs in wanted for run in runs), key=lambda run: run.seed)

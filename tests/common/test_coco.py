@@ -887,6 +887,15 @@ def test_perfect_detections_score_100_even_with_annotation_id_0(content):
     assert content["annotations"][0]["id"] == 0  # the caller's own is left alone
 
 
+def test_annotation_ids_may_be_floats_and_repeat_as_those_of_minival(load, content):
+    for annotation in content["annotations"]:
+        annotation["id"] = 908400416500.0
+    assert len(load().target(1)["boxes"]) == 2
+    found = [{"image_id": 7, "category_id": 9, "bbox": [1, 2, 10, 12], "score": 0.9}]
+    found.append({"image_id": 0, "category_id": 4, "bbox": [4, 4, 8, 8], "score": 0.9})
+    assert evaluate(content, found)["AP"] == pytest.approx(100)
+
+
 def test_no_detections_score_0_and_no_ground_truth_nan(content):
     assert evaluate(content, [])["AP"] == evaluate(content, [])["AR_100"] == 0
     nothing = content | {"annotations": []}
