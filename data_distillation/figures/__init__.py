@@ -1,0 +1,1 @@
+"""What is drawn: automatic labels, and a teacher beside its student."""

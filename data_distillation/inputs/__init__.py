@@ -1,0 +1,1 @@
+"""What data.py is put together from: the built-in images, images to label, the mixture of sets."""

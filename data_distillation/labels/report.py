@@ -1,0 +1,132 @@
+"""How labels were chosen, in words: mu, k, thresholds, what is kept, what to look at."""
+
+import math
+from dataclasses import dataclass, field
+
+from .counts import LabelledCounts
+
+FEW = 10  # labels of a class below which its threshold rests on next to nothing
+Class = int | None  # a category id; None: all of them together
+
+
+@dataclass
+class Report:
+    """Counts of one choice of labels. k, thresholds and kept: by category id, or under None.
+
+    denominator: labelled images that count in mu, `counted` says which. empty: images without a
+    label. pairs: labels of two classes in one place. joints: those kept of all kept instances.
+    """
+
+    kind: str
+    labelled: LabelledCounts
+    denominator: int
+    counted: str
+    factor: float
+    images: int
+    skipped: int
+    found: int
+    k: dict[Class, int] = field(default_factory=dict)
+    thresholds: dict[Class, float] = field(default_factory=dict)
+    available: dict[Class, int] = field(default_factory=dict)  # detections
+    kept: dict[Class, int] = field(default_factory=dict)
+    crowds: int = 0
+    empty: int = 0
+    keep_empty: bool = True
+    pairs: int = 0
+    joints: int = 0
+    joint_k: int | None = None  # None: by a fixed threshold, or all
+    joint_threshold: float = -math.inf
+    without_joints: int = 0
+
+    @property
+    def mu(self) -> float:
+        """Instances of a labelled image."""
+        return self.labelled.total / max(1, self.denominator)
+
+    @property
+    def total(self) -> int:
+        """Labels."""
+        return sum(self.kept.values())
+
+    @property
+    def joints_labelled(self) -> float:
+        """Visible joints of a labelled instance."""
+        return self.labelled.joints / max(1, self.labelled.total)
+
+    @property
+    def joints_kept(self) -> float:
+        """Joints of an automatic label."""
+        return self.joints / max(1, self.total)
+
+    def __str__(self) -> str:
+        """What a command prints."""
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """The report, warnings last."""
+        names = {entry["id"]: str(entry["name"]) for entry in self.labelled.categories}
+        times = "" if self.factor == 1 else f", times labels.factor={self.factor:g}"
+        single = "instances with joints" if self.kind == "keypoints" else "instances"
+        lines = [
+            f"labelled: {self.labelled.total} {single} in {self.labelled.images} images, "
+            f"denominator {self.denominator} ({self.counted}), mu = {self.mu:.4f}{times}",
+            f"labels: {self.total} of {self.found} detections in {self.images} images, "
+            f"{self.total / max(1, self.images):.4f} an image",
+        ]
+        lines += [f"  {self._describe(key, names)}" for key in self.thresholds]
+        if self.kind == "keypoints":
+            k = "" if self.joint_k is None else f"k = {self.joint_k}, "
+            lines.append(
+                f"joints: {self.joints_kept:.3f} an instance, labelled {self.joints_labelled:.3f} "
+                f"({k}threshold {say(self.joint_threshold)}); {self.without_joints} instances "
+                "without a joint stay as boxes"
+            )
+        if self.crowds:
+            lines.append(f"ignored: {self.crowds} detections below the threshold, as crowds")
+        fate = "they stay as negatives" if self.keep_empty else "they are left out"
+        lines.append(f"images without a label: {self.empty}" + (f", {fate}" if self.empty else ""))
+        lines.append(f"labels of two classes in one place (IoU >= 0.9): {self.pairs} pairs")
+        if self.skipped:
+            lines.append(f"images that could not be read: {self.skipped}, left out")
+        return lines + [f"warning: {text}" for text in self._warnings(names)]
+
+    def _describe(self, key: Class, names: dict[int, str]) -> str:
+        """k, threshold and what is kept of one class, or of all."""
+        name = "all classes" if key is None else names[key]
+        parts = [f"threshold {say(self.thresholds[key])}", f"kept {self.kept[key]}"]
+        if key in self.k:
+            over = self.kept[key] - self.k[key]
+            parts = [f"k = {self.k[key]}", *parts, *([f"{over} more by ties"] if over > 0 else [])]
+        return f"{name}: {', '.join(parts)}"
+
+    def _warnings(self, names: dict[int, str]) -> list[str]:
+        few = []
+        for key, k in self.k.items():
+            what = "" if key is None else f" of {names[key]}"
+            if self.available[key] < k:
+                few.append(
+                    f"{self.available[key]} detections{what}, fewer than k = {k}: all are kept; "
+                    "lower merge.score to find more"
+                )
+        scarce = [names[key] for key, k in self.k.items() if key is not None and 0 < k < FEW]
+        if scarce:
+            few.append(f"k is below {FEW} for {', '.join(scarce)}: their thresholds say little")
+        never = [names[key] for key, k in self.k.items() if key is not None and k == 0]
+        if never:
+            few.append(f"no label of {', '.join(never)}, which the labelled set lacks")
+        if self.k and not self.labelled.total:
+            few.append(f"{self.labelled.where} has no instance, so that nothing is kept")
+        if self.joint_k is not None and self.joints < self.joint_k:
+            few.append(f"{self.joints} joints, fewer than k = {self.joint_k}: all are kept")
+        if self.joint_k is not None and self.joints > 1.01 * self.joint_k:
+            few.append(f"{self.joints - self.joint_k} joints more than k by equal confidences")
+        if self.pairs and self.pairs * 100 > self.total:
+            few.append("many objects have two labels: try labels.cross_class_nms=0.9")
+        return few
+
+
+def say(threshold: float) -> str:
+    """A threshold in words."""
+    if math.isinf(threshold):
+        return "none, all are kept" if threshold < 0 else "none, nothing is kept"
+    return f"{threshold:.4g}"

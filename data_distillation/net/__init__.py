@@ -1,0 +1,1 @@
+"""The narrow network, ignore regions, and keypoint regions as Detectron draws them."""

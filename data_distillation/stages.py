@@ -1,0 +1,267 @@
+"""What comes before a student: its teacher is trained, and labels images, Sec. 3.
+
+Settings that ask for the same teacher share it, and what it has found in the images: both lie in
+folders that follow from their settings and the seed. Labels that differ in thresholds alone are
+chosen from the same findings, without the network.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from common import config, dist, draw, files, spawn
+from common.coco.fields import read_annotations
+from common.coco.files import find_split, has_split
+from common.errors import UserError
+from common.run import versus
+from common.tables.runs import read_result
+from data_distillation import data
+from data_distillation.config import MAY_CHANGE, OF_STUDENTS, Config
+from data_distillation.figures.labels import draw_labels
+from data_distillation.inputs.photos import Photos, find_photos
+from data_distillation.labels.choose import choose
+from data_distillation.labels.counts import count_labelled
+from data_distillation.labels.records import annotate, describe, read_records
+from data_distillation.labels.shards import parse_shard, read_info, require_same
+from data_distillation.weights.initialise import weights_file
+from data_distillation.weights.teacher import Teacher, load_teacher
+
+TEACHERS, LABELS = Path("outputs/teachers"), Path("outputs/labels")
+Run = Callable[[Config], object]
+
+
+def prepare_all(cfg: DictConfig, run: Run) -> DictConfig:
+    """`cfg` whose settings of `versus` all have their labels and weights as files."""
+    settings = {}
+    for name, variant in versus.variants(cfg).items():
+        # Teachers have all cores: they are trained one by one.
+        found = prepare(merge(variant, {"threads": cfg.threads}), run)
+        settings[str(name)] = [*cfg.versus[name], *(f"{key}={value}" for key, value in found)]
+    return merge(cfg, {"versus": settings})
+
+
+def with_files(cfg: DictConfig, run: Run) -> DictConfig:
+    """`cfg` with its labels and weights as files."""
+    return merge(cfg, {}, [f"{key}={value}" for key, value in prepare(cfg, run)])
+
+
+def prepare(cfg: DictConfig, run: Run) -> list[tuple[str, str]]:
+    """Train the teacher that `cfg` asks for and let it label, where that has not been done.
+
+    Returns the overrides that put the folder and the file in the place of `teacher`.
+    """
+    settings: Config = config.to_dataclass(cfg)
+    labels, weights = settings.data.automatic == "teacher", settings.init == "teacher"
+    if not labels and not weights:
+        return []
+    teacher = find_teacher(cfg)
+    require_files(settings)  # what is missing shows before a teacher has been trained
+    train_teacher(teacher, run)
+    folder = Path(config.to_dataclass(teacher).output_dir)
+    found = [("teacher", "[]"), ("rounds", "1")]
+    if weights:
+        found.append(("init", str(folder)))
+    if labels:
+        found.append(("data.automatic", str(label(folder, settings))))
+    return found
+
+
+def find_teacher(cfg: DictConfig) -> DictConfig:
+    """The settings of the teacher: those of `teacher`, or in later rounds the student of before."""
+    changes: dict[str, Any] = {"versus": {}, "only_evaluate": False}
+    if cfg.rounds > 1:
+        changes |= {"rounds": cfg.rounds - 1, "data": {"automatic": "teacher"}}
+        teacher = merge(cfg, changes)
+    else:
+        changes |= {"data": {"automatic": ""}, "teacher": []}
+        teacher = merge(cfg, changes, list(cfg.teacher))
+    settings: Config = config.to_dataclass(teacher)
+    if settings.init == "teacher" and cfg.rounds == 1:
+        raise ValueError(
+            "init=teacher: say in `teacher` what it starts from itself, as in "
+            "\"teacher=['steps=130000','init=imagenet']\"."
+        )
+    place = TEACHERS.absolute() / f"{digest(identity(settings))}-seed{settings.seed}"
+    return merge(teacher, {"output_dir": str(place)})
+
+
+def require_files(cfg: Config) -> None:
+    """Raise ValueError where a student has no weights to start from, or no images to label."""
+    if cfg.init not in ("", "imagenet", "teacher") and not weights_file(cfg.init).is_file():
+        raise ValueError(f"init={cfg.init} does not exist: give a file of weights or a folder.")
+    if cfg.data.automatic == "teacher":
+        find_unlabelled(cfg.data, cfg.task)
+
+
+def require_single() -> None:
+    """Raise UserError under torchrun and Slurm: they start one training, not another before it."""
+    if spawn.place(os.environ) is not None:
+        raise UserError(
+            "torchrun and Slurm start one run, but a teacher comes before it here: give "
+            "processes=N in their place, or data.automatic=FILE of annotate.py."
+        )
+
+
+def train_teacher(cfg: DictConfig, run: Run) -> None:
+    """Train a teacher to its end, unless it has been; others that want it wait meanwhile."""
+    settings: Config = config.to_dataclass(cfg)
+    folder = Path(settings.output_dir)
+    with waiting(folder):
+        found = read_result(folder)
+        if found is not None and found["steps"] == settings.steps:
+            return
+        require_single()
+        print(f"The teacher is trained first, in {files.relative(folder)}.", flush=True)
+        record = folder / ".hydra" / "config.yaml"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, record)  # as Hydra leaves it for a single run
+        settings = config.to_dataclass(with_files(cfg, run))
+        dist.launch(run, settings, settings.processes)
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """What tells one training from another: its settings, without what leaves the weights alone."""
+    values = flatten(asdict(cfg))
+    unread = (*MAY_CHANGE, *(() if cfg.data.automatic else OF_STUDENTS))
+    kept = {k: v for k, v in values.items() if not k.startswith((*unread, "output_dir", "versus"))}
+    return kept | {"steps": cfg.steps, "data.root": cfg.data.root}
+
+
+def flatten(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """{"data": {"flip": 1}} -> {"data.flip": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flatten(value, f"{before}{name}.") if isinstance(value, dict) else None
+        flat |= inner if inner is not None else {f"{before}{name}": value}
+    return flat
+
+
+def digest(values: dict[str, Any]) -> str:
+    """A short name for some settings."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Labelling:
+    """What the processes need that label images together."""
+
+    teacher: Path
+    settings: Config
+    folder: Path  # of the records
+
+
+def label(teacher: Path, cfg: Config) -> Path:
+    """The file of the labels that `cfg` asks for; the images are looked at where none has yet."""
+    what: dict[str, Any] = {
+        "teacher": str(teacher),
+        "images": cfg.data.unlabelled,
+        "root": cfg.data.root,
+    }
+    what |= {"amp": cfg.amp, "transforms": asdict(cfg.transforms), "merge": asdict(cfg.merge)}
+    what["builtin"] = asdict(cfg.data.builtin) if cfg.data.name == "builtin" else None
+    folder = LABELS.absolute() / f"{teacher.name}-{digest(what)}"
+    manual = data.build_manual(cfg.data, cfg.task)
+    file = folder / f"{digest(asdict(cfg.labels) | {'labelled': manual.digest})}.json"
+    with waiting(folder):
+        if file.is_file():
+            return file
+        job = Labelling(teacher, cfg, folder / "records")
+        if not is_labelled(job):
+            require_single()
+            dist.launch(label_share, job, cfg.processes)
+        write_labels(job, manual, file)
+    return file
+
+
+def is_labelled(job: Labelling) -> bool:
+    """Whether the teacher has looked at all images, by however many processes."""
+    try:
+        info = read_info(job.folder)
+    except ValueError:  # some are missing, or all
+        return False
+    cfg, shard = job.settings, parse_shard(info["shard"])
+    photos = find_unlabelled(cfg.data, cfg.task)
+    now = describe(read_teacher(job), photos, cfg.transforms, cfg.merge, shard, amp=cfg.amp)
+    require_same(job.folder, now)
+    return True
+
+
+def label_share(job: Labelling) -> None:
+    """Write what the teacher finds in this process's share of the images."""
+    cfg = job.settings
+    annotate(
+        read_teacher(job),
+        find_unlabelled(cfg.data, cfg.task),
+        cfg.transforms,
+        cfg.merge,
+        job.folder,
+        shard=(dist.rank(), dist.world_size()),
+        device=dist.device(),
+        amp=cfg.amp,
+    )
+
+
+def read_teacher(job: Labelling) -> Teacher:
+    """The teacher of a run of ours."""
+    _, labelled = data.locate(job.settings.data, job.settings.data.train, job.settings.task)
+    return load_teacher(str(job.teacher), read_annotations(labelled))
+
+
+def find_unlabelled(cfg: data.DataConfig, task: str) -> Photos:
+    """The images to label: those of a split, whose annotations are not read, or of a folder."""
+    root, kind = data.root_of(cfg), data.kind_of(task)
+    if has_split(root, cfg.unlabelled, kind=kind):
+        folders, found = find_split(root, cfg.unlabelled, kind=kind)
+        if len(found) == 1:
+            return find_photos(found[0], folders[0], cfg.bad_images)
+    for folder in (root / cfg.unlabelled, Path(cfg.unlabelled)):
+        if folder.is_dir():
+            return find_photos(folder, bad_images=cfg.bad_images)
+    raise ValueError(
+        f"data.unlabelled={cfg.unlabelled} is neither one split of {root}, with its images in "
+        "`annotations`, nor a folder of images: give either."
+    )
+
+
+def write_labels(job: Labelling, manual: data.Labelled, file: Path) -> None:
+    """Choose the labels from what was found, and print how."""
+    cfg = job.settings
+    records = read_records(job.folder)
+    shift = data.joint_shift(cfg.data, cfg.transforms)
+    for image in records.images:
+        if image.keypoints is not None:
+            image.keypoints[..., :2] += shift
+    content, report = choose(records, count_labelled(manual.whole_truth()), cfg.labels, cfg.task)
+    print(report)
+    if content["annotations"]:
+        draw.save_png(draw_labels(content, 16), file.with_suffix(".png"))
+    files.write_text(file, json.dumps(content))
+    print(f"labels: {files.relative(file)}, drawn in {file.with_suffix('.png').name}")
+
+
+def merge(cfg: DictConfig, changes: dict[str, Any], words: Sequence[str] = ()) -> DictConfig:
+    """`cfg` with changes, then with overrides."""
+    merged = OmegaConf.merge(cfg, changes, OmegaConf.from_dotlist(list(words)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+    """Alone among the processes that want what is made in this folder: the others wait for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for {files.relative(folder)}.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

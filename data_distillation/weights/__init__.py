@@ -1,0 +1,1 @@
+"""Teachers, and weight files of others into ours."""
