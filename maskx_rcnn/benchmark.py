@@ -14,7 +14,6 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -30,7 +28,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
 from common import timing
-from common.config import require_choice, require_range, to_dataclass
+from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
 from common.timing import Calls, Row, version_of
 from maskx_rcnn.frozen import FrozenBranch, FrozenNetwork, find_regions
@@ -266,9 +264,7 @@ def extra_memory(what: str, name: str, options: Options) -> int | None:
 
 def main(words: list[str] | None = None) -> None:
     """Measure, print, and write what `out` names."""
-    cfg = OmegaConf.structured(Options)
-    cfg.merge_with_dotlist(sys.argv[1:] if words is None else words)
-    options: Options = to_dataclass(cfg).with_defaults()
+    options: Options = read_options(Options, words, usage=__doc__ or "").with_defaults()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # the shapes are always the same
     facts = timing.conditions(options.device)

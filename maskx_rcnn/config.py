@@ -6,6 +6,7 @@ Section and table numbers are those of arXiv 1711.10370v2.
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
@@ -14,9 +15,10 @@ from common.config import require_choice, require_range
 from maskx_rcnn import grabcut
 from maskx_rcnn.inputs.paint import World
 from maskx_rcnn.model import KINDS, MaskBranch, Network
-from maskx_rcnn.transfer import INPUTS
+from maskx_rcnn.transfer import ACTIVATIONS, INITS, INPUTS, MATCHES, TRAIN_BOXES
 
 STAGES = ("detector", "masks", "e2e")
+LARGE = 1e4  # what is more is a slip, as is inf
 
 
 @dataclass
@@ -30,7 +32,17 @@ class Paintings(World):
     def __post_init__(self) -> None:
         for name in ("train_images", "val_images"):
             require_range(f"data.paintings.{name}", getattr(self, name), 1)
-        require_range("data.paintings.classes", self.classes, 2)
+        require_range("data.paintings.classes", self.classes, 2, 360)
+        require_range("data.paintings.seed", self.seed, 0)
+        require_range("data.paintings.jitter", self.jitter, 0, self.classes)
+        require_range("data.paintings.noise", self.noise, 0, 1)
+        require_range("data.paintings.stretch", self.stretch, -1, 1)
+        if len(self.radius) != 2 or not 5 <= self.radius[0] <= self.radius[1]:
+            raise ValueError(
+                f"data.paintings.radius={self.radius}: give the least and the most, from 5 pixels."
+            )
+        require_range("data.paintings.side", self.side, max(24, 2 * self.radius[1]), LARGE)
+        require_range("data.paintings.shift", self.shift, 0, self.radius[0])
 
 
 @dataclass
@@ -41,7 +53,7 @@ class Data:
     root: str = MISSING  # folder of the data set; empty for the built-in images
     train: str = "train"  # split to train on; for coco: train is train2017
     val: str = "val"  # split to evaluate on; for coco: val is val2017 = minival
-    masks: str = "voc"  # A, the classes with masks: voc | nonvoc | random20_1 | even | ... | FILE
+    masks: Any = "voc"  # A, the classes with masks: voc | nonvoc | random20_1 | even | ... | FILE
     all_masks: bool = False  # the oracle: the masks of B are known too
     mask_share: float = 1.0  # of the objects of A that keep their mask, chosen by their number
     boxes_only: list[str] = field(default_factory=list)  # further JSON:FOLDER pairs without masks
@@ -57,6 +69,11 @@ class Data:
     def __post_init__(self) -> None:
         require_choice("data.name", self.name, ("paintings", "coco", "coco_format"))
         require_choice("data.bad_images", self.bad_images, ("raise", "skip"))
+        if not isinstance(self.masks, str):
+            raise ValueError(
+                f"data.masks={self.masks} is no split: write the classes with masks into a file, "
+                '{"A": ["cat", "dog"]}, and give data.masks=FILE.json.'
+            )
         for name in ("flip", "mask_share"):
             require_range(f"data.{name}", getattr(self, name), 0, 1)
         for name in ("workers", "limit"):
@@ -128,24 +145,17 @@ class Config:
         require_choice("stage", self.stage, STAGES)
         require_choice("optimizer", self.optimizer, ("sgd", "adamw"))
         require_choice("schedule", self.schedule, ("multistep", "one_cycle"))
-        require_choice("branch.kind", self.branch.kind, KINDS)
-        require_choice("branch.source", self.branch.source, INPUTS)
-        require_choice("branch.activation", self.branch.activation, ("leaky_relu", "relu"))
-        require_choice("branch.init", self.branch.init, ("fan_out", "fan_in"))
-        require_choice("branch.train_boxes", self.branch.train_boxes, ("proposals", "gt"))
-        require_choice("branch.match", self.branch.match, ("assigned", "overlap"))
-        require_range("branch.layers", self.branch.layers, 1, 3)
-        require_range("branch.mlp", self.branch.mlp, 0, 3)
         for name in ("steps", "batch_size", "images_per_gpu", "log_every", "save_every"):
             require_range(name, getattr(self, name), 1)
-        for name in ("lr", "bias_lr", "weight_decay", "clip", "warmup", "cached_rois"):
-            require_range(name, getattr(self, name), 0)
-        for name in ("threads", "evaluate_every"):
+        for name in ("lr", "bias_lr", "weight_decay", "clip"):
+            require_range(name, getattr(self, name), 0, LARGE)
+        for name in ("warmup", "cached_rois", "threads", "evaluate_every"):
             require_range(name, getattr(self, name), 0)
         require_range("momentum", self.momentum, 0, 0.99999)
         require_range("warmup_start", self.warmup_start, 0, 1)
         for share in self.milestones:
             require_range("milestones", share, 0, 1)
+        check_network(self.network, self.branch)
         if (self.branch.source == "embedding") != bool(self.branch.embeddings):
             raise ValueError(
                 "branch.source=embedding and branch.embeddings (FILE.npy, FILE.txt, random or "
@@ -156,6 +166,28 @@ class Config:
                 "stage=masks trains on a frozen detector: name its run by init=FOLDER, or its "
                 "settings by \"detector=['stage=detector']\"."
             )
+
+
+def check_network(network: Network, branch: MaskBranch) -> None:
+    """Raise ValueError for a choice that is unknown, or a number out of range."""
+    for name, choices in (
+        ("kind", KINDS),
+        ("source", INPUTS),
+        ("activation", ACTIVATIONS),
+        ("init", INITS),
+        ("train_boxes", TRAIN_BOXES),
+        ("match", MATCHES),
+    ):
+        require_choice(f"branch.{name}", getattr(branch, name), choices)
+    require_range("branch.layers", branch.layers, 1, 3)
+    require_range("branch.mlp", branch.mlp, 0, 3)
+    require_range("branch.mlp_pool", branch.mlp_pool, 1, network.mask_size)
+    require_range("branch.hidden", branch.hidden, 0)
+    require_range("branch.init_scale", branch.init_scale, 0, LARGE)
+    for side in network.anchors:
+        require_range("network.anchors", side, 1, LARGE)
+    for ratio in network.ratios or [0]:
+        require_range("network.ratios", ratio, 1 / LARGE, LARGE)
 
 
 # What a run may be resumed with otherwise: its length, where and how fast it runs, what it says,

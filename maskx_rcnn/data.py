@@ -23,6 +23,7 @@ from maskx_rcnn.inputs.joined import Joined, read_boxes_only
 from maskx_rcnn.inputs.paint import APART, Paintings
 from maskx_rcnn.inputs.splits import split_classes
 
+A_IDS, B_IDS = "category ids of A", "category ids of B"  # among a checkpoint's options
 Examples = tuple[list[Tensor], list[dict[str, Any]]]
 
 
@@ -52,11 +53,11 @@ class PartialMasks(Dataset):
 
     A mask is missing where its class is in B, where the file has none for the object, or by
     `mask_share`; all three count as boxes in the other losses. The validation split keeps all.
+
+    like: the training set, whose classes, A and B are those here too.
     """
 
-    def __init__(
-        self, cfg: DataConfig, training: bool, categories: Categories | None = None
-    ) -> None:
+    def __init__(self, cfg: DataConfig, training: bool, like: "PartialMasks | None" = None) -> None:
         self.source: Any
         if cfg.name == "paintings":
             world = cfg.paintings
@@ -66,6 +67,7 @@ class PartialMasks(Dataset):
             folders, files = find_split(cfg.root, cfg.train if training else cfg.val)
             keep = not (training and cfg.skip_empty)
             options: dict[str, Any] = {"keep_empty": keep, "strict": cfg.strict}
+            categories = None if like is None else like.categories
             self.source = CocoDataset(
                 folders, files, kind="masks", partial=True, categories=categories, **options
             )
@@ -75,12 +77,18 @@ class PartialMasks(Dataset):
         self.training, self.share = training, cfg.mask_share
         self.names: list[str] = self.source.names
         self.category_ids: list[int] = self.source.category_ids
-        self.categories = (
+        self.categories: Categories = (
             Categories(self.category_ids, self.names, "the built-in paintings")
             if isinstance(self.source, Paintings)
             else self.source.categories
         )
-        self.with_masks, self.boxes_only = split_classes(cfg.masks, self.categories)
+        added = self.source.added if isinstance(self.source, Joined) else 0
+        self.with_masks: list[int]
+        self.boxes_only: list[int]
+        if like is None:
+            self.with_masks, self.boxes_only = split_classes(cfg.masks, self.categories, added)
+        else:
+            self.with_masks, self.boxes_only = like.with_masks, like.boxes_only
         self.known = torch.tensor(
             range(len(self.names)) if cfg.all_masks else self.with_masks, dtype=torch.int64
         )
@@ -115,6 +123,11 @@ class PartialMasks(Dataset):
         generator = torch.Generator().manual_seed(mix(7, index))
         return torch.rand(count, generator=generator) < self.share
 
+    def split(self) -> dict[str, list[int]]:
+        """A and B by category ids, as a checkpoint keeps them."""
+        labels = {A_IDS: self.with_masks, B_IDS: self.boxes_only}
+        return {name: [self.category_ids[label] for label in each] for name, each in labels.items()}
+
     def count_masks(self) -> Tensor:
         """Objects with a mask, and those with a box only, of each class: (K, 2)."""
         counts = torch.zeros(len(self.category_ids), 2, dtype=torch.int64)
@@ -134,17 +147,8 @@ class PartialMasks(Dataset):
         return self.source.target(index, decode=False)
 
     def batches(self, cfg: Config, start: int, stop: int) -> Iterator[list[Piece]]:
-        """Its share, for this process, of the steps after `start` to `stop`, cut for its GPUs.
-
-        Raises ValueError unless `batch_size` is a multiple of `images_per_gpu` times processes.
-        """
-        share = cfg.images_per_gpu * dist.world_size()
-        if cfg.batch_size % share:
-            raise ValueError(
-                f"batch_size={cfg.batch_size} is no multiple of {share}, images_per_gpu times "
-                "processes: choose one."
-            )
-        count = cfg.batch_size // share
+        """Its share, for this process, of the steps after `start` to `stop`, cut for its GPUs."""
+        count = pieces_of(cfg)
         groups = self.groups(cfg.images_per_gpu) if cfg.data.aspect_groups else None
         loader = train_loader(
             self,
@@ -184,6 +188,17 @@ class PartialMasks(Dataset):
             return None
         groups = self.source.aspect_groups()[: self.count]
         return groups if min(groups.count(0), groups.count(1)) >= minimum else None
+
+
+def pieces_of(cfg: Config) -> int:
+    """How many pieces of `images_per_gpu` a process has in a step; ValueError for a rest."""
+    share = cfg.images_per_gpu * dist.world_size()
+    if cfg.batch_size % share:
+        raise ValueError(
+            f"batch_size={cfg.batch_size} is no multiple of {share}, images_per_gpu times "
+            "processes: choose one."
+        )
+    return cfg.batch_size // share
 
 
 def check_masks(training: PartialMasks, cfg: Config) -> None:

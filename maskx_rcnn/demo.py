@@ -2,10 +2,10 @@
 
 RUN is the folder of a run or a checkpoint, torchvision's weights of Mask R-CNN in a file, or the
 word `torchvision`, which downloads those. Without a photo the first validation image of the run is
-taken. The picture lies beside the photo as photo_masks.png; classes without masks in training say
-(B). Further words:
+taken. The picture is written into the current folder, as photo_masks.png (demo_masks.png without a
+photo); classes without masks in training say (B). Further words:
 
-    score=0.5                            least score of what is drawn
+    score=0.5                            least score of what is drawn, 0 to 1
     out=FILE.png                         another place for the picture
     classes=[person,dog]                 masks of these classes alone, boxes of all
     boxes=[[10,20,50,80,person],...]     masks of these boxes instead (x1, y1, x2, y2 in pixels)
@@ -53,6 +53,7 @@ USAGE = (
     " [add=RUN rows=[...]]"
 )
 OPTIONS = ("score", "out", "classes", "boxes", "add", "rows")
+SCORE = 0.5  # from which a detection is drawn
 SIDE = 480  # pixels at least of the shorter side of the picture
 
 
@@ -69,15 +70,20 @@ class Trained:
 @torch.no_grad()
 def main() -> None:
     """Read the words of the command line, segment, draw."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
     run, photo, options = read_words(sys.argv[1:])
     trained = load(run)
     if "add" in options:
         trained = add_classes(trained, options["add"], options["rows"])
-    image, out = read_photo(photo, run, trained.cfg)
+    image = read_photo(photo, run, trained.cfg)
     found = find(trained, image, options)
-    out = Path(options.get("out", out))
+    out = Path(options.get("out", f"{Path(photo).stem or 'demo'}_masks.png"))
     draw.save_png(picture(image, found, trained), out)
     names = class_names(trained)
+    if not len(found["labels"]):
+        print(f"Nothing has a score of {options.get('score', SCORE)}: give a lower score=.")
     for number, label in enumerate(found["labels"].tolist()):
         score = f"{found['scores'][number]:.2f}" if "scores" in found else "given"
         corners = " ".join(f"{side:.1f}" for side in found["boxes"][number].tolist())
@@ -87,24 +93,36 @@ def main() -> None:
 
 def read_words(words: list[str]) -> tuple[str, str, dict[str, Any]]:
     """The run, the photo ("" without one) and the options; ValueError for what is none of them."""
-    plain = [word for word in words if word.partition("=")[0] not in OPTIONS]
-    if not 1 <= len(plain) <= 2 or any(word.partition("=")[1] for word in plain):
+    plain = [word for word in words if "=" not in word]
+    given = [word for word in words if "=" in word]
+    strange = [word for word in given if word.partition("=")[0] not in OPTIONS]
+    if strange:
+        raise ValueError(f"{strange[0]} is unknown; {USAGE}")
+    if not 1 <= len(plain) <= 2:
         raise ValueError(USAGE)
     try:
-        given = OmegaConf.from_dotlist([word for word in words if word not in plain])
-        options: Any = OmegaConf.to_container(given)
+        options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
     except yaml.YAMLError:
         raise ValueError(
             f"a list does not end, or holds a sign that needs quotes; {USAGE}"
         ) from None
+    check_options(options)
+    return plain[0], "".join(plain[1:]), options
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError for a value that cannot be meant."""
     for name in ("classes", "boxes", "rows"):
         if name in options and not (isinstance(options[name], list) and options[name]):
-            raise ValueError(f"{name}={options[name]} is no list: write {name}=[...].")
+            raise ValueError(f"{name}={options[name]} is no list with entries: write {name}=[...].")
     if ("add" in options) != ("rows" in options):
         raise ValueError("add=RUN and rows=[...] belong together: give both.")
-    if not isinstance(options.get("score", 0.5), int | float):
-        raise ValueError(f"score={options['score']} is no number: give one from 0 to 1.")
-    return plain[0], "".join(plain[1:]), options
+    score = options.get("score", SCORE)
+    if not isinstance(score, int | float) or not 0 <= score <= 1:
+        raise ValueError(f"score={score} is no score: give a number from 0 to 1.")
+    out = Path(str(options.get("out", "demo.png")))
+    if out.suffix.lower() != ".png" or out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"out={out} is no place for a PNG: give FILE.png in a folder that exists.")
 
 
 def load(run: str) -> Trained:
@@ -131,7 +149,11 @@ def load(run: str) -> Trained:
         embeddings=None if embeddings is None else embeddings[1:],
     )
     checkpoint.load_matching(model, parts["model"])
-    _, boxes_only = split_classes(cfg.data.masks, categories)
+    kept = parts["options"].get(data.B_IDS)  # runs of before may have none
+    if kept is None:
+        _, boxes_only = split_classes(cfg.data.masks, categories)
+    else:
+        boxes_only = [label for label, number in enumerate(categories.ids) if number in kept]
     return Trained(model.to(dist.device()).eval(), categories, boxes_only, cfg)
 
 
@@ -196,14 +218,13 @@ def add_classes(trained: Trained, add: str, rows: list[Any]) -> Trained:
     return replace(trained, categories=wider)
 
 
-def read_photo(photo: str, run: str, cfg: Config | None) -> tuple[Tensor, Path]:
-    """An image uint8 (3, H, W), and where its picture is written."""
+def read_photo(photo: str, run: str, cfg: Config | None) -> Tensor:
+    """The photo, or the first validation image of the run, uint8 (3, H, W)."""
     if photo:
-        return read_image(photo), Path(photo).with_name(f"{Path(photo).stem}_masks.png")
+        return read_image(photo)
     if cfg is None:
         raise ValueError(f"{run} has no images of its own: give a photo; {USAGE}")
-    place = Path(run) if Path(run).is_dir() else Path(run).parent
-    return data.PartialMasks(cfg.data, False)[0][0], place / "demo.png"
+    return data.PartialMasks(replace(cfg.data, masks="all"), False)[0][0]
 
 
 def find(trained: Trained, image: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
@@ -226,7 +247,7 @@ def find(trained: Trained, image: Tensor, options: dict[str, Any]) -> dict[str, 
     found = model([pixels])[0]
     found["masks"] = found["masks"][:, 0] >= 0.5
     found["labels"] = found["labels"] - 1
-    keep = found["scores"] >= options.get("score", 0.5)
+    keep = found["scores"] >= options.get("score", SCORE)
     return {name: value[keep].cpu() for name, value in found.items()}
 
 

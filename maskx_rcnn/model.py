@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision import models
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -22,6 +22,7 @@ from .transfer import MLP, MaskPredictor, MaskXHeads, Standardise, WeightTransfe
 
 KINDS = ("transfer", "agnostic", "specific")
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
+RESNETS = ("resnet", "resnext", "wide_resnet")
 
 
 @dataclass
@@ -85,6 +86,7 @@ def mask_rcnn(
     With the defaults the names and shapes of all but the mask predictor are those of torchvision's
     `maskrcnn_resnet50_fpn`. embeddings: (K, D), for branch.source=embedding.
     """
+    check_backbone(network)
     small = network.backbone == "small"
     channels, size = network.channels, network.mask_size
     boxes = FastRCNNPredictor(network.hidden, num_classes + 1)
@@ -173,14 +175,27 @@ def predictor(
     )
 
 
+def check_backbone(network: Network) -> None:
+    """Raise ValueError for an unknown backbone, or other than one anchor size for each of its maps.
+
+    FPN's fifth map is for the anchors alone.
+    """
+    resnets = [n for n in models.list_models(module=models) if n.startswith(RESNETS)]
+    if network.backbone not in (*resnets, "small"):
+        raise ValueError(
+            f"network.backbone={network.backbone} is unknown: choose {', '.join(resnets)} or small."
+        )
+    maps = 2 if network.backbone == "small" else 5
+    if len(network.anchors) != maps:
+        raise ValueError(
+            f"network.anchors={network.anchors}: give {maps} sizes, one for each map of "
+            f"network.backbone={network.backbone}."
+        )
+
+
 def pyramid(network: Network) -> BackboneWithFPN:
     """A ResNet whose BN is frozen in training and evaluation alike, below a feature pyramid."""
-    if not network.backbone.startswith(("resnet", "resnext", "wide_resnet")):
-        raise ValueError(
-            f"backbone is {network.backbone!r}: choose a ResNet of torchvision such as resnet50, "
-            "or small."
-        )
-    body = get_model(network.backbone, weights=None, norm_layer=FrozenBatchNorm2d)
+    body = models.get_model(network.backbone, weights=None, norm_layer=FrozenBatchNorm2d)
     if network.stride_in_1x1:
         move_strides(body)
     for name, value in body.named_parameters():

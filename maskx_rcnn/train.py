@@ -48,13 +48,17 @@ def train(cfg: Config) -> dict[str, float]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = dist.device()
+    if cfg.stage != "masks" or not cfg.cached_rois:
+        data.pieces_of(cfg)  # its fault shows now
     known = replace(cfg.data, mask_share=0.0) if cfg.stage == "detector" else cfg.data
     training = data.PartialMasks(known, True)  # a detector sees no mask, of A or B
-    validation = data.PartialMasks(cfg.data, False, training.categories)
+    validation = data.PartialMasks(cfg.data, False, training)
     validation.check_images()  # its faults show now, not after training
-    data.check_masks(training, cfg)
     model = build(cfg, training).to(device)
+    data.check_masks(training, cfg)
     optimizer, schedule = build_optimizer(model, cfg)
+    options = Options(cfg, may_change(cfg))
+    options.values |= training.split()  # a file that data.masks names may change, or be gone
     parts: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -62,7 +66,7 @@ def train(cfg: Config) -> dict[str, float]:
         "category_ids": training.category_ids,
         "categories": training.categories,
         "batch_size": cfg.batch_size,
-        "options": Options(cfg, may_change(cfg)),
+        "options": options,
     }
     start = checkpoint.resume(
         cfg.output_dir, steps=None if cfg.only_evaluate else cfg.steps, **parts
@@ -74,7 +78,7 @@ def train(cfg: Config) -> dict[str, float]:
     stop = start if cfg.only_evaluate else cfg.steps
     source, network = choose_stage(model, training, cfg)
     loader = source.batches(cfg, start, stop)
-    log = Log(cfg.output_dir, cfg.steps, every=cfg.log_every, start=start)
+    log = Log(cfg.output_dir, max(1, stop), every=cfg.log_every, start=start)
     network = dist.wrap(network)
     for step, pieces in enumerate(loader, start + 1):  # one for each of the paper's GPUs
         optimizer.zero_grad(set_to_none=True)

@@ -15,6 +15,7 @@ every class that the box head knows.
 import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,9 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.ops import box_iou, roi_align
 
 INPUTS = ("cls", "box", "cls+box", "embedding")
+LAYERS = (1, 2, 3)  # of T and of the MLP
+ACTIVATIONS, INITS = ("leaky_relu", "relu"), ("fan_out", "fan_in")  # of T
+TRAIN_BOXES, MATCHES = ("proposals", "gt"), ("assigned", "overlap")  # of the mask branch
 SLOPE = 0.1  # of LeakyReLU; official code
 
 Targets = list[dict[str, Tensor]]
@@ -68,7 +72,10 @@ class WeightTransfer(nn.Sequential):
         init: str = "fan_out",
         scale: float = 1.0,
     ) -> None:
-        between = {"leaky_relu": nn.LeakyReLU(SLOPE), "relu": nn.ReLU()}[activation]
+        require_choice("layers", layers, LAYERS)
+        require_choice("activation", activation, ACTIVATIONS)
+        require_choice("init", init, INITS)
+        between = nn.ReLU() if activation == "relu" else nn.LeakyReLU(SLOPE)
         sizes = [inputs, *[hidden or outputs] * (layers - 1), outputs]
         parts: list[nn.Module] = []
         for before, after in pairwise(sizes):
@@ -163,8 +170,7 @@ class MaskPredictor(nn.Module):
         mlp: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if source not in INPUTS:
-            raise ValueError(f"source={source}: T reads one of {', '.join(INPUTS)}.")
+        require_choice("source", source, INPUTS)
         if transfer is not None and num_classes:
             raise ValueError("T predicts the weights that num_classes would learn: give either.")
         if (source == "embedding") != (embeddings is not None):
@@ -181,8 +187,7 @@ class MaskPredictor(nn.Module):
             self.mask_fcn_logits = nn.Conv2d(channels, num_classes or 1, 1)
             nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)  # fan-based ones diverge
             nn.init.zeros_(self.mask_fcn_logits.bias)  # type: ignore[arg-type]
-        self._w_seg: Tensor | None = None  # in evaluation
-        self.register_load_state_dict_post_hook(lambda *_: self.forget())
+        self._kept: tuple[Tensor, list[Tensor], list[tuple]] | None = None  # of `w_seg`
 
     def forward(self, features: Tensor, labels: Tensor, box_predictor: nn.Module) -> Tensor:
         """Logits (N, M, M) of the regions' own classes.
@@ -202,32 +207,71 @@ class MaskPredictor(nn.Module):
         return logits if self.mlp is None else logits + self.mlp(z)
 
     def w_seg(self, box_predictor: nn.Module) -> Tensor:
-        """T of each class, (K, C); in evaluation computed once."""
+        """T of each class, (K, C); in evaluation computed once for the same weights."""
         assert self.transfer is not None
-        if self.training or torch.is_grad_enabled():
-            self.forget()
+        sources = [*box_predictor.parameters(), *self.transfer.parameters(), *self.buffers()]
+        uncounted = any(each.is_inference() for each in sources)  # writes to such have no version
+        if self.training or torch.is_grad_enabled() or uncounted:
+            self._kept = None
             return self.transfer(self.w_det(box_predictor))
-        weights = self.w_det(box_predictor)
-        if self._w_seg is None or len(self._w_seg) != len(weights):  # classes were appended
-            self._w_seg = self.transfer(weights)
-        return self._w_seg
+        if self._kept is None or self._kept[2] != versions(sources):
+            w_seg = self.transfer(self.w_det(box_predictor))
+            # An alias of each source keeps its memory, so that no other tensor gets its address.
+            self._kept = (w_seg, [each.detach() for each in sources], versions(sources))
+        return self._kept[0]
 
     def w_det(self, box_predictor: nn.Module) -> Tensor:
         """What T reads of each class, (K, D)."""
-        weights = self.embeddings
-        if weights is None:
-            weights = detection_weights(box_predictor, self.source)
-            weights = weights.detach() if self.stop_gradient else weights
+        weights = self.class_numbers(box_predictor)
         return weights if self.standardise is None else self.standardise(weights)
 
-    def forget(self) -> None:
-        """Drop what evaluation has kept, as the weights are others now."""
-        self._w_seg = None
+    def class_numbers(self, box_predictor: nn.Module) -> Tensor:
+        """The embeddings, or w_det before it is standardised, (K, D)."""
+        if self.embeddings is not None:
+            return self.embeddings
+        weights = detection_weights(box_predictor, self.source)
+        return weights.detach() if self.stop_gradient else weights
+
+    def check(self, box_predictor: nn.Module) -> None:
+        """Raise ValueError unless what T reads has the K classes of this box head and T's width."""
+        if self.transfer is None:
+            return
+        classes = box_predictor.cls_score.out_features  # type: ignore[union-attr]
+        rows, width = self.class_numbers(box_predictor).shape
+        read = self.transfer.inputs
+        if self.standardise is not None and sum(self.standardise.sizes) != width:
+            read = sum(self.standardise.sizes)
+        if (rows, width) != (classes, read):
+            raise ValueError(
+                f"T or Standardise reads ({classes}, {read}) numbers, a row for each class of the "
+                f"box head, but {self.source} has ({rows}, {width}): build them for these."
+            )
 
     def train(self, mode: bool = True) -> "MaskPredictor":
-        """Training changes the weights."""
-        self.forget()
+        """Forgets what evaluation kept: writes to a parameter's `.data` leave no other trace."""
+        self._kept = None
         return super().train(mode)
+
+
+def versions(tensors: Sequence[Tensor]) -> list[tuple]:
+    """What tells that tensors were written to or replaced, as long as their memory is kept."""
+    return [(t.data_ptr(), t._version, t.shape, t.dtype, t.device) for t in tensors]
+
+
+def require_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value} is unknown: choose {', '.join(map(str, choices))}.")
+
+
+def require_labels(name: str, labels: Collection[int], classes: int) -> None:
+    """Raise ValueError unless there are labels and all are of `classes`, the background aside."""
+    strange = [n for n in labels if not isinstance(n, Integral) or not 0 < n < classes]
+    if strange or not len(labels):
+        fault = f"has {strange[0]!r}" if strange else "is empty"
+        raise ValueError(
+            f"{name} {fault}: give labels from 1 to {classes - 1}, as 0 is the background."
+        )
 
 
 def dot(z: Tensor, weights: Tensor) -> Tensor:
@@ -243,6 +287,7 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, channels: int, size: int, *, layers: int = 1, pool: int = 1) -> None:
+        require_choice("layers", layers, LAYERS)
         inputs, hidden = channels * (size // pool) ** 2, 1024
         parts: list[nn.Module] = [nn.Linear(inputs if layers == 1 else hidden, size**2)]
         for number in reversed(range(layers - 1)):
@@ -265,8 +310,8 @@ class MaskXHeads(RoIHeads):
     """RoI heads of which the mask branch learns from the regions that have masks alone.
 
     A target of an image has `boxes` (n, 4), `labels` (n,), `has_mask` (n,) bool and `masks` (m, H,
-    W) of the m objects whose `has_mask` is true, in their order. Without `has_mask` every object
-    has a mask where there are `masks`, else none.
+    W), 0 or 1, of the m objects whose `has_mask` is true, in their order. Without `has_mask` every
+    object has a mask where there are `masks`, else none.
 
     classes_with_masks: A, labels; None: all. output_classes: labels that get a mask in evaluation,
     the others have boxes only (`has_mask` false in the result); None: all.
@@ -284,10 +329,13 @@ class MaskXHeads(RoIHeads):
         match: str = "assigned",
     ) -> None:
         super().__init__(*parts)
-        if train_boxes not in ("proposals", "gt") or match not in ("assigned", "overlap"):
-            raise ValueError(f"train_boxes={train_boxes} or match={match} is unknown.")
-        if classes_with_masks is not None and not set(classes_with_masks):
-            raise ValueError("classes_with_masks is empty: name the classes whose masks are known.")
+        require_choice("train_boxes", train_boxes, TRAIN_BOXES)
+        require_choice("match", match, MATCHES)
+        classes = self.box_predictor.cls_score.out_features
+        if classes_with_masks is not None:
+            require_labels("classes_with_masks", classes_with_masks, classes)
+        require_labels("output_classes", output_classes or [1], classes)
+        self.mask_predictor.check(self.box_predictor)
         self.classes_with_masks = None if classes_with_masks is None else set(classes_with_masks)
         self.output_classes = None if output_classes is None else set(output_classes)
         self.train_boxes, self.match = train_boxes, match
@@ -317,7 +365,7 @@ class MaskXHeads(RoIHeads):
         )
 
     def check_targets(self, targets: Targets | None) -> None:
-        """Raise ValueError unless each target has boxes and labels; masks it may lack."""
+        """Raise ValueError unless each target has boxes and labels; for masks: `check_masks`."""
         for target in targets or [{}]:
             missing = {"boxes", "labels"} - set(target)
             if missing:
@@ -364,6 +412,7 @@ class MaskXHeads(RoIHeads):
         Without any such region it is 0 and still depends on the branch's parameters, so that
         processes with and without masks take part in the same exchange of gradients.
         """
+        check_masks(targets, image_shapes)
         chosen = [
             self.regions(*of_image)
             for of_image in zip(proposals, matched, labels, targets, strict=True)
@@ -438,16 +487,44 @@ class MaskXHeads(RoIHeads):
 
 def known_masks(target: dict[str, Tensor]) -> Tensor:
     """Which objects of a target have a mask, (n,) bool."""
-    labels = target["labels"]
-    if "has_mask" not in target:
-        return torch.full_like(labels, "masks" in target, dtype=torch.bool)
-    count = int(target["has_mask"].sum())
-    if count and len(target.get("masks", ())) != count:
-        raise ValueError(
-            f"a target has {len(target.get('masks', ()))} masks for {count} objects with has_mask: "
-            "give the masks of these objects, in their order."
+    everywhere = torch.full_like(target["labels"], "masks" in target, dtype=torch.bool)
+    return target.get("has_mask", everywhere)
+
+
+def check_masks(targets: Targets, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise ValueError, naming the image's place, where masks do not belong to their objects.
+
+    shapes: (H, W) of each image as the network has resized it, and the masks with it.
+    """
+    for place, (target, shape) in enumerate(zip(targets, shapes, strict=True)):
+        fault = find_fault(target, shape)
+        if fault:
+            raise ValueError(f"target {place} of the batch has {fault}.")
+
+
+def find_fault(target: dict[str, Tensor], shape: tuple[int, int]) -> str:
+    """What a target has that does not fit its image of H x W pixels; "" if nothing."""
+    labels, given = target["labels"], target.get("has_mask")
+    if given is not None:
+        kind = getattr(given, "dtype", type(given).__name__)
+        if kind != torch.bool or given.shape != labels.shape:
+            wanted = f"a tensor of bool for its {len(labels)} objects"
+            return f"a has_mask of {len(given)} x {kind}: give {wanted}"
+    masks, count = target.get("masks", labels[:0]), int(known_masks(target).sum())
+    if not count:
+        return ""
+    if len(masks) != count:
+        of = "objects without has_mask" if given is None else "objects with has_mask"
+        return f"{len(masks)} masks for {count} {of}: give the masks of just these, in their order"
+    if masks.shape[1:] != shape:
+        sides = " x ".join(map(str, masks.shape[1:]))
+        return (
+            f"masks of {sides} pixels for an image of {shape[0]} x {shape[1]}, both as the network "
+            "has resized them: give masks (m, H, W) of the size of their image"
         )
-    return target["has_mask"]
+    if masks.max() > 1:  # whatever is neither 0 nor 1, once the network has made bytes of it
+        return f"masks with a value of {masks.max().item()}: give 0 and 1, or bool"
+    return ""
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, rows: Tensor, size: int) -> Tensor:
@@ -468,6 +545,7 @@ def append_classes(box_predictor: nn.Module, other: nn.Module, rows: Sequence[in
     Both heads need the same features: one was cut from the other, or both were trained on one
     frozen trunk.
     """
+    require_labels("rows", rows, other.cls_score.out_features)  # type: ignore[union-attr, arg-type]
     index = torch.tensor(rows)
     for name, each in (("cls_score", 1), ("bbox_pred", 4)):
         ours, theirs = getattr(box_predictor, name), getattr(other, name)

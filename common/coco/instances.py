@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 
 from .fields import excerpt, is_number
 from .files import without_collector
-from .masks import check_polygon, check_segmentation, encode
+from .masks import check_polygon, check_segmentation, encode, is_outside
 
 # How exporters write `iscrowd`; 0 and 1 also stand for 0.0, 1.0, false and true.
 CROWD = {0: False, 1: True, None: False, "0": False, "1": True, "false": False, "true": True}
@@ -216,14 +216,14 @@ def _read_mask(
 ) -> tuple[Any, str | None]:
     """`segmentation` without its bad polygons, and what is wrong with it.
 
-    partial: one that is empty is None, and nothing is wrong with it.
+    partial: one that is empty, or outside the image, is None, and nothing is wrong with it.
     """
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
         sound = [p for p in segmentation if check_polygon(p, height, width) is None]
-        if sound:
+        if not all(is_outside(p, height, width) for p in sound):
             return sound, PARTLY if len(sound) < len(segmentation) else None
-        empty = all(map(_is_short, segmentation))
+        empty = all(p in sound or _is_short(p) for p in segmentation)
     else:
         fault = check_segmentation(segmentation, height, width)
         if not fault and rle.area(encode(segmentation, height, width)):

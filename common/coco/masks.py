@@ -47,6 +47,14 @@ def check_polygon(points: Any, height: int, width: int) -> str | None:
     return None
 
 
+def is_outside(points: list, height: int, width: int) -> bool:
+    """Whether all of a sound polygon lies on one side of the image of H x W pixels."""
+    if 0 < points[0] < width and 0 < points[1] < height:  # which is quick
+        return False
+    xs, ys = points[::2], points[1::2]
+    return max(xs) <= 0 or min(xs) >= width or max(ys) <= 0 or min(ys) >= height
+
+
 def check_rle(counts: Any, height: int, width: int) -> str | None:
     """What is wrong with the run lengths of a mask of H x W pixels, None if nothing is.
 

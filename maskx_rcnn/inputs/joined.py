@@ -31,6 +31,7 @@ class Joined(Dataset):
                     self.names.append(name)
                     self.category_ids.append(max(self.category_ids) + 1)
             self.labels.append(torch.tensor([self.names.index(name) for name in part.names]))
+        self.added = len(self.names) - len(first.names)  # classes that `first` lacks
         self.categories = Categories(self.category_ids, self.names, first.where)
         self.files = np.concatenate([part.files for part in self.parts])
         self.stops = np.cumsum([len(part) for part in self.parts])
@@ -69,9 +70,16 @@ class Joined(Dataset):
 def read_boxes_only(pair: str, **options: Any) -> CocoDataset:
     """The data set of a `JSON:FOLDER` pair; options: of CocoDataset."""
     file, _, folder = pair.rpartition(":")
+    fault = ""
     if not file or not folder:
+        fault = "is no pair"
+    elif not Path(file).is_file():
+        fault = f"names {file}, which is no file"
+    elif not Path(folder).is_dir():
+        fault = f"names {folder}, which is no folder"
+    if fault:
         raise ValueError(
-            f"data.boxes_only has {pair!r}: give pairs like annotations/train.json:images, a file "
-            "in COCO's format and the folder of its images."
+            f"data.boxes_only: {pair} {fault}: give pairs like DIR/annotations/instances_train.json"
+            ":DIR/images, a file in COCO's format and the folder of its images."
         )
     return CocoDataset(Path(folder), Path(file), kind="boxes", **options)

@@ -5,12 +5,13 @@ from pathlib import Path
 from torchvision.models import get_model_weights
 from torchvision.models.detection import MaskRCNN
 
-from common.weights.formats import converting, few, read
+from common.weights.formats import Report, converting, read
 
 from .formats import BOX, COCO_IDS, Converted, convert, take_coco_rows
 
 SCORES = f"{BOX}cls_score.weight"
 MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")
+COUNTER = "num_batches_tracked"  # of norms, which are frozen here
 
 
 def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool = True) -> str:
@@ -20,8 +21,9 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     `formats.py`, or "imagenet": torchvision's for `backbone`, downloaded once.
     mask_branch: False leaves it as it is, for a new branch on a trained detector.
 
-    Raises ValueError where nothing fits, or a new branch would stand on a detector of which a
-    tensor is missing or has another shape. Rows of torchvision's 90 classes fit COCO's 80.
+    Raises ValueError where less than half of the network's tensors fit, of the parts that the file
+    has, or a new branch would stand on a detector of which a tensor is missing or has another
+    shape. Rows of torchvision's 90 classes fit COCO's 80.
     """
     if init == "imagenet":
         weights = get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
@@ -36,17 +38,20 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
     if rows == [91, len(COCO_IDS)]:
         state = take_coco_rows(state)
     own = {
-        k: v for k, v in model.state_dict().items() if mask_branch or not k.startswith(MASK_BRANCH)
+        k: v
+        for k, v in model.state_dict().items()
+        if not k.endswith(COUNTER) and (mask_branch or not k.startswith(MASK_BRANCH))
     }
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    parts = {part_of(name) for name in state}
+    wanted = [name for name in own if part_of(name) in parts]
+    if 2 * len(fitting) < len(wanted) or not fitting:
         raise ValueError(
-            f"{init} has no tensor of this network: give weights of model.backbone={backbone}, in "
-            "one of the formats that the README names."
+            f"{init} is of another network: {len(fitting)} of {len(wanted)} tensors fit; give "
+            f"weights of network.backbone={backbone} and its other sizes, in one of the formats "
+            "that the README names."
         )
-    kept = [
-        name for name in own if name not in fitting and not name.endswith("num_batches_tracked")
-    ]
+    kept = [name for name in own if name not in fitting]
     if kept and not mask_branch:
         shapes = ", ".join(f"{name} {tuple(own[name].shape)}" for name in kept[:3])
         raise ValueError(
@@ -54,12 +59,13 @@ def initialise(model: MaskRCNN, init: str, backbone: str, *, mask_branch: bool =
             "give one that was trained with the same, or cut its rows by prepare.py cut."
         )
     model.load_state_dict(fitting, strict=False)
-    unused = [name for name in state if name not in fitting] + converted.unused
-    lines = [f"{len(fitting)} tensors from {init}."]
-    for names, what in ((kept, "stay as initialised"), (unused, "are unused")):
-        if names:
-            lines.append(f"{len(names)} {what}: {few(names)}.")
-    return "\n".join(lines)
+    unused = [n for n in state if n not in fitting and not n.endswith(COUNTER)]
+    return str(Report(init, len(fitting), kept, unused + converted.unused))
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a tensor is of, such as `backbone.body`."""
+    return ".".join(name.split(".")[:2])
 
 
 def require(model: MaskRCNN, converted: Converted) -> None:

@@ -25,6 +25,7 @@ from common.coco.masks import (
     check_rle,
     check_segmentation,
     decode_mask,
+    is_outside,
     run_lengths,
 )
 from common.images import UnreadableImage, read_image
@@ -291,6 +292,7 @@ BAD_MASKS = {
     "none": None,
     "other size": {"size": [40, 30], "counts": [0, 10, 1190]},
     "nothing set": {"size": [30, 40], "counts": [1200]},
+    "all outside": [[41, 3, 45, 3, 45, 9], [5, -9, 9, -9, 9, 0]],
     "wrong sum": {"size": [30, 40], "counts": [10, 10, 10]},
     "empty string": {"size": [30, 40], "counts": ""},
     "no counts": {"size": [30, 40]},
@@ -309,7 +311,7 @@ BAD_MASKS = {
 @pytest.mark.parametrize("fault", BAD_MASKS)
 def test_unusable_segmentations_are_dropped(load, content, fault):
     good = decode_mask([[1, 1, 9, 1, 9, 9]], 30, 40)
-    if BAD_MASKS[fault] and fault != "nothing set":
+    if BAD_MASKS[fault] and fault not in ("nothing set", "all outside"):
         with pytest.raises(ValueError, match="a mask of 40 x 30 pixels has"):
             decode_mask(BAD_MASKS[fault], 30, 40)
     content["annotations"] = [
@@ -349,6 +351,18 @@ def test_run_lengths_are_checked_as_pycocotools_reads_them():
     assert check_rle(None, 1, 1) == "has run lengths that are neither a list nor text"
 
 
+def test_a_polygon_outside_the_image_sets_no_pixel_and_nearly_all_others_do():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        points = (rng.uniform(-12, 12, (3, 2)) + rng.uniform(-15, 50, 2)).ravel().tolist()
+        found.append((is_outside(points, 30, 40), decode_mask([points], 30, 40).any()))
+    outside, drawn = np.array(found).T
+    assert outside.sum() > 50
+    assert not drawn[outside].any()
+    assert drawn[~outside].mean() > 0.8  # but slivers and those beyond a corner
+
+
 def test_polygons_may_leave_the_image_but_not_by_more_than_its_side():
     assert check_polygon([-40, 0, 80, 0, 5, 80.0], 30, 40) is None
     for points in ([-41, 0, 9, 0, 5, 5], [0, 0, 81, 0, 5, 5], [0, 0, math.inf, 0, 5, 5]):
@@ -368,6 +382,7 @@ NO_MASKS = {
     "empty polygons": [[], [3, 3, 4]],
     "none": None,
     "nothing set": BAD_MASKS["nothing set"],
+    "all outside": BAD_MASKS["all outside"],
     "no runs": {"size": [30, 40], "counts": []},
     "empty string": BAD_MASKS["empty string"],
 }

@@ -81,3 +81,9 @@ def test_other_losses_stop_the_benchmark():
 def test_wrong_values_are_answered_with_a_sentence(word, sentence):
     with pytest.raises(SystemExit, match=sentence):
         benchmark.main([word])
+
+
+def test_help_prints_the_usage(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    assert "python benchmark.py what=step" in capsys.readouterr().out

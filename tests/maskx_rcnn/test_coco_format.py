@@ -23,12 +23,14 @@ SQUARE = [[6, 6, 30, 6, 30, 30, 6, 30]]
 EMPTY_RLE = {"size": [H, W], "counts": [H * W]}
 FULL_RLE = {"size": [H, W], "counts": [0, H * W]}
 CLASSES = ["person", "zebra", "dog"]  # ids 1, 4, 7; the first and the last are A
+OUTSIDE = [[50, 3, 60, 3, 60, 9]]
 NO_MASK: dict[str, dict[str, Any]] = {
     "no key": {},
     "null": {"segmentation": None},
     "empty list": {"segmentation": []},
     "two points": {"segmentation": [[1, 2, 3, 4]]},
     "empty run lengths": {"segmentation": EMPTY_RLE},
+    "outside the image": {"segmentation": OUTSIDE},
 }
 
 
@@ -228,10 +230,20 @@ def test_boxes_of_further_sets_join_those_with_masks(tmp_path):
     assert torch.equal(dataset.count_masks(), torch.tensor([[1, 1], [0, 1], [0, 1], [0, 1]]))
     assert len(dataset.groups(1) or [0] * 4) == 4
     write(tmp_path, "val", [[thing(1, segmentation=SQUARE)]])
-    validation = PartialMasks(options_of(tmp_path, boxes_only=[pair]), False, dataset.categories)
+    validation = PartialMasks(options_of(tmp_path, boxes_only=[pair]), False, dataset)
     assert (validation.names, len(validation)) == (dataset.names, 1)
+    for masks, chosen in (("odd", [1]), ("all", [0, 1, 2]), ("random2_1", None)):
+        whole = read(tmp_path, boxes_only=[pair], masks=masks)
+        assert 3 in whole.boxes_only  # the cell
+        assert whole.with_masks == chosen or chosen is None
+        assert whole.with_masks == read(tmp_path, masks=masks).with_masks
+        like = PartialMasks(options_of(tmp_path, masks=masks), False, whole)
+        assert like.split() == whole.split()
     with pytest.raises(ValueError, match="give pairs like"):
         read(tmp_path, boxes_only=["more.json"])
+    for wrong in (f"{more}s:{tmp_path}", f"{more}:{tmp_path}/none"):
+        with pytest.raises(ValueError, match=r"data.boxes_only: .*, which is no f.*: give pairs"):
+            read(tmp_path, boxes_only=[wrong])
 
 
 def cut(shared: Path, root: Path, images: int) -> Path:

@@ -1,5 +1,6 @@
 """The paintings, and which objects of a data set have a mask."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from maskx_rcnn.config import Paintings as Count
 from maskx_rcnn.data import PartialMasks, check_masks
 from maskx_rcnn.inputs.embeddings import read_embeddings
 from maskx_rcnn.inputs.paint import MIN_VISIBLE, Paintings, World
-from maskx_rcnn.model import MaskBranch
+from maskx_rcnn.model import MaskBranch, Network
 
 CFG = Data(
     name="paintings",
@@ -241,6 +242,10 @@ def test_the_network_gets_labels_from_1_and_images_from_0_to_1():
         ({"branch": MaskBranch(source="bx")}, "branch.source=bx.*branch.source=box"),
         ({"branch": MaskBranch(layers=4)}, "branch.layers=4.* 3"),
         ({"branch": MaskBranch(source="embedding")}, r"FILE\.npy"),
+        ({"branch": MaskBranch(mlp_pool=0)}, "branch.mlp_pool=0 is out of range"),
+        ({"network": Network(anchors=[0, 1])}, "network.anchors=0 is out of range"),
+        ({"network": Network(ratios=[-1.0])}, "network.ratios=-1.0 is out of range"),
+        ({"lr": math.inf}, "lr=inf is out of range"),
         ({"stage": "mask"}, "stage=mask.*stage=masks"),
         ({"stage": "masks"}, "name its run by init=FOLDER"),
     ],
@@ -249,6 +254,25 @@ def test_an_option_out_of_place_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         Config(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Count(side=1), "data.paintings.side=1 is out of range"),
+        (lambda: Count(jitter=math.nan), "data.paintings.jitter=nan is out of range"),
+        (lambda: Count(radius=[9.0, 1.0]), r"data.paintings.radius=\[9.0, 1.0\]: give the least"),
+        (lambda: replace(CFG, masks=["cat", "dog"]), r"and give data.masks=FILE\.json"),
+    ],
+)
+def test_data_that_cannot_be_made_is_one_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_the_narrowest_paintings_can_be_painted():
+    world = Count(side=24, radius=[5.0, 5.0], stretch=1.0, jitter=16.0, shift=5.0, noise=1.0)
+    assert len(targets(Paintings(world, 5))) == 5
 
 
 # Embeddings

@@ -10,7 +10,7 @@ from PIL import Image
 from common import draw, errors
 from common.run import checkpoint
 from common.run.options import Options
-from maskx_rcnn import data, demo
+from maskx_rcnn import data, demo, train
 from maskx_rcnn.config import MAY_CHANGE, Config
 from maskx_rcnn.model import Network, mask_rcnn
 from tests.maskx_rcnn.small import settings
@@ -50,23 +50,26 @@ def image() -> torch.Tensor:
 
 
 @pytest.fixture
-def type_words(monkeypatch, capsys):
-    """`python demo.py words...`; what it prints, line by line."""
+def type_words(monkeypatch, capsys, tmp_path):
+    """`python demo.py words...` in a folder of its own; what it prints, line by line."""
 
     def answer(*words: object) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["demo.py", *map(str, words)])
         demo.main()
         return capsys.readouterr().out.splitlines()
 
+    monkeypatch.chdir(tmp_path)
     return answer
 
 
-def test_the_picture_lies_beside_the_photo_and_says_which_classes_are_of_b(
+def test_the_picture_lies_in_the_current_folder_and_says_which_classes_are_of_b(
     run, tmp_path, type_words
 ):
-    Image.new("LA", (64, 48), (200, 255)).save(tmp_path / "photo.png")
-    *lines, last = type_words(run, tmp_path / "photo.png", "score=0")
-    assert last == str(tmp_path / "photo_masks.png")
+    (tmp_path / "photos").mkdir()
+    Image.new("LA", (64, 48), (200, 255)).save(tmp_path / "photos" / "photo.png")
+    *lines, last = type_words(run, "photos/photo.png", "score=0")
+    assert last == "photo_masks.png"
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["photo.png"]
     with Image.open(last) as drawn:
         assert drawn.size == (640, 480)
     names = demo.load(str(run)).categories.names
@@ -77,15 +80,15 @@ def test_the_picture_lies_beside_the_photo_and_says_which_classes_are_of_b(
 
 
 def test_without_a_photo_the_first_validation_image_is_taken(run, tmp_path, type_words, image):
-    (copied,) = type_words(run, "score=1")  # nothing is that sure
-    assert copied == str(run / "demo.png")
+    said, copied = type_words(run, "score=1")  # nothing is that sure
+    assert said == "Nothing has a score of 1: give a lower score=."
+    assert copied == "demo_masks.png"
     with Image.open(copied) as drawn:
         assert drawn.size == (480, 480)
-    assert type_words(run / "checkpoint-00000006.pt", "score=1") == [copied]
-    assert type_words(run, "score=1", f"out={tmp_path / 'here.png'}") == [
-        str(tmp_path / "here.png")
-    ]
-    pixels, _ = demo.read_photo("", str(run), demo.load(str(run)).cfg)
+    assert type_words(run / "checkpoint-00000006.pt", "score=1")[1:] == [copied]
+    here = str(tmp_path / "here.png")
+    assert type_words(run, "score=1", f"out={here}")[1:] == [here]
+    pixels = demo.read_photo("", str(run), demo.load(str(run)).cfg)
     assert torch.equal(pixels, image)
 
 
@@ -192,14 +195,40 @@ def test_captions_of_equal_boxes_stand_one_below_the_other(run):
     assert (places[1:, 1] - places[:-1, 1]).tolist() == [15] * 3
 
 
+def test_help_prints_the_usage(type_words):
+    assert "    out=FILE.png                         another place for the picture" in type_words(
+        "-h"
+    )
+
+
+def test_a_and_b_are_those_of_the_checkpoint_where_the_file_of_the_split_has_moved(
+    tmp_path, type_words
+):
+    cfg = settings(tmp_path / "run")
+    cfg.steps, cfg.batch_size, cfg.test.images, cfg.data.masks = 1, 2, 0, str(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"A": ["hue 000", 3], "B": [5, 6]}')
+    try:
+        train.train(cfg)
+    finally:
+        checkpoint.unlock(cfg.output_dir)
+    (tmp_path / "a.json").unlink()
+    assert demo.load(cfg.output_dir).boxes_only == [4, 5]
+    assert type_words(cfg.output_dir, "score=0")[-1] == "demo_masks.png"
+
+
 FAULTS = {
     (): "usage: python demo.py RUN",
     ("{run}", "a.jpg", "b.jpg"): "usage: python demo.py RUN",
-    ("{run}", "scores=1"): "usage: python demo.py RUN",
+    ("{run}", "scores=1"): "scores=1 is unknown; usage: python demo.py RUN",
+    ("{run}", "score=2"): "score=2 is no score: give a number from 0 to 1",
+    ("{run}", "out=/"): "out=/ is no place for a PNG: give FILE.png",
+    ("{run}", "out=none/a.png"): "out=none/a.png is no place for a PNG: .* in a folder that exists",
+    ("{run}", "out=a.jpg"): "out=a.jpg is no place for a PNG",
+    ("{run}", "boxes=[]"): r"boxes=\[\] is no list with entries",
     ("{run}", "none.jpg"): "none.jpg does not exist",
     ("{run}/..",): "has no checkpoint: give the folder of one run",
     ("{run}/none.pt",): "none.pt",
-    ("{run}", "score=much"): "score=much is no number",
+    ("{run}", "score=much"): "score=much is no score",
     ("{run}", "classes=[hue 022"): "a list does not end",
     ("{run}", "classes=[]"): r"classes=\[\] is no list",
     ("{run}", "classes=[hue 023]"): "classes: 'hue 023' is no class of the data set; did you mean",

@@ -293,13 +293,48 @@ def test_results_have_masks_of_the_classes_asked_for():
         assert not some["masks"][~named].any()
 
 
-def test_slips_are_said_in_one_sentence():
-    with pytest.raises(ValueError, match="name the classes whose masks are known"):
-        network(classes_with_masks=[])
-    images, wanted = targets()
-    wanted[0]["has_mask"] = torch.tensor([True, False])
-    with pytest.raises(ValueError, match="2 masks for 1 objects"):
+BOTH, MASKS = torch.tensor([True, True]), torch.ones(3, 64, 64, dtype=torch.uint8)
+FAULTS = {
+    "too few": ({"masks": MASKS[:1]}, "1 masks for 2 objects without has_mask"),
+    "too many": ({"masks": MASKS}, "3 masks for 2 objects without has_mask"),
+    "of others": ({"has_mask": torch.tensor([True, False])}, "2 masks for 1 objects with has_mask"),
+    "smaller": ({"masks": MASKS[:2, :50, :40]}, "masks of 50 x 40 pixels for an image of 64 x 64"),
+    "to 255": ({"masks": 255 * MASKS[:2]}, "masks with a value of 255: give 0 and 1"),
+    "floats": ({"masks": 2.0 * MASKS[:2]}, "masks with a value of 2: give 0 and 1"),
+    "long": ({"has_mask": torch.tensor([True] * 3)}, "a has_mask of 3 x torch.bool: give a tensor"),
+    "bytes": ({"has_mask": BOTH.byte()}, "a has_mask of 2 x torch.uint8: give a tensor of bool"),
+    "list": ({"has_mask": [True, True]}, "a has_mask of 2 x list: give a tensor of bool for its 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_masks_that_do_not_belong_to_their_objects_stop_with_the_place_of_the_image(fault):
+    images, wanted = targets([[4], [1, 4]])
+    wanted[1] |= FAULTS[fault][0]
+    with pytest.raises(ValueError, match=f"target 1 of the batch has {FAULTS[fault][1]}"):
         loss(network(), images, wanted)
+
+
+def test_masks_may_be_bool_and_those_of_no_object_play_no_part():
+    images, wanted = targets([[4], [1, 4]])
+    first = loss(network(), images, wanted)["loss_mask"]
+    wanted[1]["masks"] = wanted[1]["masks"].bool()
+    assert loss(network(), images, wanted)["loss_mask"] == first
+    wanted[0] |= {"has_mask": torch.tensor([False]), "masks": MASKS}
+    assert loss(network(), images, wanted)["loss_mask"].isfinite()
+
+
+def test_slips_are_said_in_one_sentence():
+    for labels in ([], [7], [0], ["cat"], [True, 9]):
+        with pytest.raises(ValueError, match=r"classes_with_masks .*: give labels from 1 to 6"):
+            network(classes_with_masks=labels)
+    with pytest.raises(ValueError, match="output_classes has 9: give labels"):
+        network(output_classes=[9])
+    with pytest.raises(ValueError, match="match=best is unknown: choose assigned, overlap"):
+        network(match="best")
+    with pytest.raises(ValueError, match=r"reads \(7, 50\) numbers"):
+        network(MaskPredictor(256, CHANNELS, transfer=WeightTransfer(50, CHANNELS)))
+    _, wanted = targets()
     del wanted[0]["labels"]
     with pytest.raises(ValueError, match="no labels"):
         network().roi_heads.check_targets(wanted)

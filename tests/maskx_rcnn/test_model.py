@@ -140,7 +140,7 @@ def test_options_reach_the_network():
 
 
 def test_options_reach_the_start_of_the_heads():
-    network = Network(backbone="small", hidden=300, cls_std=0.05, box_std=0.02)
+    network = Network(backbone="small", hidden=300, anchors=[12, 24], cls_std=0.05, box_std=0.02)
     starts = [
         mask_rcnn(50, network, MaskBranch(init=init, init_scale=scale)).roi_heads
         for init, scale in (("fan_out", 1.0), ("fan_out", 0.1), ("fan_in", 1.0))
@@ -232,6 +232,15 @@ def test_an_image_without_boxes_has_no_masks():
     assert second.shape == (1, 48, 48)
 
 
-def test_another_backbone_is_refused_in_a_sentence():
-    with pytest.raises(ValueError, match="backbone is 'vgg16': choose a ResNet of torchvision"):
-        mask_rcnn(3, Network(backbone="vgg16"), MaskBranch())
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"backbone": "vgg16"}, "network.backbone=vgg16 is unknown: choose resnet101, "),
+        ({"backbone": "resnet1"}, "network.backbone=resnet1 is unknown: .* or small"),
+        ({"anchors": []}, r"network.anchors=\[\]: give 5 sizes, one for each map"),
+        ({"backbone": "small"}, "give 2 sizes, one for each map of network.backbone=small"),
+    ],
+)
+def test_a_backbone_that_cannot_be_built_is_refused_in_a_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        mask_rcnn(3, Network(**options), MaskBranch())

@@ -78,9 +78,12 @@ class TestMaskXRCNN(TrainScript):
         assert "has no masks for A" in done.stderr
         assert "step 1/" not in done.stdout
 
-    @pytest.mark.parametrize("word", ["network.backbone=vgg", "init=/no/such/file.pth"])
+    @pytest.mark.parametrize(
+        "word", ["network.backbone=vgg", "init=/no/such/file.pth", "data.masks=none.json"]
+    )
     def test_what_cannot_be_built_is_said_in_one_sentence(self, word, commands, tmp_path):
         done = self.run(commands, tmp_path, word)
         assert done.returncode == 2
         assert word.split("=")[1] in done.stderr
         assert "Traceback" not in done.stderr
+        assert "objects have a mask" not in done.stdout  # the table would hide it

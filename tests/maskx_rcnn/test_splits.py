@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.coco.dataset import Categories
+from common.coco.fields import category_names
 from maskx_rcnn.inputs.splits import SIZES, VOC, draw_classes, split_classes
 
 # COCO's classes by rising id, and the ids that are in use of 1..90.
@@ -96,7 +97,7 @@ def test_a_file_names_classes_or_their_ids_and_b_is_the_rest(tmp_path, content, 
         ('{"A": ["disc"], "B": "ring"}', "names no classes"),
         ('{"A": ["disc"], "b": ["ring"]}', "names no classes"),
         ('["disc"]', "names no classes"),
-        ('{"A": ["disc"', "cannot be read as JSON"),
+        ('{"A": ["disc"', "is not JSON, or was cut off"),
     ],
 )
 def test_a_fault_of_a_file_is_one_sentence_with_its_name(tmp_path, content, message):
@@ -118,9 +119,35 @@ def test_a_fault_of_a_file_is_one_sentence_with_its_name(tmp_path, content, mess
         ("random4_1", FOUR, "here are 4"),
         ("random0_1", FOUR, "here are 4"),
         ("odd", Categories([1], ["one"]), "leaves A or B empty of 1 classes"),
-        ("absent.json", FOUR, "absent.json cannot be read as JSON"),
+        ("absent.json", FOUR, "absent.json does not exist"),
     ],
 )
 def test_a_split_that_does_not_fit_is_named(name, categories, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         split_classes(name, categories)
+
+
+def test_classes_that_have_boxes_only_are_in_b_and_change_no_named_split(tmp_path):
+    joined = Categories([*IDS, 91, 92], [*NAMES, "cell", "platelet"], "instances.json")
+    for name in ("voc", "nonvoc", "even", "odd", "all", "random20_1", "random60_5"):
+        chosen, rest = split_classes(name, COCO)
+        assert split_classes(name, joined, added=2) == (chosen, [*rest, 80, 81])
+    with pytest.raises(ValueError, match="voc: 'person' is no class"):
+        split_classes("voc", Categories([1, 2], ["cell", "person"], "few.json"), added=1)
+    file = tmp_path / "mine.json"
+    file.write_text('{"A": ["dog"], "B": ["cell", "cat"]}')
+    assert split_classes(str(file), joined, added=2) == ([16], [15, 80])
+    file.write_text('{"A": ["dog", "cell"]}')
+    with pytest.raises(ValueError, match=r"category 91 is in A, but of data.boxes_only"):
+        split_classes(str(file), joined, added=2)
+
+
+def test_a_name_of_two_classes_asks_for_their_ids(tmp_path):
+    names = list(category_names([{"id": n, "name": "cell"} for n in (4, 7)]).values())
+    twice = Categories([4, 7, 9], [*names, "dog"], "few.json")
+    file = tmp_path / "mine.json"
+    file.write_text('{"A": ["cell"]}')
+    with pytest.raises(ValueError, match=r"'cell' is listed twice; use their ids, \[4, 7\]"):
+        split_classes(str(file), twice)
+    file.write_text('{"A": [7]}')
+    assert split_classes(str(file), twice) == ([1], [0, 2])

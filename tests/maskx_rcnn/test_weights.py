@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torchvision import models
 
 from maskx_rcnn.model import MaskBranch, Network, mask_rcnn
 from maskx_rcnn.weights.formats import DETECTRON, DETECTRON2, convert
@@ -168,3 +169,16 @@ def test_a_detector_gives_a_new_branch_everything_but_its_own(tmp_path):
     assert "are unused: roi_heads.mask_head" in report
     with pytest.raises(ValueError, match="has no checkpoint: train that run first"):
         initialise(new, str(tmp_path), "small")
+
+
+def test_weights_of_another_network_are_refused_and_counters_of_norms_are_not_listed(tmp_path):
+    networks = {name: Network(backbone=name, **NARROW) for name in ("resnet18", "resnet34")}
+    for name in networks:
+        torch.save(models.get_model(name, weights=None).state_dict(), tmp_path / f"{name}.pth")
+    ours = mask_rcnn(CLASSES, networks["resnet18"], MaskBranch())
+    report = initialise(ours, str(tmp_path / "resnet18.pth"), "resnet18")
+    assert report.startswith("100 tensors from ")  # 20 convolutions and as many norms of 4
+    assert "num_batches_tracked" not in report
+    wider = mask_rcnn(CLASSES, Network(backbone="resnet50", **NARROW), MaskBranch())
+    with pytest.raises(ValueError, match=r"is of another network: \d+ of 265 tensors fit"):
+        initialise(wider, str(tmp_path / "resnet18.pth"), "resnet50")

@@ -339,6 +339,15 @@ def test_a_longer_run_goes_on_with_the_rates_of_its_own_length(schedule, tmp_pat
     assert found == pytest.approx({step: 0.05 * factor(step - 1) for step in (4, 5, 6)})
 
 
+def test_an_evaluation_alone_counts_the_steps_of_the_run(tmp_path, capsys):
+    cfg = replace(CFG, output_dir=str(tmp_path))
+    run(cfg)
+    capsys.readouterr()
+    train.train(replace(cfg, steps=1, only_evaluate=True))
+    checkpoint.unlock(cfg.output_dir)
+    assert "step 3/3  mask_AP_B 1" in capsys.readouterr().out
+
+
 def test_one_cycle_is_torchs():
     for steps in (1, 2, 7, 30):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
