@@ -48,9 +48,7 @@ _SIDE = Field((int, np.integer), "a whole number of pixels from 1 to 65536", lea
 _TEXT = Field((str,), "text")
 _NAME = Field((str, int), "a name")
 # Of annotations, which nothing refers to: those of COCO's minival are floats, some of them twice.
-_ANY_ID = Field(
-    (int, np.integer, float, str, type(None)), "a number below 2^63, or text", -(2**63)
-)
+_ANY_ID = Field((int, np.integer, float, str, type(None)), "a number below 2^63, or text", -(2**63))
 
 # List of the file -> what one of its entries is called, and its fields.
 FIELDS = {
