@@ -55,6 +55,11 @@ class Transforms:
     def __post_init__(self) -> None:
         if any(scale < 1 for scale in self.scales):
             raise ValueError(f"transforms.scales={list(self.scales)}: give pixels, 1 or more.")
+        if self.max_size < max(self.scales, default=1):
+            raise ValueError(
+                f"transforms.max_size={self.max_size} is below the scales {list(self.scales)}, "
+                "which are of the shorter side: give more pixels."
+            )
 
 
 @dataclass
@@ -74,6 +79,11 @@ class Merge:
     heatmaps: str = "prob"  # prob | logit: what is averaged; Detectron's is logit
 
     def __post_init__(self) -> None:
+        for name in ("score", "nms", "vote"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"merge.{name}={getattr(self, name)}: give 0 to 1.")
+        if self.limit < 1:
+            raise ValueError(f"merge.limit={self.limit}: give 1 detection or more.")
         if self.scoring not in SCORINGS:
             raise ValueError(f"merge.scoring={self.scoring}: give one of {', '.join(SCORINGS)}.")
         if self.heatmaps not in ("prob", "logit"):

@@ -89,6 +89,11 @@ def find_teacher(cfg: DictConfig) -> DictConfig:
             "init=teacher: say in `teacher` what it starts from itself, as in "
             "\"teacher=['steps=130000','init=imagenet']\"."
         )
+    if settings.task != cfg.task:
+        raise ValueError(
+            f"the teacher's task={settings.task} is not the student's, {cfg.task}: leave task= out "
+            "of `teacher`."
+        )
     place = TEACHERS.absolute() / f"{digest(identity(settings))}-seed{settings.seed}"
     return merge(teacher, {"output_dir": str(place)})
 
@@ -98,7 +103,8 @@ def require_files(cfg: Config) -> None:
     if cfg.init not in ("", "imagenet", "teacher") and not weights_file(cfg.init).is_file():
         raise ValueError(f"init={cfg.init} does not exist: give a file of weights or a folder.")
     if cfg.data.automatic == "teacher":
-        find_unlabelled(cfg.data, cfg.task)
+        photos = find_unlabelled(cfg.data, cfg.task)
+        photos.check(range(len(photos)))
 
 
 def require_single() -> None:

@@ -109,11 +109,11 @@ class Labelled(Dataset):
         return self.source.ground_truth()
 
     def whole_truth(self) -> dict[str, Any]:
-        """The truth of the labelled images, empty ones too; of the first ones by `data.limit`."""
+        """The truth of all labelled images, empty ones too; to the last one of `data.limit`."""
         truth = self.ground_truth()
         if not self.limit:
             return truth
-        ids = set(self.source.ids[self.kept].tolist())
+        ids = set(self.source.ids[: self.kept.max(initial=-1) + 1].tolist())
         return truth | {
             "images": [entry for entry in truth["images"] if entry["id"] in ids],
             "annotations": [a for a in truth["annotations"] if a["image_id"] in ids],

@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.run import checkpoint
 from data_distillation import data, stages, train
 from data_distillation.config import Config
+from data_distillation.distill import Merge, Transforms
 from data_distillation.evaluate import columns, evaluate
 from data_distillation.inputs.builtin import write_builtin
 from data_distillation.labels.records import annotate
@@ -386,3 +387,32 @@ def test_real_photos_with_and_without_labels(task, images, shared_data, tmp_path
     assert content["annotations"]
     assert math.isfinite(found["keypoint_AP" if task == "keypoints" else "box_AP"])
     assert math.isnan(found["label_AP"])  # nobody knows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda: Merge(vote=2.0), r"merge.vote=2.0: give 0 to 1"),
+        (lambda: Merge(nms=math.nan), r"merge.nms=nan: give 0 to 1"),
+        (lambda: Merge(limit=0), r"merge.limit=0"),
+        (lambda: Transforms(scales=[48], max_size=40), r"is below the scales"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        options()
+
+
+def test_a_teacher_of_another_task_is_not_trained(base):
+    cfg = OmegaConf.merge(base, {"teacher": ["steps=1", "init=''", "task=boxes"]})
+    with pytest.raises(ValueError, match=r"task=boxes is not the student's, keypoints"):
+        find_teacher(cfg)
+
+
+def test_a_photo_that_cannot_be_read_shows_before_the_teacher_is_trained(base, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cut.png").write_bytes(b"")
+    folder = str(tmp_path / "photos")
+    cfg = OmegaConf.merge(base, {"data": {"unlabelled": folder, "truth": ""}})
+    with pytest.raises(ValueError, match=r"cut.png"):
+        prepare(cfg, lambda _: pytest.fail("a teacher was trained"))
