@@ -25,7 +25,8 @@ where it was when it is given again.
     merge.nms=0.5  merge.vote=0.9  merge.heatmaps=logit
     labels.factor=2  labels.match=fixed labels.score=0.7  labels.per_class=true  labels.ignore=0.3
 
-Other thresholds need no network; what is not given has its default, files are those of before:
+Other thresholds need no network; what is not given has its default, files are those of before,
+root=DIR is where the images are now if they were moved:
 
     python annotate.py threshold out=auto.json labels.factor=2
 
@@ -48,6 +49,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from common import dist, draw, files
+from common.coco.files import first_missing, short_path
 from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
 from data_distillation.distill import Merge, Transforms, equal_sizes, make_views, own_size
@@ -60,12 +62,19 @@ from data_distillation.labels.counts import (
     keep_sound,
     read_content,
 )
+from data_distillation.labels.inputs import recall, remember, require_categories
 from data_distillation.labels.quality import label_quality, restrict_truth
-from data_distillation.labels.records import annotate, describe, read_records
+from data_distillation.labels.records import Records, annotate, describe, read_records
 from data_distillation.labels.shards import parse_shard, read_info, require_same
 from data_distillation.weights.teacher import Teacher, load_teacher
 
 SHOWN = ("AP", "AP50", "AP75")
+
+
+def require_factor(labels: Labels) -> None:
+    """Raise ValueError where no detection would become a label."""
+    if not labels.factor:
+        raise ValueError("labels.factor=0 would keep no label: it must be above 0.")
 
 
 @dataclass
@@ -82,6 +91,7 @@ class Threshold:
 
     def __post_init__(self) -> None:
         require_range("examples", self.examples, 0)
+        require_factor(self.labels)
 
 
 @dataclass
@@ -108,6 +118,7 @@ class Options:
     def __post_init__(self) -> None:
         require_choice("bad_images", self.bad_images, ("raise", "skip"))
         require_range("examples", self.examples, 0)
+        require_factor(self.labels)
         numbers = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
         if not numbers or int(numbers[1]) >= int(numbers[2]):
             raise ValueError(f"shard={self.shard}: give one of 0/N to N-1/N.")
@@ -119,6 +130,7 @@ class Truth:
 
     content: dict[str, Any] | None
     sigmas: list[float]
+    where: str  # truth=FILE, for messages
 
 
 def main() -> None:
@@ -143,18 +155,22 @@ def label(options: Options) -> None:
     truth = read_truth(options.truth, options.sigmas, teacher.kind, labelled)
     if truth.content:
         listed = zip(photos.ids, photos.files, strict=True)
-        restrict_truth(truth.content, [{"id": n, "file_name": file} for n, file in listed])
-    if teacher.dropped:
-        print(f"{options.labelled} lacks {', '.join(teacher.dropped)}: these are not labelled.")
+        entries = [{"id": number, "file_name": file} for number, file in listed]
+        restrict_truth(truth.content, entries, truth.where)
+    if dropped := dict.fromkeys(teacher.dropped):  # N/A is ten of COCO's
+        print(f"{options.labelled} lacks {', '.join(dropped)}: these are not labelled.")
     transforms = allowed(options.transforms, teacher)
     shard = parse_shard(options.shard)
     require_same(
         folder, describe(teacher, photos, transforms, options.merge, shard, amp=options.amp)
     )
+    if any(folder.glob("shard-*.jsonl")):
+        require_categories(folder, teacher.category_ids, recall(folder), labelled)
     sizes = photos.check(range(shard[0], len(photos), shard[1]))
     if equal := name_equal(sizes, transforms, teacher):
         print(f"warning: {equal}")
-    remember(folder, options)
+    paths = {"labelled": options.labelled, "truth": options.truth}
+    remember(folder, paths, options.sigmas, labelled.categories)
     annotate(
         teacher,
         photos,
@@ -170,21 +186,15 @@ def label(options: Options) -> None:
     except ValueError as missing:
         print(f"shard {options.shard} is done. {missing}")
         return
-    write_labels(out, folder, labelled, truth, options)
-
-
-def remember(folder: Path, options: Options) -> None:
-    """Write down what `threshold` reads again."""
-    inputs = {"labelled": options.labelled, "truth": options.truth}
-    places = {name: file and str(Path(file).resolve()) for name, file in inputs.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "inputs.json", json.dumps(places | {"sigmas": options.sigmas}))
+    records = read_records(folder)
+    records.info["folder"] = str(photos.root.resolve())  # they may have been moved
+    write_labels(out, records, labelled, truth, options)
 
 
 def choose_again(options: Threshold) -> None:
     """Choose labels from the records of an earlier command."""
     out, folder = find_places(options.out, options.labelled, options.truth)
-    info, before = read_info(folder), files.read_json(folder / "inputs.json")
+    info, before = read_info(folder), recall(folder)
     file = options.labelled or before.get("labelled", "")
     if not file:
         raise ValueError(f"{folder} does not say which file was labelled: give labelled=FILE.")
@@ -195,7 +205,19 @@ def choose_again(options: Threshold) -> None:
         info["kind"],
         labelled,
     )
-    write_labels(out, folder, labelled, truth, options)
+    require_categories(folder, info["category_ids"], before, labelled)
+    records = read_records(folder)
+    if options.root:
+        records.info["folder"] = str(Path(options.root).resolve())
+        if missing := find_missing(records):
+            raise ValueError(f"root={options.root} has no {missing}: give the images' folder.")
+    write_labels(out, records, labelled, truth, options)
+
+
+def find_missing(records: Records) -> str:
+    """The first image that is not where the records say; empty: all are there."""
+    root = Path(records.info["folder"])
+    return short_path(first_missing(str(root / image.file) for image in records.images) or "")
 
 
 def find_places(word: str, *others: str) -> tuple[Path, Path]:
@@ -223,7 +245,7 @@ def read_truth(file: str, sigmas: list[float], kind: str, labelled: LabelledCoun
     joints = max((len(entry.get("keypoints") or ()) for entry in labelled.categories), default=0)
     if file and kind == "keypoints" and len(sigmas or range(17)) != joints:
         raise ValueError(f"truth={file} has {joints} joints: give sigmas=[...], one for each.")
-    return Truth(read_content(file) if file else None, sigmas)
+    return Truth(read_content(file) if file else None, sigmas, f"truth={file}")
 
 
 def allowed(transforms: Transforms, teacher: Teacher) -> Transforms:
@@ -255,39 +277,39 @@ def name_equal(sizes: Sequence[tuple[int, int]], transforms: Transforms, teacher
 
 def write_labels(
     out: Path,
-    folder: Path,
+    records: Records,
     labelled: LabelledCounts,
     truth: Truth,
     options: Options | Threshold,
 ) -> None:
-    """Write the file and the picture, and say what is in it."""
-    records = read_records(folder)
-    if options.root:
-        records.info["folder"] = str(Path(options.root).resolve())
+    """Write the file and the picture, and say what is in it; nothing where the input is bad."""
     kind = records.info["kind"]
     content, report = choose(records, labelled, options.labels, kind)
+    scores: dict[str, float] = {}
+    if truth.content:
+        listed = [{"id": image.id, "file_name": image.file} for image in records.images]
+        real = restrict_truth(truth.content, listed, truth.where)
+        scores = label_quality(content, real, kind, truth.sigmas or None)
+    wanted = options.examples and content["annotations"]
+    missing = find_missing(records) if wanted else ""
+    sheet = draw_labels(content, options.examples) if wanted and not missing else None
     files.write_text(out, json.dumps(content, allow_nan=False))
     print(report)
     if truth.content:
-        listed = [{"id": image.id, "file_name": image.file} for image in records.images]
-        scores = label_quality(
-            content, restrict_truth(truth.content, listed), kind, truth.sigmas or None
-        )
         known = (f"{name} {scores[name]:.1f}" for name in SHOWN if not math.isnan(scores[name]))
         print(f"against the truth: {', '.join(known)}")
     print(out)
-    if options.examples and content["annotations"]:
-        draw_examples(content, options.examples, out.with_suffix(".png"))
-
-
-def draw_examples(content: dict[str, Any], count: int, file: Path) -> None:
-    """Write a picture of some labels, if the images are where they were."""
-    images = content["info"]["folder"]
-    if not Path(images).is_dir():
-        print(f"warning: no picture, as {images} is not here: give the images' folder by root=.")
-        return
-    draw.save_png(draw_labels(content, count), file)
-    print(file)
+    picture = out.with_suffix(".png")
+    if sheet is not None:
+        draw.save_png(sheet, picture)
+        print(picture)
+    elif options.examples:
+        picture.unlink(missing_ok=True)  # of earlier labels
+    if missing:
+        print(
+            f"warning: no picture, as {missing} is not here: python annotate.py threshold "
+            f"out={out} root=DIR draws the images of another folder."
+        )
 
 
 if __name__ == "__main__":

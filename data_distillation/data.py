@@ -188,8 +188,8 @@ def image_folder(file: Path) -> Path:
         )
     if not content.get("images") or not content.get("annotations"):
         raise ValueError(
-            f"data.automatic={file} has no label: make some, by a longer trained teacher, a lower "
-            "merge.score or a higher labels.factor, or give data.automatic=''."
+            f"data.automatic={file} has no label: make some, by a longer trained teacher or a "
+            "higher labels.factor, or give data.automatic=''."
         )
     return Path(info["folder"])
 

@@ -247,10 +247,12 @@ def write_labels(job: Labelling, manual: data.Labelled, file: Path) -> None:
             image.keypoints[..., :2] += shift
     content, report = choose(records, count_labelled(manual.whole_truth()), cfg.labels, cfg.task)
     print(report)
+    picture, drawn = file.with_suffix(".png"), ""
     if content["annotations"]:
-        draw.save_png(draw_labels(content, 16), file.with_suffix(".png"))
+        draw.save_png(draw_labels(content, 16), picture)
+        drawn = f", drawn in {picture.name}"
     files.write_text(file, json.dumps(content))
-    print(f"labels: {files.relative(file)}, drawn in {file.with_suffix('.png').name}")
+    print(f"labels: {files.relative(file)}{drawn}")
 
 
 def merge(cfg: DictConfig, changes: dict[str, Any], words: Sequence[str] = ()) -> DictConfig:

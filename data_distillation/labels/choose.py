@@ -53,6 +53,8 @@ class Labels:
         require_choice("labels.denominator", self.denominator, ("all", "annotated"))
         require_choice("labels.keep_empty", self.keep_empty, ("auto", "true", "false"))
         require_range("labels.factor", self.factor, 0, 1000)
+        if not math.isfinite(self.keypoint_score):
+            raise ValueError(f"labels.keypoint_score={self.keypoint_score}: give a finite number.")
         for name in ("score", "ignore", "cross_class_nms"):
             require_range(f"labels.{name}", getattr(self, name), 0, 1)
 

@@ -31,10 +31,12 @@ def label_quality(
     return coco.evaluate(truth, labels, kind=KINDS[kind], sigmas=sigmas)
 
 
-def match_images(images: list[dict[str, Any]], truth: dict[str, Any]) -> dict[int, int]:
+def match_images(
+    images: list[dict[str, Any]], truth: dict[str, Any], where: str = "the truth"
+) -> dict[int, int]:
     """Image id of the labels -> of the truth: by the path, or else by the name of the file alone.
 
-    Raises ValueError for an image that the truth lacks.
+    where: the truth's name in the ValueError for an image that it lacks.
     """
     listed = [(str(entry.get("file_name")), entry["id"]) for entry in truth["images"]]
     paths = dict(listed)
@@ -46,16 +48,18 @@ def match_images(images: list[dict[str, Any]], truth: dict[str, Any]) -> dict[in
         found = paths.get(path, last.get(PurePosixPath(path).name))
         if found is None:
             raise ValueError(
-                f"the truth has no image {path}: give the annotations of the images that were "
+                f"{where} has no image {path}: give the annotations of the images that were "
                 "labelled"
             )
         ids[entry["id"]] = found
     return ids
 
 
-def restrict_truth(truth: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
-    """The truth of these images alone, those without a label among them."""
-    wanted = set(match_images(images, truth).values())
+def restrict_truth(
+    truth: dict[str, Any], images: list[dict[str, Any]], where: str = "the truth"
+) -> dict[str, Any]:
+    """The truth of these images alone, those without a label among them; see `match_images`."""
+    wanted = set(match_images(images, truth, where).values())
     return truth | {
         "images": [entry for entry in truth["images"] if entry["id"] in wanted],
         "annotations": [a for a in truth["annotations"] if a["image_id"] in wanted],

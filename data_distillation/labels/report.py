@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .counts import LabelledCounts
 
 FEW = 10  # labels of a class below which its threshold rests on next to nothing
+TIED = 1.1  # times k: more labels than these are no longer as many as the labelled set has
 Class = int | None  # a category id; None: all of them together
 
 
@@ -101,19 +102,30 @@ class Report:
 
     def _warnings(self, names: dict[int, str]) -> list[str]:
         few = []
+        remedy = "lower merge.score to find more"
+        if self.kind == "keypoints":  # whose persons are found in one pass, without a merge
+            remedy = "a teacher of a lower network.score, or trained for longer, finds more"
         for key, k in self.k.items():
             what = "" if key is None else f" of {names[key]}"
             if self.available[key] < k:
                 few.append(
                     f"{self.available[key]} detections{what}, fewer than k = {k}: all are kept; "
-                    "lower merge.score to find more"
+                    f"{remedy}"
                 )
+        tied = {key: self.kept[key] - k for key, k in self.k.items() if self.kept[key] > TIED * k}
+        if tied:
+            what = ", ".join(names[key] for key in tied if key is not None)
+            few.append(
+                f"{sum(tied.values())} labels{what and f' of {what}'} more than k by equal scores"
+            )
         scarce = [names[key] for key, k in self.k.items() if key is not None and 0 < k < FEW]
         if scarce:
             few.append(f"k is below {FEW} for {', '.join(scarce)}: their thresholds say little")
-        never = [names[key] for key, k in self.k.items() if key is not None and k == 0]
-        if never:
-            few.append(f"no label of {', '.join(never)}, which the labelled set lacks")
+        never = [key for key, k in self.k.items() if key is not None and k == 0]
+        if lacking := [names[key] for key in never if not self.labelled.instances[key]]:
+            few.append(f"no label of {', '.join(lacking)}, which the labelled set lacks")
+        if rare := [names[key] for key in never if self.labelled.instances[key]]:
+            few.append(f"no label of {', '.join(rare)}: k is rounded to 0 in so few images")
         if self.k and not self.labelled.total:
             few.append(f"{self.labelled.where} has no instance, so that nothing is kept")
         if self.joint_k is not None and self.joints < self.joint_k:

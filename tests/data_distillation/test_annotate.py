@@ -38,13 +38,14 @@ NETWORK: dict[str, Any] = {
 WORDS = {"transforms.scales": "[40,56]", "sigmas": "[0.1,0.1,0.1]"}
 
 
-def write_run(folder: Path, joints: list[str]) -> None:
+def write_run(folder: Path, joints: list[str], unnamed: int = 0) -> None:
     """What train.py leaves, with random weights."""
     folder.mkdir()
     torch.manual_seed(0)
-    model = build_detector("keypoints", 2, len(joints), Network(**NETWORK))
+    model = build_detector("keypoints", 2 + unnamed, len(joints), Network(**NETWORK))
     options = {"task": "keypoints"} | {f"network.{key}": value for key, value in NETWORK.items()}
-    categories = Categories([7, 3], ["solid", "shade"])
+    names = ["solid", "shade", *["N/A"] * unnamed]
+    categories = Categories([7, 3, *range(50, 50 + unnamed)], names)
     parts: dict[str, Any] = {"model": model, "categories": categories, "joints": joints}
     checkpoint.save(folder, 4, **parts, options=options)
 
@@ -211,10 +212,97 @@ def test_other_thresholds_need_no_network_and_no_images(world, first, tmp_path, 
     assert content["info"]["labels"]["factor"] == 0.5
     type_words("threshold", f"out={out}")
     assert out.read_bytes() == first[0].read_bytes()
-    moved = str(tmp_path / "moved")
-    printed = type_words("threshold", f"out={out}", f"root={moved}")
-    assert printed[-1].startswith(f"warning: no picture, as {moved} is not here: give ")
-    assert json.loads(out.read_text())["info"]["folder"] == moved
+
+
+def test_images_that_were_moved_are_found_by_either_command(world, tmp_path, type_words):
+    here, moved, out = tmp_path / "here", tmp_path / "moved", tmp_path / "auto.json"
+    shutil.copytree(world / "images", here)
+    type_words(*usual(world, out, images=str(here)))
+    before = out.read_bytes()
+    here.rename(moved)
+    printed = type_words("threshold", f"out={out}")  # needs no images
+    assert printed[-1] == (
+        f"warning: no picture, as {here}/image0.png is not here: python annotate.py threshold "
+        f"out={out} root=DIR draws the images of another folder."
+    )
+    assert out.read_bytes() == before
+    assert not out.with_suffix(".png").exists()  # it showed other labels
+    assert type_words("threshold", f"out={out}", f"root={moved}")[-1].endswith("auto.png")
+    assert json.loads(out.read_text())["info"]["folder"] == str(moved)
+    out.unlink()
+    assert type_words(*usual(world, out, images=str(moved)))[-1].endswith("auto.png")
+    assert json.loads(out.read_text())["info"]["folder"] == str(moved)
+
+
+def test_threshold_stops_before_the_file_is_overwritten(world, first, tmp_path, type_words):
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "auto.json"
+    words = ["threshold", f"out={out}", "labels.factor=0.5", "sigmas=[0.1,0.1,0.1]"]
+    short = world / "train.json"
+    with pytest.raises(ValueError, match=rf"truth={short} has no image image4\.png"):
+        type_words(*words, f"truth={short}")
+    with pytest.raises(ValueError, match=rf"root={tmp_path} has no {tmp_path}/image0\.png"):
+        type_words(*words, f"root={tmp_path}")
+    assert out.read_bytes() == first[0].read_bytes()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"name": "person"}, "id 3 is shade there and person in the file"),
+        ({"id": 9}, "id 3 is .* there and missing in the file"),
+        ({"keypoints": ["nose", "tail", "ear"]}, "id 3 is joints .*hand there and joints nose, ta"),
+    ],
+)
+def test_records_of_other_categories_stop(world, first, tmp_path, type_words, old, change, fault):
+    """Old records have no names: there the ids alone can be told apart."""
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    out, other = tmp_path / "copy" / "auto.json", tmp_path / "other.json"
+    content = json.loads((world / "train.json").read_text())
+    content["categories"][1] |= change
+    for entry in content["annotations"]:
+        if entry["category_id"] == 3:
+            entry["category_id"] = content["categories"][1]["id"]
+    words = ["threshold", f"out={out}", f"labelled={write_json(other, content)}"]
+    if old:
+        inputs = out.with_suffix("") / "records" / "inputs.json"
+        known = json.loads(inputs.read_text())
+        del known["categories"]
+        write_json(inputs, known)
+    if old and "id" not in change:
+        assert type_words(*words, "examples=0")[-1] == str(out)
+        return
+    with pytest.raises(ValueError, match=f"records of other categories than labelled=.*{fault}"):
+        type_words(*words)
+    assert out.read_bytes() == first[0].read_bytes()
+
+
+def test_a_finished_command_does_not_rename_its_labels(world, first, tmp_path, type_words):
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "auto.json"
+    content = json.loads((world / "train.json").read_text())
+    content["categories"][1]["name"] = "person"
+    labelled = str(write_json(tmp_path / "other.json", content))
+    names = str(write_json(tmp_path / "names.json", {"shade": "person"}))
+    with pytest.raises(ValueError, match="id 3 is shade there and person in the file"):
+        type_words(*usual(world, out, labelled=labelled, categories=names))
+    assert out.read_bytes() == first[0].read_bytes()
+
+
+def test_a_class_that_the_labelled_set_lacks_is_named_once(world, tmp_path, type_words):
+    write_run(tmp_path / "run", JOINTS, unnamed=3)
+    printed = type_words(*usual(world, tmp_path / "auto.json", teacher=str(tmp_path / "run")))
+    assert printed[0] == f"{world}/train.json lacks N/A: these are not labelled."
+
+
+def test_without_a_label_there_is_no_picture(first, tmp_path, type_words):
+    shutil.copytree(first[0].parent, tmp_path / "copy")
+    out = tmp_path / "copy" / "auto.json"
+    words = ["labels.match=fixed", "labels.score=1"]
+    assert type_words("threshold", f"out={out}", *words)[-1] == str(out)
+    assert not json.loads(out.read_text())["annotations"]
+    assert not out.with_suffix(".png").exists()
 
 
 def test_with_a_truth_the_ap_of_the_labels_is_printed_by_threshold_too(world, tmp_path, type_words):
@@ -248,10 +336,10 @@ def test_a_list_without_categories_is_labelled_in_its_order_with_its_ids(
 
 
 def test_passes_that_coincide_are_named(world, tmp_path, type_words):
-    words = ["transforms.scales=[60,70,80]", "transforms.max_size=64"]
+    words = ["transforms.scales=[60,70,80]", "transforms.max_size=96"]
     printed = type_words(*usual(world, tmp_path / "auto.json"), *words)
     assert printed[0] == (
-        "warning: the scales 70, 80 are the same for 4 of 5 images, of 48 x 48 pixels, and count "
+        "warning: the scales 70, 80 are the same for 1 of 5 images, of 48 x 32 pixels, and count "
         "several times: raise transforms.max_size, or leave some out of transforms.scales."
     )
     assert "several times" not in " ".join(type_words(*usual(world, tmp_path / "b.json")))
@@ -290,7 +378,8 @@ def test_joints_without_left_and_right_are_not_flipped(tmp_path, type_words):
         ({"images": "{world}/absent.json", "root": "{world}/images"}, r"image9\.png is listed in"),
         ({"teacher": "{world}/empty"}, "has no checkpoint"),
         ({"truth": "{world}/image_info_unlabeled2017.json"}, "has no list `annotations`"),
-        ({"truth": "{world}/train.json"}, r"the truth has no image image4\.png"),
+        ({"truth": "{world}/train.json"}, r"truth=.*train\.json has no image image4\.png"),
+        ({"out": "{world}/train.json/a/b.json"}, "out=.*b.json: .* cannot be written .*another pl"),
         ({"truth": "{world}/truth.json", "sigmas": "[]"}, r"3 joints: give sigmas=\[\.\.\.\]"),
         ({"shard": "2/2"}, "shard=2/2: give one of 0/N to N-1/N"),
         ({"bad_images": "drop"}, "bad_images=drop is unknown"),
@@ -328,6 +417,8 @@ def test_records_of_other_settings_and_missing_ones_stop(first, world, tmp_path,
         (["images=a"], "is not set: give"),
         (["images=a", "merge.nms=half"], "merge.nms=half: a number is expected."),
         (["threshold", "out=a.json", "transforms.flip=false"], "Unknown option 'transforms"),
+        (["threshold", "out=a.json", "labels.factor=0"], "labels.factor=0 would keep no label"),
+        (["threshold", "out=a.json", "labels.keypoint_score=nan"], "=nan: give a finite number"),
     ],
 )
 def test_a_wrong_word_is_one_sentence(monkeypatch, capsys, words, fault):

@@ -54,6 +54,7 @@ def test_the_printed_numbers_are_those_of_the_choice():
         "  all classes: k = 3, threshold 0.9, kept 4, 1 more by ties",
         "images without a label: 2, they stay as negatives",
         "labels of two classes in one place (IoU >= 0.9): 0 pairs",
+        "warning: 1 labels more than k by equal scores",
     ]
     _, report = chosen(HAND, counts(1, {1: 10}))
     assert str(report).splitlines()[-1] == (
@@ -63,6 +64,30 @@ def test_the_printed_numbers_are_those_of_the_choice():
     _, report = chosen(HAND, counts(4, {1: 0}))
     assert "nothing is kept" in str(report)
     assert "train.json has no instance" in str(report)
+
+
+def test_more_persons_come_from_another_teacher_not_from_another_merge():
+    _, report = chosen([[0.9]], counts(1, {1: 2}, 4), "keypoints", joints=3)
+    assert str(report).splitlines()[-1] == (
+        "warning: 1 detections, fewer than k = 2: all are kept; a teacher of a lower "
+        "network.score, or trained for longer, finds more"
+    )
+
+
+@pytest.mark.parametrize(("equal", "warned"), [(2, False), (3, True)])
+def test_ties_of_more_than_a_tenth_of_k_are_warned_of(equal, warned):
+    row = [0.9] * 9 + [0.5] + [0.5] * (equal - 1) + [0.1]  # k = 10
+    _, report = chosen([row], counts(1, {1: 10}))
+    assert report.kept == {None: 9 + equal}
+    assert (f"warning: {equal - 1} labels more than k by equal scores" in str(report)) == warned
+
+
+def test_a_class_whose_k_is_rounded_to_0_is_not_called_absent():
+    _, report = chosen(HAND, counts(40, {1: 40, 2: 1, 3: 0}), per_class=True)
+    assert report.k == {1: 4, 2: 0, 3: 0}
+    text = str(report)
+    assert "no label of class 2: k is rounded to 0 in so few images" in text
+    assert "no label of class 3, which the labelled set lacks" in text
 
 
 def test_counting_is_the_best_of_all_thresholds():
@@ -103,7 +128,7 @@ def test_no_image_and_no_detection_give_no_label():
 
 def test_the_factor_is_exact_and_multiplies_mu():
     rows = [[x / 100 for x in range(99, 9, -1)]]
-    for factor, kept in ((1, 15), (2, 30), (0.5, 8), (0.1, 2), (0, 0)):  # 7.5 and 1.5 go up
+    for factor, kept in ((1, 15), (2, 30), (0.5, 8), (0.1, 2), (0.01, 0)):  # 7.5 and 1.5 go up
         _, report = chosen(rows, counts(1, {1: 15}), factor=factor)
         assert report.kept == {None: kept}, factor
 
@@ -408,6 +433,10 @@ def test_counts_of_real_files_are_those_of_pycocotools(shared_data):
         ({"keep_empty": "yes"}, "labels.keep_empty=yes is unknown"),
         ({"ignore": 2}, "labels.ignore=2 is out of range"),
         ({"factor": -1}, "labels.factor=-1 is out of range"),
+        ({"factor": math.nan}, "labels.factor=nan is out of range"),
+        ({"score": math.nan}, "labels.score=nan is out of range"),
+        ({"ignore": math.nan}, "labels.ignore=nan is out of range"),
+        ({"keypoint_score": math.nan}, "labels.keypoint_score=nan: give a finite number"),
     ],
 )
 def test_an_unknown_choice_is_refused(option, fault):
