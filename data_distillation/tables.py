@@ -154,7 +154,7 @@ UNLABELLED = [
         Row(
             f"{p} %, ratio of the images",
             [f"data.automatic_share={p / 100:g}", f"data.ratio=[{100 // p},1]"],
-            instead={"mini": [f"data.automatic_share={p / 100:g}", f"data.ratio=[1,{p // 25}]"]},
+            instead={"mini": [f"data.automatic_share={p / 100:g}", f"data.ratio=[{100 // p},15]"]},
         )
         for p in PERCENT
     ),

@@ -111,7 +111,8 @@ def test_the_readme_names_what_works_alone():
 
 @pytest.mark.parametrize("names", rows_of_files(), ids=lambda names: names[-1].strip("/"))
 def test_what_the_readme_names_works_without_the_rest(names, tmp_path, monkeypatch):
-    away = tmp_path / f"only_{re.sub(r'[^a-z]', '_', '_'.join(names))}"
+    # A name of its own: other projects' tests import packages called only_... in the same process.
+    away = tmp_path / f"distillation_{re.sub(r'[^a-z]', '_', '_'.join(names))}"
     away.mkdir()
     for name in names:
         if (PROJECT / name).is_dir():

@@ -224,7 +224,7 @@ def test_students_and_controls_are_trained_as_long():
 
 def test_teachers_of_the_curve_are_trained_longer_and_longer():
     assert [steps_of_teacher(cfg) for cfg in rows("teacher", "mini").values()] == [
-        *(150, 150, 300, 300, 500, 500)
+        *(150, 150, 300, 300, 600, 600)
     ]
     assert [steps_of_teacher(cfg) for cfg in rows("teacher", "paper").values()] == [
         *(40_000, 40_000, 80_000, 80_000, 130_000, 130_000)
@@ -239,7 +239,7 @@ def test_the_ratio_follows_the_images_where_the_table_says_so():
     for percent in (25, 50, 100):
         share, ratio = mini[f"{percent} %, ratio of the images"]
         assert share == percent / 100
-        assert ratio[1] / ratio[0] == 600 * share / 150
+        assert ratio[1] / ratio[0] == 600 * share / 40
         assert mini[f"{percent} %, ratio 3:2"] == (share, [3, 2])
 
 
