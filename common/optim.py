@@ -4,6 +4,7 @@ For an average of the weights over time torch's own class suffices:
 `AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))` from `torch.optim.swa_utils`.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
@@ -40,6 +41,14 @@ def warmup_multistep(
     return LambdaLR(optimizer, factor)
 
 
+def one_cycle(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Schedule of `steps` iterations: half cosines from 1 / 25 of the rate to it, then to about 0.
+
+    That of torch's OneCycleLR, as a function that a resumed run may ask for another length.
+    """
+    return LambdaLR(optimizer, partial(_cycle, steps=steps))
+
+
 def follow(schedule: LambdaLR) -> None:
     """Give the optimizer the rates that `schedule` has at its step; call it after a resume.
 
@@ -57,6 +66,14 @@ def _factor(done: int, *, drops: list[int], warmup: int, start: float, gamma: fl
     """Factor on the rate after `done` iterations."""
     rise = min(1.0, start + (1 - start) * done / warmup) if warmup else 1.0
     return rise * gamma ** bisect_right(drops, done)
+
+
+def _cycle(done: int, *, steps: int) -> float:
+    """Factor on the rate after `done` iterations."""
+    low, rise = 1 / 25, 0.3 * steps - 1  # iterations of the rise
+    share = done / rise if done <= rise else 1 - (done - rise) / (steps - 1 - rise)
+    end = low if done <= rise else low / 1e4
+    return end + (1 - end) * (1 - math.cos(math.pi * share)) / 2
 
 
 def parameter_groups(

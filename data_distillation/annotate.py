@@ -16,6 +16,8 @@ where it was when it is given again.
     categories=FILE.json            {"teacher's name": "labelled name"} where they differ
     truth=FILE.json                 true labels of the images, by which the AP of ours is printed;
                                     sigmas=[..] of its joints, unless they are COCO's 17
+    joint_offset=0                  for weights that learned joints as the pixel indices of files;
+                                    of a run it is known, by its data.joint_offset
     shard=0/8                       the first of 8 shares, for 8 processes on as many GPUs or
                                     machines; the last one to end writes out=
     bad_images=skip                 leave out images that cannot be read
@@ -40,9 +42,7 @@ import json
 import math
 import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from common import dist, draw, files
 from common.coco.files import first_missing, short_path
 from common.config import read_options, require_choice, require_range
 from common.config import run as run_command
-from data_distillation.distill import Merge, Transforms, equal_sizes, make_views, own_size
+from data_distillation.distill import Merge, Transforms
 from data_distillation.figures.labels import draw_labels
 from data_distillation.inputs.photos import find_photos
 from data_distillation.labels.choose import Labels, choose
@@ -66,15 +66,11 @@ from data_distillation.labels.inputs import recall, remember, require_categories
 from data_distillation.labels.quality import label_quality, restrict_truth
 from data_distillation.labels.records import Records, annotate, describe, read_records
 from data_distillation.labels.shards import parse_shard, read_info, require_same
-from data_distillation.weights.teacher import Teacher, load_teacher
+from data_distillation.labels.transforms import name_equal, without_flips
+from data_distillation.net.inference import own_size
+from data_distillation.weights.teacher import load_teacher
 
 SHOWN = ("AP", "AP50", "AP75")
-
-
-def require_factor(labels: Labels) -> None:
-    """Raise ValueError where no detection would become a label."""
-    if not labels.factor:
-        raise ValueError("labels.factor=0 would keep no label: it must be above 0.")
 
 
 @dataclass
@@ -91,7 +87,6 @@ class Threshold:
 
     def __post_init__(self) -> None:
         require_range("examples", self.examples, 0)
-        require_factor(self.labels)
 
 
 @dataclass
@@ -107,6 +102,7 @@ class Options:
     categories: str = ""
     truth: str = ""
     sigmas: list[float] = field(default_factory=list)
+    joint_offset: float | None = None  # that of the teacher
     shard: str = "0/1"
     bad_images: str = "raise"
     amp: bool = False
@@ -118,7 +114,8 @@ class Options:
     def __post_init__(self) -> None:
         require_choice("bad_images", self.bad_images, ("raise", "skip"))
         require_range("examples", self.examples, 0)
-        require_factor(self.labels)
+        if self.joint_offset is not None:
+            require_range("joint_offset", self.joint_offset, 0, 1)
         numbers = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
         if not numbers or int(numbers[1]) >= int(numbers[2]):
             raise ValueError(f"shard={self.shard}: give one of 0/N to N-1/N.")
@@ -159,7 +156,9 @@ def label(options: Options) -> None:
         restrict_truth(truth.content, entries, truth.where)
     if dropped := dict.fromkeys(teacher.dropped):  # N/A is ten of COCO's
         print(f"{options.labelled} lacks {', '.join(dropped)}: these are not labelled.")
-    transforms = allowed(options.transforms, teacher)
+    transforms, note = without_flips(options.transforms, teacher.kind, teacher.mirrored)
+    if note:
+        print(f"warning: {note}")
     shard = parse_shard(options.shard)
     require_same(
         folder, describe(teacher, photos, transforms, options.merge, shard, amp=options.amp)
@@ -167,10 +166,11 @@ def label(options: Options) -> None:
     if any(folder.glob("shard-*.jsonl")):
         require_categories(folder, teacher.category_ids, recall(folder), labelled)
     sizes = photos.check(range(shard[0], len(photos), shard[1]))
-    if equal := name_equal(sizes, transforms, teacher):
+    if equal := name_equal(sizes, transforms, *own_size(teacher.model)):
         print(f"warning: {equal}")
     paths = {"labelled": options.labelled, "truth": options.truth}
-    remember(folder, paths, options.sigmas, labelled.categories)
+    offset = teacher.joint_offset if options.joint_offset is None else options.joint_offset
+    remember(folder, paths, options.sigmas, labelled.categories, offset)
     annotate(
         teacher,
         photos,
@@ -188,6 +188,7 @@ def label(options: Options) -> None:
         return
     records = read_records(folder)
     records.info["folder"] = str(photos.root.resolve())  # they may have been moved
+    records.shift_joints(offset)
     write_labels(out, records, labelled, truth, options)
 
 
@@ -207,6 +208,7 @@ def choose_again(options: Threshold) -> None:
     )
     require_categories(folder, info["category_ids"], before, labelled)
     records = read_records(folder)
+    records.shift_joints(before.get("joint_offset", 0.5))
     if options.root:
         records.info["folder"] = str(Path(options.root).resolve())
         if missing := find_missing(records):
@@ -246,33 +248,6 @@ def read_truth(file: str, sigmas: list[float], kind: str, labelled: LabelledCoun
     if file and kind == "keypoints" and len(sigmas or range(17)) != joints:
         raise ValueError(f"truth={file} has {joints} joints: give sigmas=[...], one for each.")
     return Truth(read_content(file) if file else None, sigmas, f"truth={file}")
-
-
-def allowed(transforms: Transforms, teacher: Teacher) -> Transforms:
-    """The transforms without flips where left and right joints are not known."""
-    if teacher.kind != "keypoints" or teacher.mirrored is not None or not transforms.flip:
-        return transforms
-    print(
-        "warning: no flips, as the joints' names tell no left from right: name them as left_hand "
-        "and right_hand in `categories` of labelled=."
-    )
-    return replace(transforms, flip=False)
-
-
-def name_equal(sizes: Sequence[tuple[int, int]], transforms: Transforms, teacher: Teacher) -> str:
-    """Which scales are the same pass for the most frequent of the sizes (H, W); empty: none are."""
-    own, own_max = own_size(teacher.model)
-    views = make_views(replace(transforms, flip=False), own)
-    for (height, width), count in Counter(sizes).most_common():
-        pairs = equal_sizes(views, (height, width), own, transforms, own_max)
-        shorts = dict.fromkeys(view.short or own for pair in pairs for view in pair)
-        if shorts:
-            return (
-                f"the scales {', '.join(map(str, shorts))} are the same for {count} of "
-                f"{len(sizes)} images, of {width} x {height} pixels, and count several times: "
-                "raise transforms.max_size, or leave some out of transforms.scales."
-            )
-    return ""
 
 
 def write_labels(

@@ -15,9 +15,11 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.utils import save_image
 
 from common import timing
@@ -38,18 +41,23 @@ from data_distillation.config import Config
 from data_distillation.data import Examples, Labelled, Mixture, collate, locate
 from data_distillation.distill import (
     Merge,
+    Swap,
     Transforms,
-    decode_keypoints,
+    View,
     distill,
+    flip_boxes,
+    flip_maps,
     make_views,
     mirrored_joints,
 )
-from data_distillation.labels.peers import Labels, run_whole
+from data_distillation.net.decode import decode_keypoints
+from data_distillation.net.inference import resized
 from data_distillation.optimizer import build_optimizer
 from data_distillation.train import build
 
 JOINTS = detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
 STEPS = 10  # of a call of `mixture`
+Found = dict[str, Tensor]  # of an image: boxes, scores, labels, keypoints
 
 
 @dataclass
@@ -90,12 +98,48 @@ def labels(options: Options) -> Calls:
     transforms = Transforms(scales, max_size=options.size * 5 // 2)  # 400 to 1200, 2000 for 800
     swap, views = mirrored_joints(JOINTS), make_views(transforms, options.size)
 
-    def ours() -> Labels:
+    def ours() -> Found:
         assert folder.name  # keeps the file for as long as this function
         return distill(model, [read_image(file) / 255], transforms, Merge(), swap)[0]
 
     theirs = partial(run_whole, model, file, views, transforms.max_size, swap)
     return {"ours": ours, version_of("torchvision"): theirs}
+
+
+@torch.no_grad()
+def run_whole(model: Any, file: Path, views: Sequence[View], max_size: int, swap: Swap) -> Found:
+    """Labels of a file by `model(images)` for each view, the usual way: the passes share nothing.
+
+    model: a Keypoint R-CNN in evaluation mode. All of it runs in each pass; then the boxes that it
+    found give way to those of the first pass, so that its maps can be averaged. Returns boxes
+    (M, 4), scores and labels (M,), keypoints (M, J, 3: x, y, confidence) on the CPU.
+    """
+    heads, device = model.roi_heads, next(model.parameters()).device
+    find, logits, first = heads.postprocess_detections, list[Tensor](), Found()
+
+    def find_same(*inputs: Any) -> Any:
+        found = find(*inputs)
+        if not first:
+            return found
+        own = flip_boxes(first["boxes"], image.shape[2]) if view.flip else first["boxes"]
+        boxes = resize_boxes(own, image.shape[1:], inputs[3][0])
+        return [boxes], [first["scores"]], [first["labels"]]
+
+    heads.postprocess_detections = find_same
+    with heads.keypoint_predictor.register_forward_hook(lambda *call: logits.append(call[2])):
+        for view in views:
+            image = read_image(file).to(device) / 255
+            with resized(model, view.short, max_size):
+                (found,) = model([image.flip(2) if view.flip else image])
+            first = first or found
+    del heads.postprocess_detections  # the class has its own
+    maps = [each.flatten(2).softmax(-1).view_as(each) for each in logits]
+    pairs = zip(views, maps, strict=True)
+    mean = torch.stack([flip_maps(m, swap) if view.flip else m for view, m in pairs]).mean(0)
+    points = heatmaps_to_keypoints(mean, first["boxes"])[0][..., :2]
+    keypoints = torch.cat((points, mean.amax((2, 3))[..., None]), -1)
+    known = {name: first[name] for name in ("boxes", "scores", "labels")}
+    return {name: each.cpu() for name, each in (known | {"keypoints": keypoints}).items()}
 
 
 def build_teacher(options: Options) -> nn.Module:

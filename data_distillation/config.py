@@ -30,8 +30,8 @@ class Data:
     unlabelled: str = "unlabeled2017"  # split, or folder of images, that the teacher labels
     truth: str = ""  # split with the true labels of these images, which no training sees
     automatic: str = ""  # "": none, supervised | teacher: its labels | FILE of annotate.py
-    automatic_share: float = 1.0  # of the automatic images that are used, nested, Fig. 5
-    ratio: list[int] = field(default_factory=lambda: [3, 2])  # manual : automatic, Sec. 3.4
+    automatic_share: float = 1.0  # of the automatic images that are used, nested; figure
+    ratio: list[int] = field(default_factory=lambda: [3, 2])  # manual : automatic, Sec. 4
     limit: int = 0  # use the first labelled images only, this many; 0: all
     flip: float = 0.5  # probability of a horizontal flip
     joint_offset: float = 0.5  # added to the joints of files; 0: D1, which learns pixel indices
@@ -86,7 +86,7 @@ class Config:
 
     seed: int = 0
     task: str = "keypoints"  # keypoints | boxes | masks, which the paper does not have
-    steps: int = 360_000  # optimizer steps, Sec. 5.2
+    steps: int = 360_000  # optimizer steps, Sec. 5
     batch_size: int = 16  # images a step over all processes
     images_per_gpu: int = 2  # of the paper's GPUs, each of which averages its own losses
     optimizer: str = "sgd"  # sgd | adamw
@@ -96,12 +96,12 @@ class Config:
     bias_lr: float = 2.0  # D1: biases learn twice as fast ...
     bias_decay: bool = False  # ... and without weight decay
     schedule: str = "multistep"  # multistep | one_cycle
-    milestones: list[float] = field(default_factory=lambda: [0.7, 0.9])  # shares of steps, Sec. 3.4
+    milestones: list[float] = field(default_factory=lambda: [0.7, 0.9])  # shares of steps, Sec. 4
     warmup: int = 500  # steps, D1
     warmup_start: float = 1 / 3  # share of the rate at step 0, D1
     clip: float = 0.0  # largest gradient norm; 0: no clipping, as in the paper
     amp: bool = False  # bfloat16 in the network
-    automatic_weight: float = 1.0  # of the losses of automatic images; 1: as manual ones, Sec. 3.3
+    automatic_weight: float = 1.0  # of the losses of automatic images; 1: as manual ones, Sec. 3
     init: str = "imagenet"  # imagenet | teacher: fine-tuned | a run's folder | FILE | "": random
     teacher: list[str] = field(default_factory=list)  # its settings, where they differ
     rounds: int = 1  # of labelling and training; each student is the next one's teacher

@@ -1,7 +1,7 @@
 """The data as the paper sees it: images that people labelled, and images that a teacher labelled.
 
 M objects of an image, J joints. Boxes are float xyxy in pixels of the image, joints continuous x, y
-and visibility; both kinds of images look the same to the loss (Sec. 3.3).
+and visibility; both kinds of images look the same to the loss (Sec. 3).
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,15 +16,16 @@ from torch.utils.data import Dataset
 
 from common import dist
 from common.coco.dataset import Categories
-from common.coco.files import find_split, read_json
+from common.coco.files import find_split, has_split, read_json
 from common.data import BadImages, eval_loader, train_loader
 from common.sampling import mix
 from data_distillation.config import Config
 from data_distillation.config import Data as DataConfig
-from data_distillation.distill import Transforms
 from data_distillation.inputs.builtin import write_builtin
 from data_distillation.inputs.labelled import Labelled
 from data_distillation.inputs.mixture import MixtureStream
+from data_distillation.inputs.photos import Photos, find_photos
+from data_distillation.labels.report import say_count
 
 Examples = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -149,7 +150,11 @@ def kind_of(task: str) -> str:
 
 def root_of(cfg: DataConfig) -> Path:
     """The folder of the data set; the built-in one is written first."""
-    return write_builtin(cfg.builtin) if cfg.name == "builtin" else Path(cfg.root)
+    if cfg.name == "builtin":
+        return write_builtin(cfg.builtin)
+    if not Path(cfg.root).is_dir():
+        raise ValueError(f"data.root={cfg.root} is no folder: give the one of the data set.")
+    return Path(cfg.root)
 
 
 def build_manual(cfg: DataConfig, task: str) -> Labelled:
@@ -178,8 +183,28 @@ def build_validation(cfg: DataConfig, task: str, categories: Categories | None =
     return Labelled(folders, files, cfg, task, training=False, categories=categories)
 
 
+def find_unlabelled(cfg: DataConfig, task: str) -> Photos:
+    """The images to label: those of a split, whose annotations are not read, or of a folder."""
+    root, kind = root_of(cfg), kind_of(task)
+    if has_split(root, cfg.unlabelled, kind=kind):
+        folders, found = find_split(root, cfg.unlabelled, kind=kind)
+        if len(found) == 1:
+            return find_photos(found[0], folders[0], cfg.bad_images)
+    for folder in (root / cfg.unlabelled, Path(cfg.unlabelled)):
+        if folder.is_dir():
+            return find_photos(folder, bad_images=cfg.bad_images)
+    raise ValueError(
+        f"data.unlabelled={cfg.unlabelled} is neither one split of {root}, with its images in "
+        "`annotations`, nor a folder of images: give either."
+    )
+
+
 def image_folder(file: Path) -> Path:
     """The folder of the images of a file that annotate.py wrote."""
+    if not file.is_file():
+        raise ValueError(
+            f"data.automatic={file} does not exist: give teacher, or a file of annotate.py."
+        )
     content = read_json(file)
     info = content.get("info") if isinstance(content, dict) else None
     if not isinstance(info, dict) or not isinstance(info.get("folder"), str):
@@ -211,21 +236,13 @@ def check_labels(training: Mixture, cfg: Config) -> None:
                 f"{', '.join(manual.joints) or 'none'} here."
             )
     if dist.is_main():
-        print(f"{len(manual):,} labelled images ({manual.digest})", end="")
+        print(f"{say_count(len(manual), 'labelled image')} ({manual.digest})", end="")
         print(f", {len(training.chosen):,} with automatic labels" if automatic else "")
 
 
 def collate(examples: list[tuple[Tensor, dict[str, Any]]]) -> Examples:
     """Images of any sizes, and their targets."""
     return [image for image, _ in examples], [target for _, target in examples]
-
-
-def joint_shift(cfg: DataConfig, transforms: Transforms) -> float:
-    """Pixels from the joints of a network that learned with `joint_offset` to continuous ones.
-
-    Of a mirrored pass they lie as far on the other side, so that its average with the other is 0.
-    """
-    return 0.0 if transforms.flip else 0.5 - cfg.joint_offset
 
 
 def to_device(examples: Examples, device: torch.device) -> Examples:

@@ -18,28 +18,26 @@ from the heads' outputs on: in bfloat16 a box at x = 1000 would be a multiple of
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
+from .net.decode import decode_keypoints, paste_masks
+from .net.inference import classify, has_head, labelling, own_size, require_sound, resized
+
 Size = tuple[int, int]  # height, width in pixels
 Swap = Sequence[int] | None  # the joint that each becomes in a mirror; None: they stay
+LARGEST, LONGEST = 4000, 10_000  # pixels of an image's sides that a network may be shown
 SCORINGS = ("id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum")
-PREDICTORS = ("box_predictor", "keypoint_predictor", "mask_predictor")
-OUTPUTS = {"backbone", "head", "rpn.head", *(f"roi_heads.{name}" for name in PREDICTORS)}
-PIXELS = 2**24  # of up-sampled maps at a time
-OVERSHOOT = 57 / 128  # of bicubic weights: 2 n (1 + n), where n = 3 / 16 is that of one axis
 
 
 @dataclass
@@ -53,8 +51,10 @@ class Transforms:
     area: float = 22500.0  # square pixels from which a box is large; Detectron
 
     def __post_init__(self) -> None:
-        if any(scale < 1 for scale in self.scales):
-            raise ValueError(f"transforms.scales={list(self.scales)}: give pixels, 1 or more.")
+        if any(not 1 <= scale <= LARGEST for scale in self.scales):
+            raise ValueError(f"transforms.scales={list(self.scales)}: give 1 to {LARGEST} pixels.")
+        if self.max_size > LONGEST:
+            raise ValueError(f"transforms.max_size={self.max_size}: give {LONGEST} pixels at most.")
         if self.max_size < max(self.scales, default=1):
             raise ValueError(
                 f"transforms.max_size={self.max_size} is below the scales {list(self.scales)}, "
@@ -137,48 +137,19 @@ def make_views(transforms: Transforms, own: int) -> list[View]:
     return [View(short, flip) for short in shorts for flip in flips]
 
 
-def own_size(model: nn.Module) -> tuple[int, int]:
-    """Shorter side and cap of the longer one, pixels, at which a detector of torchvision works."""
-    transform: Any = model.transform
-    if transform.fixed_size:
-        return min(transform.fixed_size), max(transform.fixed_size)
-    return transform.min_size[-1], transform.max_size
-
-
-def equal_sizes(
-    views: Sequence[View], size: Size, own: int, transforms: Transforms, own_max: int = 1333
-) -> list[tuple[View, View]]:
-    """Pairs of views that are the same for an image of `size`, as the longer side has a cap.
-
-    own, own_max: as of `own_size`.
-    """
-    first: dict[tuple[int, int, bool], View] = {}
-    pairs = []
-    for view in views:
-        short, cap = (view.short, transforms.max_size) if view.short else (own, own_max)
-        ratio = min(short / min(size), cap / max(size))
-        same = first.setdefault((int(size[0] * ratio), int(size[1] * ratio), view.flip), view)
-        if same != view:
-            pairs.append((same, view))
-    return pairs
-
-
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
     """(..., 4) in the mirrored image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack((width - x2, y1, width - x1, y2), -1)
 
 
-def flip_keypoints(points: Tensor, width: float, mirrored: Sequence[int]) -> Tensor:
-    """(..., J, 2 or more: x, y, ...) in the mirrored image, where left joints are right ones."""
-    points = points[..., list(mirrored), :].clone()
-    points[..., 0] = width - points[..., 0]
-    return points
-
-
 def flip_maps(maps: Tensor, swap: Swap) -> Tensor:
     """(R, J, m, m) in the mirrored image; with None the channels stay where they are."""
-    return maps.flip(-1) if swap is None else maps[:, list(swap)].flip(-1)
+    if swap is None:
+        return maps.flip(-1)
+    if len(swap) != maps.shape[1]:
+        raise ValueError(f"mirrored has {len(swap)} joints, the model {maps.shape[1]}.")
+    return maps[:, list(swap)].flip(-1)
 
 
 def mirrored_joints(names: Sequence[str]) -> tuple[int, ...] | None:
@@ -194,55 +165,10 @@ def mirrored_joints(names: Sequence[str]) -> tuple[int, ...] | None:
     return tuple(lower.index(name) for name in swapped)
 
 
-@contextmanager
-def resized(model: nn.Module, view: View, max_size: int) -> Iterator[None]:
-    """The model resizes images to a view's size; SSD, which knows one shape, to that."""
-    transform: Any = model.transform
-    before = transform.min_size, transform.max_size, transform.fixed_size
-    if view.short and transform.fixed_size:
-        ratio = view.short / min(transform.fixed_size)
-        transform.fixed_size = tuple(round(side * ratio) for side in transform.fixed_size)
-    elif view.short:
-        transform.min_size, transform.max_size = (view.short,), max_size
-    try:
-        yield
-    finally:
-        transform.min_size, transform.max_size, transform.fixed_size = before
-
-
-def to_float(output: Any) -> Any:
-    """Tensors of a module's output as float32, in dictionaries and lists too."""
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, dict):
-        return {name: to_float(each) for name, each in output.items()}
-    return [to_float(each) for each in output]
-
-
-@contextmanager
-def labelling(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, with float32 outputs; the model is as before after it.
-
-    The features are float32 too, since torchvision gives anchors their precision.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    with ExitStack() as hooks, torch.no_grad():  # inference_mode would spoil anchors for training
-        for name, module in model.named_modules():
-            if name in OUTPUTS:
-                hook = module.register_forward_hook(lambda module, inputs, out: to_float(out))
-                hooks.enter_context(hook)
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
 def passes(model: Any, image: Tensor, views: Sequence[View], max_size: int) -> Iterator[Pass]:
     """The backbone of an R-CNN on an image (3, H, W) at each size, with its mirror image."""
     for group in by_size(views):
-        with resized(model, group[0], max_size):
+        with resized(model, group[0].short, max_size):
             inputs, _ = model.transform(show(image, group))
         features = model.backbone(inputs.tensors)
         features = features if isinstance(features, dict) else {"0": features}
@@ -259,18 +185,9 @@ def show(image: Tensor, views: Sequence[View]) -> list[Tensor]:
     return [image.flip(-1) if view.flip else image for view in views]
 
 
-def classify(model: Any, one: Pass) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Logits (N, K) and offsets (N, 4 K) of the proposals, and these, (N_i, 4) of each input."""
-    heads, sizes = model.roi_heads, one.inputs.image_sizes
-    proposals, _ = model.rpn(one.inputs, one.features)
-    pooled = heads.box_roi_pool(one.features, proposals, sizes)
-    logits, offsets = heads.box_predictor(heads.box_head(pooled))
-    return logits, offsets, proposals
-
-
 def raw_boxes(model: Any, one: Pass, score: float) -> list[Detections]:
     """Each view's boxes of all proposals and classes above `score`, before NMS."""
-    logits, offsets, proposals = classify(model, one)
+    logits, offsets, proposals = classify(model, one.inputs, one.features)
     counts = [len(each) for each in proposals]
     decoded = model.roi_heads.box_coder.decode(offsets, proposals).split(counts)  # (N_i, K, 4)
     scores = logits.softmax(-1).split(counts)
@@ -299,7 +216,7 @@ def candidates(
             each += raw_boxes(model, one, score)
     else:
         for group in by_size(views):
-            with resized(model, group[0], max_size):
+            with resized(model, group[0].short, max_size):
                 outputs = model(show(image, group))
             each += [Detections(out["boxes"], out["scores"], out["labels"]) for out in outputs]
     boxes = [
@@ -406,86 +323,6 @@ def average_maps(
     return total.div_(count[:, None, None, None])
 
 
-def decode_keypoints(maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Joints (R, J, 2) at the maxima of maps (R, J, m, m), and the maxima (R, J) on the m x m grid.
-
-    The maps are up-sampled to whole pixels of their boxes, bicubically, as torchvision's
-    `heatmaps_to_keypoints` does box by box; here only where the maximum can be, and windows of
-    similar sizes are one batch.
-    """
-    maps, boxes = maps.float(), boxes.float()
-    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
-    pixels = sides.ceil().repeat_interleave(maps.shape[1], 0)  # (R J, 2), width and height
-    flat = maps.flatten(0, 1)[:, None]
-    start, size, peaks = find_windows(flat, pixels)
-    places = torch.zeros_like(start)
-    octave, bucket = (2 * size.clamp(min=16).log2()).ceil().unique(dim=0, return_inverse=True)
-    for number in range(len(octave)):
-        members = (bucket == number).nonzero()[:, 0]
-        width, height = size[members].amax(0).long().tolist()
-        for some in members.split(max(1, PIXELS // (width * height))):
-            x = sample_points(start[some, 0], size[some, 0], pixels[some, 0], width)
-            y = sample_points(start[some, 1], size[some, 1], pixels[some, 1], height)
-            x, y = x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
-            grid = torch.stack((x, y), -1)  # (n, height, width, 2)
-            large = F.grid_sample(flat[some], grid, "bicubic", "border", align_corners=False)
-            best = large.flatten(1).argmax(-1)  # (n,)
-            places[some] = start[some] + torch.stack((best % width, best // width), -1)
-    places = (places + 0.5).unflatten(0, maps.shape[:2])
-    points = places * (sides / sides.ceil())[:, None] + boxes[:, None, :2]
-    return points, peaks.unflatten(0, maps.shape[:2])
-
-
-def find_windows(maps: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the maxima of maps (N, 1, m, m) are once up-sampled to `pixels` (N, 2: width, height).
-
-    Returns the first pixel of each window and its size, (N, 2) both, and the maxima (N,) before.
-
-    A point's 16 weights add up to 1 and the negative ones to -n at most, so that it is no more than
-    (1 + n) max - n min of its 16 cells. A point that reaches what is known to be reached, at the
-    pixel of the highest cell, therefore has a cell among its own that is above a bound.
-    """
-    m = maps.shape[-1]
-    lines = torch.stack((maps[:, 0].amax(-2), maps[:, 0].amax(-1)), 1)  # of columns, of rows
-    peaks, least = lines[:, 0].amax(-1), maps.flatten(1).amin(-1)
-    near = ((lines.argmax(-1) + 0.5) * pixels / m).floor().minimum(pixels - 1)
-    point = ((2 * near + 1) / pixels - 1)[:, None, None]
-    known = F.grid_sample(maps, point, "bicubic", "border", align_corners=False).flatten()
-    known = known - 1e-5 * (peaks.abs() + least.abs())  # rounding
-    bound = (known + OVERSHOOT * least) / (1 + OVERSHOOT)
-    high = (lines >= bound[:, None, None]).byte()  # (N, 2, m)
-    first, last = high.argmax(-1), m - 1 - high.flip(-1).argmax(-1)
-    start = ((first - 1.5) * pixels / m - 0.5).floor().clamp(min=0)  # two cells before the first
-    stop = ((last + 2.5) * pixels / m - 0.5).ceil().minimum(pixels - 1)
-    return start, stop - start + 1, peaks
-
-
-def sample_points(start: Tensor, size: Tensor, pixels: Tensor, length: int) -> Tensor:
-    """Centres of `size` pixels (N,) of a side of `pixels` from `start` on, -1..1, (N, length).
-
-    The last one fills up. A repeated pixel is never the first of the largest, which is the one that
-    argmax gives.
-    """
-    index = torch.arange(length, device=pixels.device)
-    index = start[:, None] + torch.minimum(index, size[:, None] - 1)
-    return (2 * index + 1) / pixels[:, None] - 1
-
-
-def paste_masks(maps: Tensor, boxes: Tensor, size: Size) -> Tensor:
-    """Masks (M, H, W) bool on the CPU of soft ones (M, 1, m, m): above 0.5."""
-    pieces = [
-        paste_masks_in_image(soft, own, size)[:, 0].gt(0.5).cpu()
-        for soft, own in zip(maps.split(16), boxes.split(16), strict=True)
-    ]
-    return torch.cat(pieces)
-
-
-def has_head(model: nn.Module, kind: str) -> bool:
-    """Whether it is an R-CNN with a head of this kind: "keypoint" or "mask"."""
-    heads: Any = getattr(model, "roi_heads", None)
-    return heads is not None and getattr(heads, f"{kind}_roi_pool", None) is not None
-
-
 def single(model: Any, images: list[Tensor], merge: Merge) -> list[dict[str, Tensor]]:
     """Labels of one untransformed pass: what `model(images)` puts out."""
     maps: list[Tensor] = []
@@ -520,8 +357,7 @@ def distill_keypoints(
     first = next(rest)  # the identity and its mirror image; boxes are those of the former
     inputs = ImageList(first.inputs.tensors[:1], first.inputs.image_sizes[:1])
     features = {name: each[:1] for name, each in first.features.items()}
-    plain = Pass(views[:1], first.size, inputs, features)
-    logits, offsets, proposals = classify(model, plain)
+    logits, offsets, proposals = classify(model, inputs, features)
     found = model.roi_heads.postprocess_detections(logits, offsets, proposals, inputs.image_sizes)
     boxes, scores, labels = (each[0] for each in found)
     boxes = resize_boxes(boxes, inputs.image_sizes[0], first.size)
@@ -573,10 +409,12 @@ def distill(
     of its own, so that its labels depend on no other. With one view, what comes out is
     `model(images)` as it is.
 
-    mirrored: as of `mirrored_joints`; without it a keypoint model sees no flips.
+    mirrored: as of `mirrored_joints`; without it a keypoint model sees no flips. ValueError where
+    the model is no such detector, or images or `mirrored` are not what is said here.
     """
     if isinstance(model, DistributedDataParallel | DataParallel):
         model = model.module
+    require_sound(model, images, mirrored)
     views = make_views(transforms, own_size(model)[0])
     joints = has_head(model, "keypoint")
     if joints and mirrored is None and transforms.flip:

@@ -22,6 +22,7 @@ from data_distillation.distill import Transforms, distill, mirrored_joints
 from data_distillation.figures.labels import draw_compare, is_comparable
 from data_distillation.inputs.builtin import SIGMAS
 from data_distillation.labels.quality import label_quality
+from data_distillation.labels.transforms import joint_shift, without_flips
 
 KINDS = {  # of each task, what is scored: name of the figure -> COCO's kind
     "keypoints": {"keypoint": "keypoints", "box": "bbox"},
@@ -51,7 +52,11 @@ def evaluate(
         coco.save_results(Path(cfg.output_dir, "detections.json"), detections)
         draw_runs(cfg, dataset, {"found": detections}, "detections.png")
     if save and cfg.test.tta:
-        found = find(model, cfg, dataset, cfg.transforms)
+        mirrored = mirrored_joints(dataset.joints)
+        transforms, note = without_flips(cfg.transforms, cfg.task, mirrored)
+        if note and dist.is_main():
+            print(f"warning: {note}")
+        found = find(model, cfg, dataset, transforms)
         metrics |= {f"tta_{name}": value for name, value in score(cfg, dataset, found).items()}
     if save:
         metrics |= score_labels(cfg, dataset)
@@ -122,7 +127,7 @@ def detect(
     """Detections of this process's images in COCO's result format."""
     device = dist.device()
     batches = data.validation_batches(dataset, cfg)
-    shift = data.joint_shift(cfg.data, transforms)
+    shift = joint_shift(cfg.data.joint_offset, transforms)
     for examples in tqdm(
         batches, "evaluate", leave=False, disable=None if dist.is_main() else True
     ):

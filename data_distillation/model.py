@@ -30,7 +30,7 @@ X101_32X4D = "resnext101_32x4d"  # of the paper; torchvision has 32x8d and 64x4d
 
 @dataclass
 class Network:
-    """The detector; the defaults are the paper's keypoint network as D1 trains it, Sec. 5.1."""
+    """The detector; the defaults are the paper's keypoint network as D1 trains it, Sec. 5."""
 
     # resnet50, resnet101, resnext101_32x4d and _64x4d in the paper; any ResNet of torchvision |
     # small: 0.25 M parameters

@@ -1,13 +1,10 @@
-"""The optimizer of Sec. 3.4 and that of the miniature, with their learning rates at each step."""
-
-import math
-from functools import partial
+"""The optimizer of Sec. 4 and that of the miniature, with their learning rates at each step."""
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from common.optim import parameter_groups, warmup_multistep
+from common.optim import one_cycle, parameter_groups, warmup_multistep
 from data_distillation.config import Config
 
 
@@ -26,7 +23,7 @@ def build_optimizer(model: nn.Module, cfg: Config) -> tuple[Optimizer, LambdaLR]
     else:
         optimizer = SGD(groups, cfg.lr, cfg.momentum)
     if cfg.schedule == "one_cycle":
-        return optimizer, LambdaLR(optimizer, partial(one_cycle, steps=cfg.steps))
+        return optimizer, one_cycle(optimizer, cfg.steps)
     return optimizer, warmup_multistep(
         optimizer, milestones=drops(cfg), warmup=cfg.warmup, warmup_start=cfg.warmup_start
     )
@@ -38,14 +35,3 @@ def drops(cfg: Config) -> list[int]:
     In floats 0.7 x 360,000 is 251,999.99...
     """
     return sorted({max(1, int(share * cfg.steps + 1e-6)) for share in cfg.milestones})
-
-
-def one_cycle(done: int, *, steps: int) -> float:
-    """Factor on the rate after `done` steps: half cosines from 1 / 25 up to 1, then to nearly 0.
-
-    That of torch's OneCycleLR, as a function that a resumed run may ask for another length.
-    """
-    low, rise = 1 / 25, 0.3 * steps - 1  # steps of the rise
-    share = done / rise if done <= rise else 1 - (done - rise) / (steps - 1 - rise)
-    end = low if done <= rise else low / 1e4
-    return end + (1 - end) * (1 - math.cos(math.pi * share)) / 2

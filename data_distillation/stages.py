@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from common import config, dist, draw, files, spawn
 from common.coco.fields import read_annotations
-from common.coco.files import find_split, has_split
 from common.errors import UserError
 from common.run import versus
 from common.tables.runs import read_result
 from data_distillation import data
+from data_distillation.checks import require_images, require_same_run, require_weights
 from data_distillation.config import MAY_CHANGE, OF_STUDENTS, Config
+from data_distillation.distill import mirrored_joints
 from data_distillation.figures.labels import draw_labels
-from data_distillation.inputs.photos import Photos, find_photos
 from data_distillation.labels.choose import choose
 from data_distillation.labels.counts import count_labelled
 from data_distillation.labels.records import annotate, describe, read_records
 from data_distillation.labels.shards import parse_shard, read_info, require_same
-from data_distillation.weights.initialise import weights_file
+from data_distillation.labels.transforms import without_flips
 from data_distillation.weights.teacher import Teacher, load_teacher
 
 TEACHERS, LABELS = Path("outputs/teachers"), Path("outputs/labels")
@@ -44,13 +44,13 @@ def prepare_all(cfg: DictConfig, run: Run) -> DictConfig:
     for name, variant in versus.variants(cfg).items():
         # Teachers have all cores: they are trained one by one.
         found = prepare(merge(variant, {"threads": cfg.threads}), run)
-        settings[str(name)] = [*cfg.versus[name], *(f"{key}={value}" for key, value in found)]
+        settings[str(name)] = [*cfg.versus[name], *words(found)]
     return merge(cfg, {"versus": settings})
 
 
 def with_files(cfg: DictConfig, run: Run) -> DictConfig:
     """`cfg` with its labels and weights as files."""
-    return merge(cfg, {}, [f"{key}={value}" for key, value in prepare(cfg, run)])
+    return merge(cfg, {}, words(prepare(cfg, run)))
 
 
 def prepare(cfg: DictConfig, run: Run) -> list[tuple[str, str]]:
@@ -63,14 +63,22 @@ def prepare(cfg: DictConfig, run: Run) -> list[tuple[str, str]]:
     if not labels and not weights:
         return []
     teacher = find_teacher(cfg)
-    require_files(settings)  # what is missing shows before a teacher has been trained
-    train_teacher(teacher, run)
-    folder = Path(config.to_dataclass(teacher).output_dir)
+    own: Config = config.to_dataclass(teacher)
+    folder = Path(own.output_dir)
+    manual = data.build_manual(settings.data, settings.task)
     found = [("teacher", "[]"), ("rounds", "1")]
     if weights:
         found.append(("init", str(folder)))
     if labels:
-        found.append(("data.automatic", str(label(folder, settings))))
+        found.append(("data.automatic", str(label_file(folder, settings, manual))))
+    # What the student lacks shows before a teacher has been trained.
+    require_same_run(config.to_dataclass(merge(cfg, {}, words(found))))
+    require_weights(settings, manual)
+    if not (labels and Path(found[-1][1]).is_file()):
+        require_images(settings, own, manual)
+    train_teacher(teacher, run)
+    if labels:
+        label(folder, settings, manual)
     return found
 
 
@@ -96,15 +104,6 @@ def find_teacher(cfg: DictConfig) -> DictConfig:
         )
     place = TEACHERS.absolute() / f"{digest(identity(settings))}-seed{settings.seed}"
     return merge(teacher, {"output_dir": str(place)})
-
-
-def require_files(cfg: Config) -> None:
-    """Raise ValueError where a student has no weights to start from, or no images to label."""
-    if cfg.init not in ("", "imagenet", "teacher") and not weights_file(cfg.init).is_file():
-        raise ValueError(f"init={cfg.init} does not exist: give a file of weights or a folder.")
-    if cfg.data.automatic == "teacher":
-        photos = find_unlabelled(cfg.data, cfg.task)
-        photos.check(range(len(photos)))
 
 
 def require_single() -> None:
@@ -164,27 +163,31 @@ class Labelling:
     folder: Path  # of the records
 
 
-def label(teacher: Path, cfg: Config) -> Path:
-    """The file of the labels that `cfg` asks for; the images are looked at where none has yet."""
+def label_file(teacher: Path, cfg: Config, manual: data.Labelled) -> Path:
+    """Where the labels lie that `cfg` asks for; the folder is that of what the teacher found."""
     what: dict[str, Any] = {
-        "teacher": str(teacher),
+        "teacher": teacher.name,  # wherever its folder is
         "images": cfg.data.unlabelled,
         "root": cfg.data.root,
     }
     what |= {"amp": cfg.amp, "transforms": asdict(cfg.transforms), "merge": asdict(cfg.merge)}
     what["builtin"] = asdict(cfg.data.builtin) if cfg.data.name == "builtin" else None
-    folder = LABELS.absolute() / f"{teacher.name}-{digest(what)}"
-    manual = data.build_manual(cfg.data, cfg.task)
-    file = folder / f"{digest(asdict(cfg.labels) | {'labelled': manual.digest})}.json"
-    with waiting(folder):
+    chosen = digest(asdict(cfg.labels) | {"labelled": manual.digest})
+    return LABELS.absolute() / f"{teacher.name}-{digest(what)}" / f"{chosen}.json"
+
+
+def label(teacher: Path, cfg: Config, manual: data.Labelled) -> None:
+    """Write `label_file`; the images are looked at where the teacher has not done so yet."""
+    file = label_file(teacher, cfg, manual)
+    with waiting(file.parent):
         if file.is_file():
-            return file
-        job = Labelling(teacher, cfg, folder / "records")
+            return
+        transforms, _ = without_flips(cfg.transforms, cfg.task, mirrored_joints(manual.joints))
+        job = Labelling(teacher, replace(cfg, transforms=transforms), file.parent / "records")
         if not is_labelled(job):
             require_single()
             dist.launch(label_share, job, cfg.processes)
         write_labels(job, manual, file)
-    return file
 
 
 def is_labelled(job: Labelling) -> bool:
@@ -194,7 +197,7 @@ def is_labelled(job: Labelling) -> bool:
     except ValueError:  # some are missing, or all
         return False
     cfg, shard = job.settings, parse_shard(info["shard"])
-    photos = find_unlabelled(cfg.data, cfg.task)
+    photos = data.find_unlabelled(cfg.data, cfg.task)
     now = describe(read_teacher(job), photos, cfg.transforms, cfg.merge, shard, amp=cfg.amp)
     require_same(job.folder, now)
     return True
@@ -205,7 +208,7 @@ def label_share(job: Labelling) -> None:
     cfg = job.settings
     annotate(
         read_teacher(job),
-        find_unlabelled(cfg.data, cfg.task),
+        data.find_unlabelled(cfg.data, cfg.task),
         cfg.transforms,
         cfg.merge,
         job.folder,
@@ -221,31 +224,13 @@ def read_teacher(job: Labelling) -> Teacher:
     return load_teacher(str(job.teacher), read_annotations(labelled))
 
 
-def find_unlabelled(cfg: data.DataConfig, task: str) -> Photos:
-    """The images to label: those of a split, whose annotations are not read, or of a folder."""
-    root, kind = data.root_of(cfg), data.kind_of(task)
-    if has_split(root, cfg.unlabelled, kind=kind):
-        folders, found = find_split(root, cfg.unlabelled, kind=kind)
-        if len(found) == 1:
-            return find_photos(found[0], folders[0], cfg.bad_images)
-    for folder in (root / cfg.unlabelled, Path(cfg.unlabelled)):
-        if folder.is_dir():
-            return find_photos(folder, bad_images=cfg.bad_images)
-    raise ValueError(
-        f"data.unlabelled={cfg.unlabelled} is neither one split of {root}, with its images in "
-        "`annotations`, nor a folder of images: give either."
-    )
-
-
 def write_labels(job: Labelling, manual: data.Labelled, file: Path) -> None:
     """Choose the labels from what was found, and print how."""
     cfg = job.settings
     records = read_records(job.folder)
-    shift = data.joint_shift(cfg.data, cfg.transforms)
-    for image in records.images:
-        if image.keypoints is not None:
-            image.keypoints[..., :2] += shift
-    content, report = choose(records, count_labelled(manual.whole_truth()), cfg.labels, cfg.task)
+    records.shift_joints(cfg.data.joint_offset)
+    labelled = count_labelled(manual.whole_truth(), manual.source.where, manual.digest)
+    content, report = choose(records, labelled, cfg.labels, cfg.task)
     print(report)
     picture, drawn = file.with_suffix(".png"), ""
     if content["annotations"]:
@@ -255,9 +240,14 @@ def write_labels(job: Labelling, manual: data.Labelled, file: Path) -> None:
     print(f"labels: {files.relative(file)}{drawn}")
 
 
-def merge(cfg: DictConfig, changes: dict[str, Any], words: Sequence[str] = ()) -> DictConfig:
+def words(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Overrides as on a command line."""
+    return [f"{name}={value}" for name, value in found]
+
+
+def merge(cfg: DictConfig, changes: dict[str, Any], overrides: Sequence[str] = ()) -> DictConfig:
     """`cfg` with changes, then with overrides."""
-    merged = OmegaConf.merge(cfg, changes, OmegaConf.from_dotlist(list(words)))
+    merged = OmegaConf.merge(cfg, changes, OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(merged, DictConfig)
     return merged
 

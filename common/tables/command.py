@@ -117,6 +117,8 @@ def _parse(words: Sequence[str], tables: Sequence[Table]) -> Request:
     for table in chosen:
         if scale not in table.scales:
             raise UserError(f"scale: {unknown(scale, list(table.scales))}")
+    chosen = [table.at(scale) for table in chosen]
+    for table in chosen:
         for word in extra:
             fixed = [row.name for row in table.rows if key_of(word) in map(key_of, row.at(scale))]
             if fixed:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from .claims import Beside, Gap, Near
@@ -13,7 +13,8 @@ class Row:
 
     A figure is named like its column; one that is absent or None is not in the paper. `memory`
     names the figures that were recalled and not confirmed. `instead` gives a scale overrides of its
-    own, where the paper's would make no sense there: {"mini": ["data.test_short_side=64"]}.
+    own, where the paper's would make no sense there: {"mini": ["data.test_short_side=64"]}. `only`
+    is the one scale that has the row, where the others have nothing like it.
     """
 
     def __init__(
@@ -23,10 +24,11 @@ class Row:
         *,
         memory: Iterable[str] = (),
         instead: Mapping[str, Sequence[str]] | None = None,
+        only: str = "",
         **paper: float | None,  # the columns differ from table to table
     ) -> None:
         self.name = name
-        self.overrides = list(overrides)
+        self.overrides, self.only = list(overrides), only
         self.instead = {scale: list(words) for scale, words in (instead or {}).items()}
         self.memory = frozenset(memory)
         self.paper = {column: value for column, value in paper.items() if value is not None}
@@ -64,11 +66,19 @@ class Table:
         wanted += [(name, names) for claim in self.claims for name in claim.names]
         beside = [claim for claim in self.claims if isinstance(claim, Beside)]
         wanted += [(claim.other, self.columns) for claim in beside]
+        wanted += [(row.only, list(self.scales)) for row in self.rows if row.only]
         if not all(len(claim.names) > 1 for claim in self.claims if claim not in beside):
             raise ValueError(f"{self.name}: a claim needs rows to compare with")
         for word, choices in wanted:
             if word not in choices:
                 raise ValueError(f"{self.name}: {unknown(word, choices)}")
+
+    def at(self, scale: str) -> "Table":
+        """The table of a scale: the rows that it has, and the claims about these."""
+        rows = [row for row in self.rows if row.only in ("", scale)]
+        names = {row.name for row in rows}
+        claims = [claim for claim in self.claims if names.issuperset(claim.names)]
+        return replace(self, rows=rows, claims=claims)
 
     @property
     def config(self) -> str:

@@ -6,7 +6,7 @@ a flag per joint, where x and y count pixel centres from 0 and a flag of 0 means
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import ImageDraw, ImageFont
@@ -27,6 +27,14 @@ BOX: Color = (255, 255, 255)
 IGNORED: Color = (150, 150, 150)
 OFF: Color = (255, 0, 200)  # from a wrong joint to its true place
 Entry = Mapping[str, Any]
+
+
+class Caption(NamedTuple):
+    """A box x, y, width, height of the image itself, and the text at it; empty: none."""
+
+    box: Sequence[float]
+    text: str
+    color: Color = BOX
 
 
 @dataclass(frozen=True)
@@ -70,20 +78,42 @@ def tint(image: Tensor, entries: Sequence[Entry], size: tuple[int, int]) -> Tens
     return drawn.round().byte()
 
 
-def draw_box(
-    canvas: ImageDraw.ImageDraw, box: Sequence[float], factor: float, text: str, color: Color = BOX
-) -> None:
-    """A box x, y, width, height of the image itself, and a caption above it if there is a text."""
-    x, y, width, height = (float(value) * factor for value in box)
-    canvas.rectangle((x, y, max(x, x + width - 1), max(y, y + height - 1)), outline=color)
-    if text:
-        font = ImageFont.load_default(TEXT_HEIGHT)
-        wide, high = font.getlength(text) + 4, TEXT_HEIGHT + 2
-        x = max(0.0, min(x, canvas.im.size[0] - wide))
-        above = y - high - 2 * RADIUS  # clear of joints on the edge
-        y = above if above >= 0 else min(y + height + 2 * RADIUS, canvas.im.size[1] - high)
-        canvas.rectangle((x, y, x + wide - 1, y + high - 1), fill=color)
-        canvas.text((x + 2, y + high / 2), text, "black", font, anchor="lm")
+def draw_boxes(canvas: ImageDraw.ImageDraw, objects: Sequence[Caption], factor: float) -> None:
+    """Boxes x, y, width, height of the image itself, and captions above them where there is room.
+
+    No caption lies on another, unless the image is full of them.
+    """
+    font, high = ImageFont.load_default(TEXT_HEIGHT), TEXT_HEIGHT + 2
+    edges = [[float(value) * factor for value in each.box] for each in objects]
+    for (x, y, width, height), each in zip(edges, objects, strict=True):
+        right, bottom = max(x, x + width - 1), max(y, y + height - 1)
+        canvas.rectangle((x, y, right, bottom), outline=each.color)
+    taken: list[tuple[float, float, float]] = []
+    for (x, y, _, height), (_, text, color) in zip(edges, objects, strict=True):
+        if text:
+            wide = font.getlength(text) + 4
+            x = max(0.0, min(x, canvas.im.size[0] - wide))
+            above = y - high - 2 * RADIUS  # clear of joints on the edge
+            y = above if above >= 0 else min(y + height + 2 * RADIUS, canvas.im.size[1] - high)
+            beside = [top for left, top, right in taken if left < x + wide and x < right]
+            y = find_room(y, beside, high, canvas.im.size[1])
+            taken.append((x, y, x + wide))
+            canvas.rectangle((x, y, x + wide - 1, y + high - 1), fill=color)
+            canvas.text((x + 2, y + high / 2), text, "black", font, anchor="lm")
+
+
+def find_room(wanted: float, tops: Sequence[float], high: int, bottom: int) -> float:
+    """Top edge nearest to the wanted one for a caption that meets none of those with these tops.
+
+    high: of each caption, in pixels; bottom: of the image. As wanted where there is no room.
+    """
+    places = [wanted, *(top + step for top in tops for step in (-high, high))]
+    free = [
+        place
+        for place in places
+        if 0 <= place <= bottom - high and all(abs(place - top) >= high for top in tops)
+    ]
+    return min(free, key=lambda place: abs(place - wanted), default=wanted)
 
 
 def draw_joints(

@@ -1,5 +1,6 @@
 """Automatic labels on their images, and what a teacher and its student find beside the truth."""
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from common.draw import Color, grid, legend
 from common.images import read_image
 
+from ..labels.report import say_count
 from .instances import (
     BOX,
     COLORS,
     IGNORED,
     OFF,
+    Caption,
     Entry,
-    draw_box,
+    draw_boxes,
     draw_errors,
     draw_joints,
     enlarge,
@@ -50,11 +53,12 @@ def draw_labels(content: Entry, count: int, folder: Path | None = None) -> Tenso
         entries = objects.get(image["id"], [])
         cells.append(draw_objects(read_image(root / image["file_name"]), entries, categories))
         number = sum(not entry.get("iscrowd") for entry in entries)
-        titles.append(f"{Path(image['file_name']).name}: {number} object{'s' * (number != 1)}")
+        name = to_ascii(Path(image["file_name"]).name, f"image {image['id']}")
+        titles.append(f"{name}: {say_count(number, 'object')}")
     colors = dict(SIDES) if any(e.get("keypoints") for e in content["annotations"]) else {}
     if any(entry.get("iscrowd") for entry in content["annotations"]):
         colors["ignored region"] = IGNORED
-    sentence = f"{len(cells)} of {len(content['images'])} images with their labels"
+    sentence = f"{len(cells)} of {say_count(len(content['images']), 'image')} with their labels"
     return add_legend(grid(cells, COLUMNS, titles=titles), sentence, colors)
 
 
@@ -102,7 +106,7 @@ def draw_compare(
 
 def reason(names: Sequence[str], chosen: int, images: int, measure: Measure) -> str:
     """How the images of a comparison are chosen, in a sentence."""
-    start = f"{chosen} of {images} images"
+    start = f"{chosen} of {say_count(images, 'image')}"
     if len(names) == 1:
         return start
     first, second = names[:2]
@@ -149,10 +153,11 @@ def by_image(entries: Iterable[Entry], score: float = 0.0) -> dict[int, list[Ent
 def draw_objects(image: Tensor, entries: Sequence[Entry], categories: Categories) -> Tensor:
     """The image, enlarged, under its labels."""
     drawn, canvas, factor = open_canvas(image, [e for e in entries if not e.get("iscrowd")])
-    for entry in entries:
-        ignored = bool(entry.get("iscrowd"))
-        color = IGNORED if ignored else BOX
-        draw_box(canvas, entry["bbox"], factor, describe(entry, categories), color)
+    captions = [
+        Caption(e["bbox"], describe(e, categories), IGNORED if e.get("iscrowd") else BOX)
+        for e in entries
+    ]
+    draw_boxes(canvas, captions, factor)
     for entry in entries:
         skeleton = read_skeleton(categories[entry["category_id"]])
         if entry.get("keypoints") and not entry.get("iscrowd"):
@@ -174,13 +179,13 @@ def draw_found(
     """
     fitting = [entry for entry in matched if entry]
     drawn, canvas, factor = open_canvas(image, [*fitting, *rest])
-    for other in [*rest, *fitting]:
-        color = BOX if other in fitting else IGNORED
-        draw_box(canvas, other["bbox"], factor, describe(other, categories), color)
-    for real, entry in zip(truth, matched, strict=True):
-        if entry is None:
-            draw_box(canvas, real["bbox"], factor, "missed", OFF)
-        elif measure.kind == "keypoints":
+    captions = [Caption(e["bbox"], describe(e, categories), IGNORED) for e in rest]
+    captions += [Caption(e["bbox"], describe(e, categories)) for e in fitting]
+    pairs = list(zip(truth, matched, strict=True))
+    captions += [Caption(real["bbox"], "missed", OFF) for real, entry in pairs if entry is None]
+    draw_boxes(canvas, captions, factor)
+    for real, entry in pairs:
+        if entry and measure.kind == "keypoints":
             there = joints_of(real)[:, 2] > 0
             points = torch.cat([joints_of(entry)[:, :2], 2.0 * there[:, None]], 1)
             off = there & (measure.closeness([real], [entry])[0, 0] < 0.5)
@@ -202,7 +207,8 @@ def open_canvas(
 
 def describe(entry: Entry, categories: Categories) -> str:
     """The caption of an object: its class, if there are several, its score, its joints if few."""
-    words = [str(categories[entry["category_id"]]["name"])] * (len(categories) > 1)
+    number = entry["category_id"]
+    words = [to_ascii(str(categories[number]["name"]), f"class {number}")] * (len(categories) > 1)
     if entry.get("iscrowd"):
         words = ["ignored"]
     if "score" in entry:
@@ -211,6 +217,13 @@ def describe(entry: Entry, categories: Categories) -> str:
         points = joints_of(entry)
         words.append(f"{int((points[:, 2] > 0).sum())}/{len(points)}")
     return " ".join(words)
+
+
+def to_ascii(text: str, otherwise: str) -> str:
+    """A text without accents, which the font of pictures lacks; `otherwise` of another script."""
+    letters = unicodedata.normalize("NFKD", text)
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return plain if plain.isascii() else otherwise
 
 
 def add_legend(sheet: Tensor, sentence: str, colors: Mapping[str, Color]) -> Tensor:

@@ -4,7 +4,6 @@ M objects of an image, J joints. Boxes are float xyxy in pixels of the image, jo
 and visibility.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from common.transforms import HorizontalFlip
 
 from ..config import Data
 from ..distill import mirrored_joints
+from ..labels.counts import hash_images
 
 
 class Labelled(Dataset):
@@ -101,8 +101,8 @@ class Labelled(Dataset):
 
     @property
     def digest(self) -> str:
-        """Which images these are: a hash of their ids."""
-        return hashlib.sha256(self.source.ids[self.kept].tobytes()).hexdigest()[:16]
+        """Which images these are, as `info` of label files has it."""
+        return hash_images(self.source.ids[self.kept])
 
     def ground_truth(self) -> dict[str, Any]:
         """What `common.coco.evaluate` compares with, in COCO's format."""

@@ -1,9 +1,9 @@
-"""Which detections become labels, Sec. 3.2: as many an image as people have labelled.
+"""Which detections become labels, Sec. 3: as many an image as people have labelled.
 
     mu = instances / labelled images;  k = mu * images, rounded;  the k surest detections are kept
 
 Joints are chosen in the same way: as many an instance as in the labelled set. The result is a file
-in COCO's format, whose annotations the loss cannot tell from manual ones (Sec. 3.3).
+in COCO's format, whose annotations the loss cannot tell from manual ones (Sec. 3).
 
 M detections of an image, J joints.
 """
@@ -33,7 +33,7 @@ SAME_PLACE = 0.9  # IoU from which on two boxes of two classes are one object wi
 class Labels:
     """How detections become labels."""
 
-    match: str = "count"  # count: as many an image as labelled, Sec. 3.2 | fixed: by score
+    match: str = "count"  # count: as many an image as labelled, Sec. 3 | fixed: by score
     factor: float = 1.0  # times mu
     score: float = 0.5  # the threshold of match=fixed
     keypoint_match: str = "count"  # count: as many joints an instance as labelled | fixed | all
@@ -53,10 +53,23 @@ class Labels:
         require_choice("labels.denominator", self.denominator, ("all", "annotated"))
         require_choice("labels.keep_empty", self.keep_empty, ("auto", "true", "false"))
         require_range("labels.factor", self.factor, 0, 1000)
+        if not self.factor:
+            raise ValueError("labels.factor=0 would keep no label: it must be above 0.")
         if not math.isfinite(self.keypoint_score):
             raise ValueError(f"labels.keypoint_score={self.keypoint_score}: give a finite number.")
         for name in ("score", "ignore", "cross_class_nms"):
             require_range(f"labels.{name}", getattr(self, name), 0, 1)
+        for name, option, choice in (
+            ("score", "match", "fixed"),
+            ("factor", "match", "count"),
+            ("keypoint_score", "keypoint_match", "fixed"),
+        ):
+            value, chosen = getattr(self, name), getattr(self, option)
+            if chosen != choice and value != getattr(Labels, name):
+                raise ValueError(
+                    f"labels.{name}={value:g} has no effect with labels.{option}={chosen}: leave "
+                    f"it out, or give labels.{option}={choice}."
+                )
 
 
 def choose(

@@ -1,10 +1,12 @@
 """What a labelled set has: instances, images and joints, which the labels of others follow."""
 
 import hashlib
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.coco.fields import check_structure
 from common.coco.files import read_json
@@ -16,8 +18,8 @@ class LabelledCounts:
     """Counts without crowds; of keypoints only instances with a visible joint.
 
     images: all of them; annotated: those with an instance. instances: by category id, of all
-    categories. joints: the visible ones. categories: the entries of the file. digest: SHA-256 of
-    the list of images. where: the file.
+    categories. joints: the visible ones. categories: the entries of the file. digest: of
+    `hash_images`, of the annotated ones, which are what a training sees. where: the file.
     """
 
     images: int
@@ -56,20 +58,29 @@ def keep_sound(content: dict[str, Any], where: str, kind: str) -> dict[str, Any]
     return find_sound(content, where, kind=kind).to_content(content, kind)
 
 
-def count_labelled(content: dict[str, Any], where: str = "the labelled set") -> LabelledCounts:
-    """The counts of what `keep_sound`, or `CocoDataset.ground_truth`, gave."""
+def hash_images(ids: Sequence[int] | np.ndarray) -> str:
+    """Which images these are, in their order: a hash of their ids."""
+    return hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest()[:16]
+
+
+def count_labelled(content: dict[str, Any], where: str, digest: str = "") -> LabelledCounts:
+    """The counts of what `keep_sound`, or `CocoDataset.ground_truth`, gave.
+
+    digest: of the images of a training that also sees those without an instance.
+    """
     single = [a for a in content["annotations"] if not a["iscrowd"]]
     single = [a for a in single if a.get("num_keypoints") != 0]
     instances = {entry["id"]: 0 for entry in content["categories"]}
     for annotation in single:
         instances[annotation["category_id"]] += 1
-    listed = sorted((entry["id"], str(entry.get("file_name"))) for entry in content["images"])
+    annotated = {annotation["image_id"] for annotation in single}
+    listed = [entry["id"] for entry in content["images"] if entry["id"] in annotated]
     return LabelledCounts(
         images=len(content["images"]),
-        annotated=len({a["image_id"] for a in single}),
+        annotated=len(annotated),
         instances=instances,
         joints=sum(a.get("num_keypoints", 0) for a in single),
         categories=content["categories"],
-        digest=hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+        digest=digest or hash_images(listed),
         where=where,
     )

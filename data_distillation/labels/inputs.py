@@ -16,13 +16,16 @@ def remember(
     paths: Mapping[str, str],
     sigmas: Sequence[float],
     categories: Iterable[Mapping[str, Any]],
+    joint_offset: float,
 ) -> None:
     """Write inputs.json; ValueError where nothing can be written.
 
-    paths: by the word of the command. categories: of the labelled file.
+    paths: by the word of the command. categories: of the labelled file. joint_offset: of the
+    teacher, see `joint_shift`.
     """
     places = {name: path and str(Path(path).resolve()) for name, path in paths.items()}
-    content = places | {"sigmas": sigmas, "categories": outline(categories)}
+    other: dict[str, Any] = {"sigmas": sigmas, "categories": outline(categories)}
+    content = places | other | {"joint_offset": joint_offset}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / "inputs.json", json.dumps(content))

@@ -41,6 +41,7 @@ from .shards import (
     shard_file,
     write_line,
 )
+from .transforms import joint_shift
 
 
 @dataclass
@@ -69,6 +70,13 @@ class Records:
     info: dict[str, Any]
     images: list[Record]
     skipped: list[str]
+
+    def shift_joints(self, joint_offset: float) -> None:
+        """Make the joints continuous that a network found which learned with this offset."""
+        shift = joint_shift(joint_offset, Transforms(**self.info["transforms"]))
+        for image in self.images:
+            if image.keypoints is not None:
+                image.keypoints[..., :2] += shift
 
 
 @torch.no_grad()

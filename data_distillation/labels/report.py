@@ -67,11 +67,13 @@ class Report:
         """The report, warnings last."""
         names = {entry["id"]: str(entry["name"]) for entry in self.labelled.categories}
         times = "" if self.factor == 1 else f", times labels.factor={self.factor:g}"
-        single = "instances with joints" if self.kind == "keypoints" else "instances"
+        joints = " with joints" if self.kind == "keypoints" else ""
         lines = [
-            f"labelled: {self.labelled.total} {single} in {self.labelled.images} images, "
+            f"labelled: {say_count(self.labelled.total, 'instance')}{joints} in "
+            f"{say_count(self.labelled.images, 'image')}, "
             f"denominator {self.denominator} ({self.counted}), mu = {self.mu:.4f}{times}",
-            f"labels: {self.total} of {self.found} detections in {self.images} images, "
+            f"labels: {self.total} of {say_count(self.found, 'detection')} in "
+            f"{say_count(self.images, 'image')}, "
             f"{self.total / max(1, self.images):.4f} an image",
         ]
         lines += [f"  {self._describe(key, names)}" for key in self.thresholds]
@@ -79,14 +81,16 @@ class Report:
             k = "" if self.joint_k is None else f"k = {self.joint_k}, "
             lines.append(
                 f"joints: {self.joints_kept:.3f} an instance, labelled {self.joints_labelled:.3f} "
-                f"({k}threshold {say(self.joint_threshold)}); {self.without_joints} instances "
-                "without a joint stay as boxes"
+                f"({k}threshold {say(self.joint_threshold)}); instances without a joint, which "
+                f"stay as boxes: {self.without_joints}"
             )
         if self.crowds:
-            lines.append(f"ignored: {self.crowds} detections below the threshold, as crowds")
+            crowds = say_count(self.crowds, "detection")
+            lines.append(f"ignored: {crowds} below the threshold, as crowds")
         fate = "they stay as negatives" if self.keep_empty else "they are left out"
         lines.append(f"images without a label: {self.empty}" + (f", {fate}" if self.empty else ""))
-        lines.append(f"labels of two classes in one place (IoU >= 0.9): {self.pairs} pairs")
+        pairs = say_count(self.pairs, "pair")
+        lines.append(f"labels of two classes in one place (IoU >= 0.9): {pairs}")
         if self.skipped:
             lines.append(f"images that could not be read: {self.skipped}, left out")
         return lines + [f"warning: {text}" for text in self._warnings(names)]
@@ -108,16 +112,13 @@ class Report:
         for key, k in self.k.items():
             what = "" if key is None else f" of {names[key]}"
             if self.available[key] < k:
-                few.append(
-                    f"{self.available[key]} detections{what}, fewer than k = {k}: all are kept; "
-                    f"{remedy}"
-                )
+                detections = say_count(self.available[key], "detection")
+                few.append(f"{detections}{what}, fewer than k = {k}: all are kept; {remedy}")
         tied = {key: self.kept[key] - k for key, k in self.k.items() if self.kept[key] > TIED * k}
         if tied:
             what = ", ".join(names[key] for key in tied if key is not None)
-            few.append(
-                f"{sum(tied.values())} labels{what and f' of {what}'} more than k by equal scores"
-            )
+            labels = say_count(sum(tied.values()), "label")
+            few.append(f"{labels}{what and f' of {what}'} more than k by equal scores")
         scarce = [names[key] for key, k in self.k.items() if key is not None and 0 < k < FEW]
         if scarce:
             few.append(f"k is below {FEW} for {', '.join(scarce)}: their thresholds say little")
@@ -129,12 +130,20 @@ class Report:
         if self.k and not self.labelled.total:
             few.append(f"{self.labelled.where} has no instance, so that nothing is kept")
         if self.joint_k is not None and self.joints < self.joint_k:
-            few.append(f"{self.joints} joints, fewer than k = {self.joint_k}: all are kept")
+            few.append(
+                f"{say_count(self.joints, 'joint')}, fewer than k = {self.joint_k}: all are kept"
+            )
         if self.joint_k is not None and self.joints > 1.01 * self.joint_k:
-            few.append(f"{self.joints - self.joint_k} joints more than k by equal confidences")
+            more = say_count(self.joints - self.joint_k, "joint")
+            few.append(f"{more} more than k by equal confidences")
         if self.pairs and self.pairs * 100 > self.total:
             few.append("many objects have two labels: try labels.cross_class_nms=0.9")
         return few
+
+
+def say_count(number: int, noun: str) -> str:
+    """A number of things: 1 image, 40 images."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def say(threshold: float) -> str:

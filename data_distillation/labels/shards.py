@@ -14,7 +14,8 @@ from common import files
 from common.run import lock
 from common.run.sealed import CheckpointError
 
-MAY_DIFFER = {"folder", "shard"}  # images may be moved; shards have a number each
+# Images and teachers may be moved, whose weights the digest tells; shards have a number each.
+MAY_DIFFER = {"folder", "shard", "teacher"}
 
 
 def shard_file(folder: Path, shard: tuple[int, int]) -> Path:

@@ -1,1 +1,1 @@
-"""The narrow network, ignore regions, and keypoint regions as Detectron draws them."""
+"""The narrow network, ignore and keypoint regions in training; how a detector labels."""

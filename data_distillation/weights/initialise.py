@@ -10,6 +10,7 @@ from common.weights.formats import Report, converting, read
 from .formats import BOX, COCO_IDS, Converted, convert, take_coco_rows
 
 SCORES = f"{BOX}cls_score.weight"
+COUNTER = "num_batches_tracked"  # of norms, which are frozen here
 
 
 def initialise(model: FasterRCNN, init: str, backbone: str) -> str:
@@ -17,7 +18,8 @@ def initialise(model: FasterRCNN, init: str, backbone: str) -> str:
 
     init: a run's folder, whose newest checkpoint is taken, a weight file in one of the formats of
     `formats.py`, or "imagenet": torchvision's for `backbone`, downloaded once. Raises ValueError
-    where nothing fits. Rows of torchvision's 90 classes fit COCO's 80.
+    where less than half of the network's tensors fit, of the parts that the file has. Rows of
+    torchvision's 90 classes fit COCO's 80.
     """
     if init == "imagenet":
         converted = convert(imagenet(backbone), "torchvision's ImageNet weights")
@@ -31,17 +33,21 @@ def initialise(model: FasterRCNN, init: str, backbone: str) -> str:
     if rows == [91, len(COCO_IDS)]:
         state = take_coco_rows(state)
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    parts = {part_of(name) for name in state}
+    wanted = [name for name in own if part_of(name) in parts]
+    if 2 * len(fitting) < len(wanted) or not fitting:
         raise ValueError(
-            f"{init} has no tensor of this network: give weights of network.backbone={backbone}, "
-            "in one of the formats that the README names."
+            f"{init} is of another network: {len(fitting)} of {len(wanted)} tensors fit; give "
+            f"weights of network.backbone={backbone} and its other sizes, in one of the formats "
+            "that the README names."
         )
     model.load_state_dict(fitting, strict=False)
     report = Report(
         init,
         len(fitting),
         kept=[name for name in own if name not in fitting],
-        unused=[name for name in state if name not in fitting] + converted.unused,
+        unused=[n for n in state if n not in fitting and not n.endswith(COUNTER)]
+        + converted.unused,
     )
     return str(report)
 
@@ -54,6 +60,11 @@ def imagenet(backbone: str) -> dict:
             "file of weights by init=FILE, or init='' to start at random."
         )
     return get_model_weights(backbone)["IMAGENET1K_V1"].get_state_dict(check_hash=True)
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a tensor is of, such as `backbone.body`."""
+    return ".".join(name.split(".")[:2])
 
 
 def require(model: FasterRCNN, converted: Converted) -> None:

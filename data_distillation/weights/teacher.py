@@ -48,6 +48,7 @@ class Teacher:
     digest: str  # SHA-256 of the weights
     where: str
     dropped: list[str] = field(default_factory=list)  # names of these classes
+    joint_offset: float = 0.5  # data.joint_offset of its training
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Detector:
     classes: list[str]
     joints: list[str]
     where: str
+    joint_offset: float = 0.5
 
 
 def load_teacher(
@@ -74,6 +76,10 @@ def load_teacher(
         found = from_torchvision(name.removeprefix(PREFIX))
     else:
         path = weights_file(name)
+        if not path.exists() and name in list_models(detection):
+            raise ValueError(
+                f"teacher={name} is no file: give teacher={PREFIX}{name} for torchvision's weights."
+            )
         content = pickles.read(path)
         if isinstance(content, dict) and isinstance(content.get("parts"), dict):
             found = from_run(path)
@@ -92,6 +98,7 @@ def load_teacher(
         digest_weights(model),
         found.where,
         [each for each, number in zip(found.classes, ids, strict=True) if number == NO_CLASS],
+        found.joint_offset,
     )
 
 
@@ -123,7 +130,7 @@ def from_run(path: Path) -> Detector:
         checkpoint.load_matching(model, parts["model"])
     except checkpoint.CheckpointError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Detector(model, classes, joints, str(path))
+    return Detector(model, classes, joints, str(path), options.get("data.joint_offset", 0.5))
 
 
 def from_file(path: Path, state: State, labelled: Mapping[str, Any], architecture: str) -> Detector:

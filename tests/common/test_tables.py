@@ -491,6 +491,7 @@ def test_behind_two_dashes_every_key_belongs_to_the_training(bench):
         (TWO, {"claims": [Gap(better="hihg", than=["low"], column="AP")]}, "did you mean high?"),
         (TWO, {"claims": [Gap(better="high", than=[], column="AP")]}, "rows to compare with"),
         (TWO, {"claims": [Beside(row="low", column="AP", other="AP5")]}, "did you mean AP50?"),
+        ([Row("a", [], only="mimi")], {}, "did you mean mini?"),
     ],
 )
 def test_a_slip_in_a_declaration_is_named(rows, options, message):
@@ -511,6 +512,32 @@ def test_rows_runs_only_what_it_names_and_prints_all(bench):
     assert len(bench.calls()) == 1
     assert bench.cells("low")["AP"] == "31.1 → –"
     bench(table(TWO), "table1 rows=nothing", code=2)
+
+
+def test_a_row_of_one_scale_and_the_claims_about_it_are_absent_in_the_others(bench):
+    rows = [*TWO, Row("tiny", ["gamma=1"], only="mini")]
+    claims = [Gap(better=name, than=["low"], column="AP") for name in ("high", "tiny")]
+    bench(table(rows, claims=claims), "table1 scale=paper")
+    assert len(bench.calls()) == 2
+    assert "tiny" not in bench.out
+    assert bench.out.count("held") == 1
+    bench(table(rows, claims=claims), "table1 scale=mini")
+    assert bench.cells("tiny")["AP50"] != "–"
+    assert bench.out.count("held") == 2
+    labels = [label for label, _ in compose_rows([table(rows)])]
+    assert [label for label in labels if "tiny" in label] == ["table1 mini: tiny, seed 0"]
+
+
+def test_an_option_that_must_be_given_is_told_before_the_first_run(bench):
+    (bench.folder / "conf").mkdir()
+    config = "gamma: 0\nsteps: 10\nseed: 0\ndata:\n  name: coco\n  root: ???\n"
+    (bench.folder / "conf" / "config.yaml").write_text(config)
+    bench(table(TWO), "table1", code=2)
+    assert bench.err == "data.root is not set: give data.root= behind the table's name.\n"
+    assert not bench.calls()
+    assert "– " in bench(table(TWO), "table1 run=false")  # to print needs nothing
+    bench(table(TWO), "table1 data.root=here")
+    assert len(bench.calls()) == 2
 
 
 def test_a_changed_default_makes_another_run(tmp_path):

@@ -1,13 +1,14 @@
 """Images of 48 pixels, a detector of a few thousand random parameters, and findings by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
@@ -54,6 +55,13 @@ def detector(kind: str = "boxes", classes: int = 2) -> nn.Module:
     return model.eval()
 
 
+def flip_keypoints(points: Tensor, width: float, mirrored: Sequence[int]) -> Tensor:
+    """(..., J, 2 or more: x, y, ...) in the mirrored image, where left joints are right ones."""
+    points = points[..., list(mirrored), :].clone()
+    points[..., 0] = width - points[..., 0]
+    return points
+
+
 class Predictor(nn.Module):
     """Scores (N, K + 1) and offsets (N, 4 K + 4), wide apart."""
 
@@ -63,7 +71,7 @@ class Predictor(nn.Module):
         self.bbox_pred = nn.Linear(16, 4 * classes + 4)
         nn.init.normal_(self.cls_score.weight, std=2)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.cls_score(features), self.bbox_pred(features)
 
 

@@ -1,22 +1,30 @@
 """`python annotate.py`: images in, a file of labels out; shards, kills, thresholds, bad input."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import MISSING
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.models import get_model
 
 from common import errors
 from common.coco.fields import Categories
 from common.run import checkpoint
 from data_distillation import annotate
 from data_distillation.model import Network, build_detector
+from tests.commands import REPOSITORY
 from tests.data_distillation.labelling import write_images, write_json
+from tests.data_distillation.small import of_files
+from tests.data_distillation.small import run as train_run
 
 JOINTS = ["nose", "left hand", "right hand"]
 NETWORK: dict[str, Any] = {
@@ -38,12 +46,13 @@ NETWORK: dict[str, Any] = {
 WORDS = {"transforms.scales": "[40,56]", "sigmas": "[0.1,0.1,0.1]"}
 
 
-def write_run(folder: Path, joints: list[str], unnamed: int = 0) -> None:
+def write_run(folder: Path, joints: list[str], unnamed: int = 0, **data: Any) -> None:
     """What train.py leaves, with random weights."""
     folder.mkdir()
     torch.manual_seed(0)
     model = build_detector("keypoints", 2 + unnamed, len(joints), Network(**NETWORK))
     options = {"task": "keypoints"} | {f"network.{key}": value for key, value in NETWORK.items()}
+    options |= {f"data.{key}": value for key, value in data.items()}
     names = ["solid", "shade", *["N/A"] * unnamed]
     categories = Categories([7, 3, *range(50, 50 + unnamed)], names)
     parts: dict[str, Any] = {"model": model, "categories": categories, "joints": joints}
@@ -172,6 +181,93 @@ def found_in(out: Path) -> dict[str, list]:
         for line in file.read_text().splitlines()[1:]
     ]
     return {"scores": [score for line in lines for score in line.get("scores", ())]}
+
+
+def test_more_shards_than_images_give_the_same_bytes(world, tmp_path, type_words):
+    listed = str(write_json(tmp_path / "one.json", {"images": entries(5)[:1]}))
+    one, two = tmp_path / "one" / "auto.json", tmp_path / "two" / "auto.json"
+    words = {"images": listed, "root": str(world / "images"), "examples": "0"}
+    type_words(*usual(world, one, **words))
+    for shard in ("1/2", "0/2"):
+        assert not two.exists()
+        type_words(*usual(world, two, **words, shard=shard))
+    assert two.read_bytes() == one.read_bytes()
+
+
+def test_half_precision_and_the_merge_reach_the_teacher(world, first, tmp_path, type_words):
+    out = tmp_path / "auto.json"
+    type_words(*usual(world, out), "amp=true", "merge.heatmaps=logit")
+    content, plain = (json.loads(file.read_text()) for file in (out, first[0]))
+    assert (content["info"]["amp"], plain["info"]["amp"]) == (True, False)
+    assert content["info"]["merge"]["heatmaps"] == "logit"
+    scores = [{a["score"] for a in each["annotations"]} for each in (content, plain)]
+    assert not scores[0] & scores[1]  # of bfloat16 layers
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates"),
+    [
+        ("ssdlite320_mobilenet_v3_large", "after NMS"),
+        pytest.param("fasterrcnn_mobilenet_v3_large_320_fpn", "before NMS", marks=pytest.mark.slow),
+    ],
+)
+def test_weights_of_a_detector_of_torchvision_label_a_folder(
+    name, candidates, tmp_path, type_words
+):
+    torch.manual_seed(0)
+    model = get_model(name, weights=None, weights_backbone=None, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    write_images(tmp_path / "images", 2)
+    write_labelled(tmp_path / "train.json", entries(4), JOINTS)
+    out = tmp_path / "auto.json"
+    words = {"teacher": str(tmp_path / "weights.pth"), "architecture": name}
+    words |= {"transforms.scales": "[240]", "transforms.flip": "false"}
+    type_words(*usual(tmp_path, out, **words))
+    content = json.loads(out.read_text())
+    assert content["info"]["candidates"] == candidates
+    assert content["info"]["kind"] == "boxes"
+    assert content["info"]["k"] == {"all": 5}  # 9 instances in 4 images: 2.25 * 2, halves go up
+    assert len(content["annotations"]) >= 5
+    assert {a["category_id"] for a in content["annotations"]} <= {3, 7}
+
+
+def test_cells_are_labelled_by_a_model_of_half_the_labels_and_scored_by_the_hidden_half(
+    shared_data, tmp_path, type_words
+):
+    """BCCD: a teacher, its labels with their AP, and a student of both, each of two steps."""
+    root, out = tmp_path / "bccd", tmp_path / "auto.json"
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").symlink_to(shared_data / "bccd" / "images")
+    content = json.loads((shared_data / "bccd/annotations/instances_train.json").read_text())
+    for name, images in (("train", content["images"][:3]), ("val", content["images"][3:6])):
+        ids = {entry["id"] for entry in images}
+        own = [a for a in content["annotations"] if a["image_id"] in ids]
+        part = content | {"images": images, "annotations": own}
+        write_json(root / "annotations" / f"{name}.json", part)
+    listed = write_json(tmp_path / "rest.json", {"images": content["images"][3:6]})
+    cfg = replace(of_files(root, tmp_path / "teacher"), task="boxes")
+    train_run(cfg)
+    words = [f"images={listed}", f"root={root / 'images'}", f"teacher={cfg.output_dir}"]
+    words += [f"labelled={root}/annotations/train.json", f"truth={root}/annotations/val.json"]
+    printed = type_words(*words, f"out={out}", "transforms.scales=[40]", "labels.per_class=true")
+    assert sum(line.startswith("against the truth: AP ") for line in printed) == 1
+    labels = json.loads(out.read_text())
+    assert [entry["name"] for entry in labels["categories"]] == ["RBC", "WBC", "Platelets"]
+    assert labels["annotations"]
+    student = replace(cfg, output_dir=str(tmp_path / "student"))
+    student.data = replace(cfg.data, automatic=str(out))
+    assert {"box_AP", "label_AP"} <= train_run(student).keys()
+
+
+def test_the_readmes_commands_have_all_words_that_are_needed():
+    needed = {field.name for field in fields(annotate.Options) if field.default == MISSING}
+    assert needed == {"images", "teacher", "labelled", "out"}
+    text = (REPOSITORY / "data_distillation" / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python annotate\.py (images=.*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        given = {word.split("=")[0] for word in shlex.split(command, comments=True)}
+        assert needed <= given, command
 
 
 def test_two_shards_give_the_same_bytes_as_one_command(world, first, tmp_path, type_words):
@@ -365,9 +461,38 @@ def test_joints_without_left_and_right_are_not_flipped(tmp_path, type_words):
     assert content["info"]["transforms"]["flip"] is False
 
 
+def test_joints_of_a_network_of_pixels_are_written_as_they_are(world, tmp_path, type_words):
+    write_run(tmp_path / "pixels", JOINTS, joint_offset=0.0)
+    pixels = {"teacher": str(tmp_path / "pixels")}
+    found = []
+    for name, changes in (
+        ("plain", {}),
+        ("by the word", {"joint_offset": "0"}),
+        ("by the run", pixels),
+    ):
+        out = tmp_path / f"{name}.json"
+        type_words(*usual(world, out, **changes), "transforms.flip=false", "examples=0")
+        found.append(joints_of(out))
+        before = out.read_bytes()
+        type_words("threshold", f"out={out}", "examples=0")
+        assert out.read_bytes() == before
+    assert len(found[0]) == 22
+    # The network's output is the pixel itself, from which files have taken off 0.5.
+    torch.testing.assert_close(found[1][:, :2], found[0][:, :2] + 0.5)
+    assert torch.equal(found[2], found[1])
+
+
+def joints_of(out: Path) -> torch.Tensor:
+    """The labelled joints of a file, (n, 3)."""
+    annotations = json.loads(out.read_text())["annotations"]
+    points = torch.tensor([a["keypoints"] for a in annotations]).view(-1, 3)
+    return points[points[:, 2] > 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
+        ({"joint_offset": "2"}, "joint_offset=2.0 is out of range"),
         ({"out": "auto.txt"}, r"out=auto\.txt: give the name of a file that ends in \.json"),
         ({"out": "{world}/train.json"}, "out=.* is a file that is read"),
         ({"labelled": "{world}/none.json"}, r"none\.json does not exist"),

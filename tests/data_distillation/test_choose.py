@@ -13,7 +13,12 @@ from pycocotools.coco import COCO
 
 from common.coco.dataset import CocoDataset
 from data_distillation.labels.choose import Labels, choose
-from data_distillation.labels.counts import count_labelled, keep_sound, read_content
+from data_distillation.labels.counts import (
+    count_labelled,
+    hash_images,
+    keep_sound,
+    read_content,
+)
 from tests.data_distillation.labelling import counts, found, write_images, write_json
 
 HAND = [[0.99, 0.95, 0.4, 0.1], [0.9, 0.9, 0.3], [0.85, 0.2, 0.05], []]
@@ -54,7 +59,7 @@ def test_the_printed_numbers_are_those_of_the_choice():
         "  all classes: k = 3, threshold 0.9, kept 4, 1 more by ties",
         "images without a label: 2, they stay as negatives",
         "labels of two classes in one place (IoU >= 0.9): 0 pairs",
-        "warning: 1 labels more than k by equal scores",
+        "warning: 1 label more than k by equal scores",
     ]
     _, report = chosen(HAND, counts(1, {1: 10}))
     assert str(report).splitlines()[-1] == (
@@ -69,7 +74,7 @@ def test_the_printed_numbers_are_those_of_the_choice():
 def test_more_persons_come_from_another_teacher_not_from_another_merge():
     _, report = chosen([[0.9]], counts(1, {1: 2}, 4), "keypoints", joints=3)
     assert str(report).splitlines()[-1] == (
-        "warning: 1 detections, fewer than k = 2: all are kept; a teacher of a lower "
+        "warning: 1 detection, fewer than k = 2: all are kept; a teacher of a lower "
         "network.score, or trained for longer, finds more"
     )
 
@@ -194,7 +199,7 @@ def test_one_object_with_two_labels_is_counted_and_dropped_on_demand():
     records, labelled = two_classes([0, 0, 10, 19]), counts(1, {1: 2, 2: 1})  # IoU 0.95
     content, report = choose(records, labelled, Labels(), "boxes")
     assert (len(content["annotations"]), report.pairs) == (3, 1)
-    assert "1 pairs" in str(report)
+    assert "IoU >= 0.9): 1 pair\n" in str(report)
     assert "cross_class_nms" in str(report)
     content, report = choose(records, labelled, Labels(cross_class_nms=0.9), "boxes")
     assert [a["category_id"] for a in content["annotations"]] == [1, 1]
@@ -276,7 +281,7 @@ def test_an_instance_without_a_joint_stays_as_a_box():
     assert [a["num_keypoints"] for a in content["annotations"]] == [3, 0]
     assert content["annotations"][1]["keypoints"] == [0] * 9
     assert len(content["images"]) == 2
-    assert "1 instances without a joint stay as boxes" in str(report)
+    assert "instances without a joint, which stay as boxes: 1" in str(report)
 
 
 def test_joints_by_a_fixed_threshold_or_all_of_them():
@@ -390,7 +395,10 @@ def test_instances_are_counted_without_crowds_whatever_their_ids(tmp_path):
     assert (labelled.images, labelled.annotated, labelled.joints) == (5, 2, 0)
     assert labelled.instances == {4: 2, 0: 1}
     assert labelled.categories == [{"id": 4, "name": "cat"}, {"id": 0, "name": "dog"}]
-    assert len(labelled.digest) == 64
+    ids = [entry["id"] for entry in content["images"]]
+    assert labelled.digest == hash_images(ids[:2])  # those with an instance
+    assert labelled.digest != hash_images(ids[1::-1])
+    assert count_labelled(content, str(file), "of a run").digest == "of a run"
 
 
 def test_of_keypoints_only_instances_with_a_visible_joint_count(tmp_path):
@@ -437,8 +445,12 @@ def test_counts_of_real_files_are_those_of_pycocotools(shared_data):
         ({"score": math.nan}, "labels.score=nan is out of range"),
         ({"ignore": math.nan}, "labels.ignore=nan is out of range"),
         ({"keypoint_score": math.nan}, "labels.keypoint_score=nan: give a finite number"),
+        ({"factor": 0}, "labels.factor=0 would keep no label: it must be above 0"),
+        ({"score": 0.7}, "score=0.7 has no effect with labels.match=count: .* labels.match=fixed"),
+        ({"factor": 2, "match": "fixed"}, "factor=2 has no effect with labels.match=fixed: leave"),
+        ({"keypoint_score": 0.1}, "keypoint_score=0.1 has no effect with .*_match=count: leave"),
     ],
 )
-def test_an_unknown_choice_is_refused(option, fault):
+def test_an_option_that_is_unknown_or_without_effect_stops(option, fault):
     with pytest.raises(ValueError, match=fault):
         Labels(**option)

@@ -14,6 +14,7 @@ from data_distillation.config import Config
 from data_distillation.config import Data as Options
 from data_distillation.distill import Transforms
 from data_distillation.inputs.builtin import Builtin, write_builtin
+from data_distillation.labels.transforms import joint_shift
 from tests.data_distillation.small import (
     BUILTIN,
     of_files,
@@ -58,9 +59,9 @@ def test_joints_are_continuous_or_with_offset_0_the_pixels_of_the_file(offset, t
 
 def test_joints_of_a_network_of_pixels_are_half_a_pixel_off_unless_passes_are_mirrored():
     one, mirrored = Transforms(flip=False), Transforms()
-    assert data.joint_shift(Options(root="", joint_offset=0.0), one) == 0.5
-    assert data.joint_shift(Options(root="", joint_offset=0.0), mirrored) == 0
-    assert data.joint_shift(Options(root=""), one) == 0
+    assert joint_shift(0.0, one) == 0.5
+    assert joint_shift(0.0, mirrored) == 0
+    assert joint_shift(0.5, one) == 0
 
 
 def test_boxes_joints_and_images_are_mirrored_together(tmp_path):
@@ -280,7 +281,7 @@ def automatic(root: Path, images: list, **changes) -> Config:
 def test_automatic_labels_are_counted(tmp_path, capsys):
     check(automatic(tmp_path, [[thing(**AUTO)], [thing(UNSEEN, **AUTO)]]))
     printed = capsys.readouterr().out
-    assert printed.startswith("1 labelled images (")
+    assert printed.startswith("1 labelled image (")
     assert printed.endswith("), 2 with automatic labels\n")
 
 
@@ -304,8 +305,15 @@ def test_automatic_labels_whose_images_are_missing_stop(tmp_path):
     (tmp_path / "auto" / "2.png").unlink()
     with pytest.raises(ValueError, match=r"auto/2\.png"):
         check(cfg)
-    with pytest.raises(ValueError, match=r"no\.json does not exist"):
-        check(of_files(tmp_path, tmp_path, automatic="no.json"))
+    for word in ("no.json", "Teacher"):
+        with pytest.raises(ValueError, match=f"automatic={word} does not exist: give teacher, or"):
+            check(of_files(tmp_path, tmp_path, automatic=word))
+
+
+def test_a_root_that_is_no_folder_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"data.root=/nope is no folder: give .*") as error:
+        check(of_files(Path("/nope"), tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_without_any_label_stops(tmp_path):

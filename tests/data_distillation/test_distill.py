@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torchvision.models.detection import (
     FCOS,
     KeypointRCNN,
@@ -31,18 +31,17 @@ from data_distillation.distill import (
     View,
     candidates,
     distill,
-    equal_sizes,
+    distill_boxes,
+    distill_keypoints,
     flip_boxes,
-    flip_keypoints,
-    labelling,
     make_views,
     mask_maps,
     mirrored_joints,
-    own_size,
     passes,
-    resized,
 )
-from tests.data_distillation.labelling import SIZE, detector
+from data_distillation.labels.transforms import equal_sizes
+from data_distillation.net.inference import labelling, own_size, resized
+from tests.data_distillation.labelling import SIZE, detector, flip_keypoints
 
 SWAP = (0, 2, 1)
 ONE = Transforms([], flip=False)
@@ -164,6 +163,30 @@ def test_with_one_view_boxes_and_joints_are_the_networks_own_for_an_odd_size_too
     assert torch.equal(found["keypoints"][..., :2], expected["keypoints"][..., :2])
 
 
+@pytest.mark.parametrize("kind", ["boxes", "masks", "keypoints"])
+def test_the_merge_of_the_identity_alone_is_the_networks_own_output(kind):
+    """Without the short cut for one view: union, NMS, limit and decoding are torchvision's."""
+    model, picture, views = detector(kind), image(), [View(0, False)]
+    heads = model.roi_heads
+    merge = Merge(heads.score_thresh, heads.nms_thresh, vote=0, limit=heads.detections_per_img)
+    merge.heatmaps = "logit"
+    with labelling(model):
+        (expected,) = model([picture])
+        if kind == "keypoints":
+            found = distill_keypoints(model, picture, views, ONE, merge, SWAP)
+        else:
+            found = distill_boxes(model, picture, views, ONE, merge)
+    assert len(expected["boxes"]) > 5
+    for name in ("boxes", "scores", "labels"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-4)
+    if kind == "keypoints":
+        theirs = expected["keypoints"][..., :2]
+        torch.testing.assert_close(found["keypoints"][..., :2], theirs, rtol=0, atol=1e-3)
+    if kind == "masks":
+        sure = (expected["masks"][:, 0] - 0.5).abs() > 1e-5
+        assert torch.equal(found["masks"][sure], (expected["masks"][:, 0] > 0.5)[sure])
+
+
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
 def test_labels_of_a_mirrored_image_are_the_mirrored_labels(kind):
     model = detector(kind)
@@ -228,6 +251,48 @@ def test_regions_of_a_pass_are_the_boxes_as_its_images_have_them():
         one = next(passes(model, image(), views, 999))
     assert one.inputs.image_sizes == [(96, 128)] * 2
     assert [each.tolist() for each in one.regions(boxes)] == [[[16, 8, 48, 80]], [[80, 8, 112, 80]]]
+
+
+@pytest.mark.parametrize("size", [(31, 77), (90, 40)])
+def test_regions_of_every_pass_are_the_boxes_scaled_and_mirrored_caps_and_odd_sizes_too(size):
+    torch.manual_seed(0)
+    model, (height, width) = detector("keypoints"), size
+    corner = torch.rand(20, 2) * torch.tensor([width, height]) * 0.6
+    boxes = torch.cat((corner, corner + torch.rand(20, 2) * 8), 1)
+    views = make_views(Transforms([24, 56, 96], max_size=110), SIZE)
+    with labelling(model):
+        found = [
+            (view, own, regions)
+            for one in passes(model, image(0, *size), views, 110)
+            for view, own, regions in zip(
+                one.views, one.inputs.image_sizes, one.regions(boxes), strict=True
+            )
+        ]
+    assert [view for view, _, _ in found] == views
+    for view, own, regions in found:
+        short, cap = (view.short, 110) if view.short else own_size(model)
+        ratio = min(short / min(size), cap / max(size))
+        assert own == (int(height * ratio), int(width * ratio))
+        x1, y1, x2, y2 = boxes.double().unbind(1)
+        x1, x2 = (width - x2, width - x1) if view.flip else (x1, x2)
+        wanted = torch.stack((x1, y1, x2, y2), 1)
+        wanted *= torch.tensor([own[1] / width, own[0] / height] * 2, dtype=torch.float64)
+        torch.testing.assert_close(regions.double(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("area", "left"), [(0.0, 40), (1e9, 96)])
+def test_dropped_passes_have_no_part_in_the_labels_of_an_image(area, left):
+    """All boxes are large, and see no up-scaled pass, or small, and see no down-scaled one."""
+    model = detector("keypoints")
+
+    def points(scales: list[int], **options) -> Tensor:
+        transforms = Transforms(scales, max_size=200, **options)
+        return distill(model, [image()], transforms, Merge(), SWAP)[0]["keypoints"]
+
+    found, wanted = points([40, 96], size_dependent=True, area=area), points([left])
+    assert len(wanted) > 3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+    assert not torch.allclose(points([40, 96]), wanted, atol=1e-3)
 
 
 def test_candidates_of_an_rcnn_are_its_boxes_before_nms():
@@ -297,6 +362,29 @@ def test_a_pass_has_the_size_that_equal_sizes_tells():
         assert len(pairs) == len(views) - len(set(shapes))
 
 
+BYTES = (255 * image()).byte()
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "mirrored", "fault"),
+    [
+        (nn.Linear(1, 1), [image()], None, "Linear is no detector of torchvision: give a Faster"),
+        (detector(), [BYTES], None, r"torch.uint8 of shape \(3, 48, 64\): give float \(3, H, W\)"),
+        (detector(), [image()[:1]], None, r"of shape \(1, 48, 64\): give float"),
+        (detector(), [image(), image()[None]], None, r"of shape \(1, 3, 48, 64\): give float"),
+        (detector(), [BYTES.float()], None, r"values from 0 to 25\d: give 0 to 1"),
+        (detector(), [image() * float("nan")], None, "values from nan to nan: give 0 to 1"),
+        (detector("keypoints"), [image()], (0, 0, 1), r"\(0, 0, 1\) does not swap joints in pairs"),
+        (detector("keypoints"), [image()], (1, 2, 0), r"\(1, 2, 0\) does not swap joints in pairs"),
+        (detector("keypoints"), [image()], (1, 0), "mirrored has 2 joints, the model 3"),
+    ],
+)
+def test_what_is_not_taken_is_one_sentence(model, images, mirrored, fault):
+    with pytest.raises(ValueError, match=fault) as error:
+        distill(model, images, MANY, Merge(), mirrored)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -322,11 +410,11 @@ def test_coco_joints_swap_as_in_detectron():
 def test_a_model_has_its_sizes_back_even_after_an_error():
     for model in (detector(), ssd()):
         before = dict(vars(model.transform))
-        with pytest.raises(KeyError), resized(model, View(77, True), 99):  # noqa: PT012
+        with pytest.raises(KeyError), resized(model, 77, 99):  # noqa: PT012
             assert dict(vars(model.transform)) != before
             raise KeyError
         assert dict(vars(model.transform)) == before
-        with resized(model, View(0, True), 99):
+        with resized(model, 0, 99):
             assert dict(vars(model.transform)) == before
 
 
@@ -368,17 +456,18 @@ def test_an_image_of_nothing_has_empty_labels(kind, transforms):
     assert distill(model, [], transforms, Merge(), SWAP) == []
 
 
-def test_a_model_in_ddp_is_taken_as_the_bare_one(tmp_path):
+def test_a_model_in_ddp_or_dataparallel_is_taken_as_the_bare_one(tmp_path):
     model = detector("keypoints")
     expected = distill(model, [image()], MANY, Merge(), SWAP)[0]
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
     )
     try:
-        found = distill(DistributedDataParallel(model), [image()], MANY, Merge(), SWAP)[0]
+        for wrap in (DistributedDataParallel, DataParallel):
+            found = distill(wrap(model), [image()], MANY, Merge(), SWAP)[0]
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
     finally:
         torch.distributed.destroy_process_group()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", ["boxes", "keypoints"])

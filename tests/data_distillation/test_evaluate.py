@@ -11,9 +11,10 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
+from common.coco import evaluate as coco
 from data_distillation import config, data
 from data_distillation.config import Config
-from data_distillation.distill import Transforms
+from data_distillation.distill import Merge, Transforms, distill
 from data_distillation.evaluate import (
     check_sigmas,
     columns,
@@ -91,6 +92,64 @@ def test_transforms_at_test_time_are_scored_apart(tmp_path):
     assert written == json.loads(json.dumps(plain))
     during = evaluate(model, cfg, dataset)
     assert not any(name.startswith("tta_") for name in during)
+
+
+def test_transforms_at_test_time_are_merged_as_the_run_says(tmp_path):
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [[thing()]])
+    cfg, many = of_files(tmp_path, tmp_path), Transforms(scales=[56], max_size=96)
+    dataset, model = validation(cfg), network(cfg, joints=3)
+    points = {}
+    for heatmaps in ("prob", "logit"):
+        cfg.merge = Merge(heatmaps=heatmaps)
+        (wanted,) = distill(model, [dataset[0][0] / 255], many, cfg.merge, (0, 2, 1))
+        found = torch.tensor([d["keypoints"] for d in find(model, cfg, dataset, many)])
+        points[heatmaps] = found.view(-1, 3, 3)[..., :2]
+        torch.testing.assert_close(points[heatmaps], wanted["keypoints"][..., :2] - 0.5)
+    assert len(points["prob"]) > 2
+    assert not torch.equal(points["prob"], points["logit"])
+
+
+def test_a_person_without_marked_joints_and_a_crowd_count_neither_way():
+    """A sure detection on either is no false positive, and neither is missed."""
+    fields = {"image_id": 1, "category_id": 1, "area": 1600, "iscrowd": 0}
+    people = [
+        {"bbox": [5, 5, 40, 40], "keypoints": [10, 10, 2, 30, 30, 2], "num_keypoints": 2},
+        {"bbox": [60, 5, 40, 40], "keypoints": [0] * 6, "num_keypoints": 0},
+        {"bbox": [120, 5, 60, 60], "keypoints": [0] * 6, "num_keypoints": 0, "iscrowd": 1},
+    ]
+    truth = {
+        "images": [{"id": 1, "width": 600, "height": 400}],
+        "categories": [{"id": 1, "name": "person", "keypoints": ["a", "b"]}],
+        "annotations": [fields | {"id": n} | each for n, each in enumerate(people, 1)],
+    }
+
+    def ap(*points: list[int]) -> float:
+        """Of detections, the surest first."""
+        found = [
+            {"image_id": 1, "category_id": 1, "score": 0.9 - n / 10, "keypoints": each}
+            for n, each in enumerate(points)
+        ]
+        return coco.evaluate(truth, found, kind="keypoints", sigmas=[0.1] * 2)["AP"]
+
+    unmarked, crowd = [75, 20, 1, 80, 30, 1], [140, 20, 1, 150, 30, 1]
+    right, nowhere = [10, 10, 1, 30, 30, 1], [500, 350, 1, 520, 370, 1]
+    assert ap(unmarked, crowd, right) == pytest.approx(100)
+    assert ap(nowhere, right) == pytest.approx(50)
+
+
+def test_joints_without_sides_are_tested_without_flips_and_lie_where_they_are_learned(
+    tmp_path, capsys, recwarn
+):
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [[thing()]], joints=["a", "b", "c"])
+    cfg = of_files(tmp_path, tmp_path, joint_offset=0.0)
+    cfg.transforms, cfg.test.tta = Transforms(scales=[], flip=True), True
+    dataset, model = validation(cfg), network(cfg, joints=3)
+    found = evaluate(model, cfg, dataset, save=True)
+    assert capsys.readouterr().out.startswith("warning: no flips, as the joints' names tell no")
+    assert not [each for each in recwarn if "flips" in str(each.message)]
+    assert found["tta_keypoint_AP"] == found["keypoint_AP"]
 
 
 def test_labels_are_scored_where_their_truth_is_known(tmp_path):

@@ -20,6 +20,7 @@ from data_distillation.figures.instances import (
     OFF,
     SIDE,
     Skeleton,
+    find_room,
     read_skeleton,
 )
 from data_distillation.figures.labels import (
@@ -126,6 +127,29 @@ def test_captions_hold_class_score_and_number_of_joints() -> None:
     assert describe(entry, {1: CATEGORY, 2: CATEGORY}) == "solid 0.88 8/9"
     assert describe(entry | {"iscrowd": 1}, {1: CATEGORY}) == "ignored 0.88"
     assert describe(make_object(), {1: CATEGORY}) == ""
+
+
+def test_names_that_the_font_lacks_are_replaced() -> None:
+    names = {1: "café", 2: "машина", 3: "猫"}
+    categories = {number: {"id": number, "name": name} for number, name in names.items()}
+    found = [describe({"category_id": number}, categories) for number in names]
+    assert found == ["cafe", "class 2", "class 3"]
+
+
+def test_captions_of_objects_in_one_place_do_not_overlap() -> None:
+    entries = [make_object(keypoints=[], score=score) for score in (0.9, 0.8, 0.7)]
+    bare = draw_objects(grey(), [make_object(keypoints=[])], {1: CATEGORY})
+    heights = []
+    for count in (1, 3):
+        drawn = draw_objects(grey(), entries[:count], {1: CATEGORY})
+        heights.append(int((drawn != bare).any(0).any(1).sum()))
+    assert heights == [14, 42]  # rows of pixels
+    assert [find_room(y, tops, 14, 100) for y, tops in ((30, [30]), (2, [2]), (90, [80]))] == [
+        16,
+        16,
+        66,
+    ]
+    assert find_room(5, [5], 14, 20) == 5
 
 
 def test_the_grid_of_labels_reads_the_folder_that_the_file_names(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from data_distillation.config import Config
-from data_distillation.optimizer import build_optimizer, drops, one_cycle
+from data_distillation.optimizer import build_optimizer, drops
 
 
 def tiny() -> nn.Module:
@@ -45,16 +45,3 @@ def test_frozen_parameters_are_left_out():
     optimizer, _ = build_optimizer(model, Config(optimizer="adamw"))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert [len(group["params"]) for group in optimizer.param_groups] == [2]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 30])
-def test_one_cycle_is_torchs(steps):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1.0, total_steps=steps, cycle_momentum=False
-    )
-    for done in range(steps):
-        assert one_cycle(done, steps=steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        if done < steps - 1:
-            theirs.step()

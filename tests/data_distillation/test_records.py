@@ -119,10 +119,12 @@ def test_records_of_other_settings_stop_with_both_values(images, tmp_path, optio
         label(images, tmp_path / "records", **options)
 
 
-def test_another_list_or_teacher_stops_but_a_moved_folder_does_not(images, tmp_path):
+def test_another_list_or_teacher_stops_but_one_that_was_moved_does_not(images, tmp_path):
     label(images, tmp_path / "records")
     images.rename(tmp_path / "elsewhere")
     label(tmp_path / "elsewhere", tmp_path / "records")
+    moved = teacher(where="there")
+    annotate(moved, find_photos(tmp_path / "elsewhere"), TRANSFORMS, MERGE, tmp_path / "records")
     other = teacher(digest="e")
     with pytest.raises(ValueError, match="digest is d there and e now"):
         annotate(

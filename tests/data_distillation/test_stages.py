@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from common import files
 from common.config import to_dataclass
 from common.errors import UserError
 from common.run import checkpoint
+from common.run.options import Options
 from data_distillation import data, stages, train
-from data_distillation.config import Config
+from data_distillation.config import Config, may_change
 from data_distillation.distill import Merge, Transforms
 from data_distillation.evaluate import columns, evaluate
 from data_distillation.inputs.builtin import write_builtin
+from data_distillation.labels.counts import count_labelled, keep_sound, read_content
 from data_distillation.labels.records import annotate
-from data_distillation.stages import find_teacher, find_unlabelled, prepare, with_files
+from data_distillation.labels.shards import read_info
+from data_distillation.model import build_detector
+from data_distillation.stages import find_teacher, prepare, with_files
 from data_distillation.weights.teacher import digest_weights, load_teacher
 from tests.data_distillation.small import BUILTIN, lines, run, saved
 
@@ -69,6 +74,13 @@ def place(made: Path, tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def ready(made: Path, place: Path) -> Path:
+    """The current folder of a test, with a copy of the teacher and its labels."""
+    shutil.copytree(made / "outputs" / "labels", place / "outputs" / "labels")
+    return place
+
+
 def change(cfg: DictConfig, *words: str) -> DictConfig:
     return OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(words)))
 
@@ -108,6 +120,27 @@ def test_a_teacher_is_trained_and_its_labels_tell_of_it(base, made):
     assert {a["source"] for a in content["annotations"]} == {"auto"}
 
 
+def test_labels_and_checkpoints_name_the_same_list_of_labelled_images(base, made):
+    (file,) = (made / "outputs" / "labels").glob("*/*.json")
+    info = json.loads(file.read_text())["info"]
+    assert info["labelled"] == str(write_builtin(BUILTIN) / "annotations" / "train.json")
+    (folder,) = (made / "outputs" / "teachers").glob("*-seed0")
+    stored = checkpoint.load(folder / "checkpoint-00000001.pt")["parts"]["labelled"]
+    content = keep_sound(read_content(info["labelled"]), "train.json", "keypoints")
+    of_annotate = count_labelled(content, "train.json").digest
+    assert info["labelled_list"] == stored == of_annotate
+
+
+def test_a_runs_precision_and_merge_reach_its_labels(base, place):
+    cfg = change(base, "amp=true", "merge.heatmaps=logit", "transforms.scales=[]")
+    job = stages.Labelling(teacher_of(base), to_dataclass(cfg), place / "records")
+    stages.label_share(job)
+    info = read_info(job.folder)
+    assert info["amp"]
+    assert info["merge"]["heatmaps"] == "logit"
+    assert stages.is_labelled(job)
+
+
 def test_other_thresholds_take_the_same_findings_and_other_transforms_do_not(
     base, place, monkeypatch, capsys
 ):
@@ -139,7 +172,7 @@ def test_findings_of_two_processes_are_taken_by_one(base, place, monkeypatch):
     for rank in range(2):
         annotate(
             stages.read_teacher(job),
-            find_unlabelled(settings.data, settings.task),
+            data.find_unlabelled(settings.data, settings.task),
             settings.transforms,
             settings.merge,
             folder / "records",
@@ -156,9 +189,9 @@ def teacher_of(cfg: DictConfig) -> Path:
     return Path(to_dataclass(find_teacher(cfg)).output_dir)
 
 
-def test_findings_of_other_weights_stop(base, place):
+def test_findings_of_other_weights_stop(base, ready):
     digest = info_of(base)["digest"]
-    (shard,) = records(place)
+    (shard,) = records(ready)
     Path(shard).write_text(Path(shard).read_text().replace(digest, "0" * 64))
     with pytest.raises(ValueError, match=r"digest is 0000.* remove .*records"):
         prepare(change(base, "labels.factor=2"), never)
@@ -236,11 +269,60 @@ def test_a_fine_tuned_student_must_say_what_its_teacher_starts_from(base):
         ("init=no.pth", r"init=no\.pth does not exist"),
         ("data.unlabelled=nowhere", "data.unlabelled=nowhere is neither one split of"),
         ("data.unlabelled=train+val", r"data.unlabelled=train\+val is neither one split of"),
+        ("labels.factor=0", "labels.factor=0 would keep no label"),
     ],
 )
 def test_what_the_student_lacks_shows_before_the_teacher_is_trained(word, fault, base):
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises((ValueError, UserError), match=fault):
         prepare(change(base, word), never)
+
+
+def test_a_resumed_student_of_other_options_stops_before_another_teacher(base, ready):
+    folder = ready / "student"
+    cfg = change(base, f"output_dir={folder}")
+    settings = to_dataclass(with_files(cfg, never))
+    checkpoint.lock(folder)
+    checkpoint.save(folder, 2, options=Options(settings, may_change(settings)))
+    checkpoint.unlock(folder)
+    (folder / "checkpoint-00000003.pt").write_bytes(b"cut off")  # it tells nothing
+    prepare(change(cfg, "save_every=1", "steps=3"), never)
+    before = records(ready)
+    for name, value in (("lr", "0.1"), ("transforms.flip", "False"), ("data.builtin.labelled", 9)):
+        fault = f"0002.pt was written with .*, this run has .*{name}={value}.*: give the same, or"
+        with pytest.raises(checkpoint.CheckpointError, match=fault):
+            prepare(change(cfg, f"{name}={value}"), never)
+    assert records(ready) == before
+
+
+def test_weights_of_another_network_or_format_show_before_the_teacher_is_trained(base, tmp_path):
+    file = tmp_path / "init.pth"
+    network = to_dataclass(base).network
+    wide = build_detector("keypoints", 1, 9, replace(network, channels=32, hidden=64))
+    for state, fault in ((wide.state_dict(), "another network"), ({"a": torch.ones(1)}, "format")):
+        torch.save(state, file)
+        with pytest.raises(ValueError, match=rf"init\.pth is .*{fault}"):
+            prepare(change(base, f"init={file}"), never)
+
+
+def test_sizes_that_coincide_are_told_before_the_teacher_is_trained(base, place, capsys):
+    words = ["transforms.scales=[80,90,99]", "transforms.max_size=99", "data.truth=''"]
+    photos = place / "photos"
+    photos.mkdir()
+    Image.new("RGB", (96, 48)).save(photos / "a.png")
+    cfg = change(base, f"data.unlabelled={photos}", *words)
+    label_file(cfg)
+    told = "warning: the scales 80, 90, 99 are the same for 1 of 1 images, of 96 x 48 pixels"
+    assert capsys.readouterr().out.startswith(told)
+    label_file(cfg)
+    assert told not in capsys.readouterr().out  # the labels are there
+
+
+def test_labels_and_findings_that_were_moved_are_not_made_again(base, made, ready):
+    before = records(ready)
+    (first,) = (made / "outputs" / "labels").glob("*/*.json")
+    assert label_file(base).relative_to(ready) == first.relative_to(made)
+    label_file(change(base, "labels.factor=2"))
+    assert records(ready) == before
 
 
 def test_torchrun_has_no_second_training_to_start(base, tmp_path, monkeypatch):
@@ -266,7 +348,7 @@ def test_photos_of_ones_own_are_labelled(base, place):
     }
     assert content["info"]["folder"] == str(place / "photos")
     settings.data.bad_images = "skip"
-    assert find_unlabelled(settings.data, "keypoints").bad_images == "skip"
+    assert data.find_unlabelled(settings.data, "keypoints").bad_images == "skip"
     training = data.build_training(settings.data, settings.task)
     assert len(training) == 12 + len(content["images"]) > 12
     assert training[12][1]["automatic"]
@@ -292,7 +374,7 @@ def test_labels_of_a_network_of_pixels_are_where_its_objects_are(base, place):
 
 
 def test_a_student_without_any_label_stops_before_its_first_step(base, place):
-    settings = to_dataclass(with_files(change(base, "labels.factor=0"), never))
+    settings = to_dataclass(with_files(change(base, "labels.factor=0.001"), never))
     with pytest.raises(ValueError, match=r"json has no label: .*labels\.factor"):
         run(settings)
     assert not Path(settings.output_dir, "metrics.jsonl").exists()
@@ -327,13 +409,13 @@ def test_two_runs_at_once_wait_for_one_teacher(base, tmp_path, monkeypatch, caps
     assert (record.steps, record.data.automatic, list(record.teacher)) == (1, "", [])
 
 
-def test_settings_side_by_side_get_their_files_and_teachers_have_all_cores(base, place):
-    cfg = change(base, f"output_dir={place / 'run'}", "threads=0")
+def test_settings_side_by_side_get_their_files_and_teachers_have_all_cores(base, ready):
+    cfg = change(base, f"output_dir={ready / 'run'}", "threads=0")
     OmegaConf.set_struct(cfg, False)
     cfg.versus = {"teacher": ["only_evaluate=true", "init=teacher", "data.automatic=''"]}
     cfg.versus["student"] = []
     made = stages.prepare_all(cfg, never)
-    (folder,) = (place / "outputs" / "teachers").glob("*-seed0")
+    (folder,) = (ready / "outputs" / "teachers").glob("*-seed0")
     words = {name: dict(word.split("=", 1) for word in own) for name, own in made.versus.items()}
     assert words["teacher"]["init"] == str(folder)
     assert words["student"]["data.automatic"] == str(label_file(base))
@@ -396,6 +478,8 @@ def test_real_photos_with_and_without_labels(task, images, shared_data, tmp_path
         (lambda: Merge(nms=math.nan), r"merge.nms=nan: give 0 to 1"),
         (lambda: Merge(limit=0), r"merge.limit=0"),
         (lambda: Transforms(scales=[48], max_size=40), r"is below the scales"),
+        (lambda: Transforms(scales=[48, 4001]), r"scales=\[48, 4001\]: give 1 to 4000 pixels"),
+        (lambda: Transforms(max_size=20_000), "max_size=20000: give 10000 pixels at most"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options, message):

@@ -1,32 +1,48 @@
 """The tables' rows: every one composes, agrees with the paper, and shares its teacher."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from common.config import to_dataclass
 from common.run import versus
 from common.tables import Beside, Gap
 from common.tables.plan import Request, compose_rows, plan
+from data_distillation import data
 from data_distillation.config import Config
+from data_distillation.model import build_detector
 from data_distillation.optimizer import drops
 from data_distillation.stages import find_teacher
-from data_distillation.tables import ALONE, PARTS, TABLES
+from data_distillation.tables import PARTS, TABLES
+from tests.data_distillation.small import thing
 
 CONF = Path(__file__).resolve().parents[2] / "data_distillation" / "conf"
 BY_NAME = {table.name: table for table in TABLES}
-# Mask R-CNN, Table 9: what another paper of the authors says of this one's networks.
+# What another paper of the authors, Mask R-CNN, says of this one's networks in its Table 9.
 CONFIRMED = {
     "R-50, labelled": (65.1, 86.6, 70.9, 59.9, 73.6),
     "R-101, labelled": (66.1, 87.7, 71.7, 60.5, 75.0),
     "X-101-64x4d, labelled": (67.3, 88.0, 73.3, 62.2, 75.6),
     "X-101-64x4d, + un-120": (69.1, 88.9, 75.3, 64.1, 77.1),
+}
+RECALLED = {
+    "R-50, + un-120": (67.1, 87.9, 73.4, 62.2, 75.1),
+    "R-101, + un-120": (67.8, 88.2, 73.8, 62.8, 76.0),
+    "X-101-32x4d, labelled": (66.8,),
+    "X-101-32x4d, + un-120": (68.7,),
+    "R-50, + s1m-180": (66.6,),
+    "R-101, + s1m-180": (67.5,),
+    "X-101-32x4d, + s1m-180": (68.0,),
+    "X-101-64x4d, + s1m-180": (68.5,),
 }
 
 
@@ -50,9 +66,19 @@ def compose_groups(words: tuple[str, ...]) -> DictConfig:
 
 def rows(table: str, scale: str) -> dict[str, DictConfig]:
     """What the rows of a table would train, by name."""
-    made = BY_NAME[table]
+    made = BY_NAME[table].at(scale)
     runs = plan(made, Request([made], scale))
     return {row.name: read(r[0].overrides) for row, r in zip(made.rows, runs, strict=True)}
+
+
+def words(table: str, scale: str) -> dict[str, dict[str, str]]:
+    """The overrides of the rows of a table, by name."""
+    made = BY_NAME[table].at(scale)
+    runs = plan(made, Request([made], scale))
+    return {
+        row.name: dict(word.split("=", 1) for word in seeds[0].overrides)
+        for row, seeds in zip(made.rows, runs, strict=True)
+    }
 
 
 def steps_of_teacher(cfg: DictConfig) -> int:
@@ -61,7 +87,7 @@ def steps_of_teacher(cfg: DictConfig) -> int:
 
 def test_every_row_of_every_table_composes_in_every_scale_and_finds_its_teacher():
     found = list(compose_rows(TABLES))
-    assert len(found) == sum(len(table.rows) * len(table.scales) for table in TABLES)
+    assert len(found) == sum(len(table.at(s).rows) for table in TABLES for s in table.scales)
     once = {(tuple(words), "_boxes " in label): label for label, words in found}  # of many tables
     for (words, _), label in once.items():
         composed = read(words)
@@ -78,23 +104,11 @@ def test_every_row_of_every_table_composes_in_every_scale_and_finds_its_teacher(
             assert (before.data.automatic == "") == (cfg.rounds == 1), label
 
 
-def test_the_figures_that_another_paper_confirms_are_the_only_ones_not_recalled():
-    table = BY_NAME["table1b"]
-    own = {row.name: tuple(row.paper.values()) for row in table.rows if not row.memory}
-    assert own == CONFIRMED
-    assert all(tuple(row.paper) == PARTS for row in table.rows if row.name in CONFIRMED)
-    for other in TABLES:
-        for row in other.rows:
-            if (other.name, row.name) == ("table1a", "all labels"):
-                assert (row.paper, row.memory) == ({"keypoint_AP": 65.1}, frozenset())
-            elif row.name not in CONFIRMED:
-                assert set(row.paper) == row.memory, (other.name, row.name)
+def figures(table: str, column: str = "keypoint_AP") -> dict[str, float]:
+    return {row.name: row.paper[column] for row in BY_NAME[table].rows if column in row.paper}
 
 
 def test_the_papers_figures():
-    def figures(table: str, column: str = "keypoint_AP") -> dict[str, float]:
-        return {row.name: row.paper[column] for row in BY_NAME[table].rows if row.paper}
-
     assert figures("table1a") == {"teacher": 54.9, "student": 60.2, "all labels": 65.1}
     assert figures("table1c") == {
         "teacher": 65.1,
@@ -106,22 +120,47 @@ def test_the_papers_figures():
         "student": 32.3,
         "all labels": 37.1,
     }
-    assert list(figures("table1b").values()) == [
-        *(65.1, 67.1, 66.6, 66.1, 67.8, 67.5, 66.8, 68.7, 68.0, 67.3, 69.1, 68.5)
-    ]
+    assert figures("tta", "tta_keypoint_AP") == {"X-101-64x4d, student": 70.4}
     boxes = figures("table1b_boxes", "box_AP")
     assert list(boxes.values()) == [37.1, 37.9, 39.2, 40.1, 40.1, 41.0]
+    large = [row for row in BY_NAME["table1b"].rows if row.paper]
+    assert {row.name: tuple(row.paper.values()) for row in large} == CONFIRMED | RECALLED
+    assert all(tuple(row.paper) == PARTS[: len(row.paper)] for row in large)
+
+
+def test_the_figures_that_another_paper_confirms_are_the_only_ones_not_recalled():
+    large = {row.name for row in BY_NAME["table1b"].rows if row.paper and not row.memory}
+    assert large == CONFIRMED.keys()
+    others = [
+        (table.name, row.name, value)
+        for table in TABLES
+        for row in table.rows
+        for column, value in row.paper.items()
+        if column not in row.memory and table.name != "table1b"
+    ]
+    supervised = [("table1a", "all labels", 65.1), ("table1c", "teacher", 65.1)]
+    assert [each for each in others if each[0] != "tta"] == supervised
+    assert ("tta", "X-101-64x4d, student", 70.4) in others
+    assert {value for name, _, value in others if name == "tta"} <= {69.1, 70.4}
+    for table in TABLES:
+        for row in table.rows:
+            assert row.memory in (frozenset(), frozenset(row.paper)), (table.name, row.name)
 
 
 def test_claims_carry_the_gaps_of_the_paper():
-    def gaps(table: str) -> dict[str, float | None]:
+    def gaps(table: str) -> dict[str, float]:
         claims = [claim for claim in BY_NAME[table].claims if isinstance(claim, Gap)]
         return {claim.better: claim.paper for claim in claims if claim.paper is not None}
 
     assert gaps("table1a") == {"student": 5.3}
     assert gaps("table1c") == {"student": 1.5}
     assert gaps("table1a_boxes") == {"student": 1.8}
-    assert list(gaps("table1b").values()) == [2.0, 1.7, 1.9, 1.8]
+    assert list(gaps("table1b_boxes").values()) == [0.8, 0.9, 0.9]
+    large = gaps("table1b")
+    assert [gap for name, gap in large.items() if name.endswith("un-120")] == [2.0, 1.7, 1.9, 1.8]
+    assert [gap for name, gap in large.items() if name.endswith("s1m-180")] == [1.5, 1.4, 1.2, 1.2]
+    length = {(c.better, *c.than) for c in BY_NAME["table2"].claims if isinstance(c, Gap)}
+    assert length == {("student, 360k", "student, 130k"), ("labelled, 130k", "labelled, 360k")}
     beside = [claim for claim in BY_NAME["tta"].claims if isinstance(claim, Beside)]
     assert {claim.row for claim in beside} == {"teacher", "student"}
 
@@ -166,7 +205,8 @@ def test_the_recipe_at_full_scale_is_the_papers():
 @pytest.mark.parametrize("scale", ["mini", pytest.param("paper", marks=pytest.mark.slow)])
 def test_rows_of_a_seed_that_ask_for_the_same_teacher_share_it(scale):
     def folders(*tables: str, last: int) -> set[str]:
-        made = [cfg for table in tables for cfg in list(rows(table, scale).values())[-last:]]
+        found = [[c for n, c in rows(t, scale).items() if "X-101" not in n] for t in tables]
+        made = [cfg for each in found for cfg in each[-last:]]
         assert all("teacher" in (cfg.data.automatic, cfg.init) for cfg in made)
         return {find_teacher(cfg).output_dir for cfg in made}
 
@@ -204,31 +244,100 @@ def test_a_teacher_of_coco_is_the_same_whatever_labels_its_students_want():
     assert len(places) == 5
 
 
-def test_students_and_controls_are_trained_as_long():
-    for scale in ("mini", "paper"):
-        for name in ("table1a", "table1c", "table1a_boxes"):
-            found = rows(name, scale)
-            control = next(cfg for row, cfg in found.items() if row.startswith("control"))
-            assert control.steps == found["student"].steps
-            assert scale == "mini" or control.steps == 360_000
-            assert control.data.automatic == ""
-            assert found["teacher"].only_evaluate
-            one = found["student, labels of one pass"]
-            assert (list(one.transforms.scales), one.transforms.flip) == ([], False)
-            assert one.data.unlabelled == found["student"].data.unlabelled
-        lengths = [cfg.steps for cfg in rows("table2", scale).values()]
-        assert lengths[::2] == lengths[1::2]
-        assert lengths == sorted(lengths)
-    assert "data.automatic=''" in ALONE
+def test_every_table_has_a_control_that_is_trained_as_long_as_each_student():
+    """The labelled images alone."""
+    for table in TABLES:
+        for scale in table.scales:
+            trained = [w for w in words(table.name, scale).values() if "only_evaluate" not in w]
+            students = {row.get("steps") for row in trained if "data.automatic" not in row}
+            controls = {row.get("steps") for row in trained if "data.automatic" in row}
+            assert students
+            assert students <= controls, (table.name, scale)
+            assert table.name == "table2" or students == {None}  # those of the experiment
 
 
-def test_teachers_of_the_curve_are_trained_longer_and_longer():
-    assert [steps_of_teacher(cfg) for cfg in rows("teacher", "mini").values()] == [
-        *(150, 150, 300, 300, 600, 600)
-    ]
-    assert [steps_of_teacher(cfg) for cfg in rows("teacher", "paper").values()] == [
-        *(40_000, 40_000, 80_000, 80_000, 130_000, 130_000)
-    ]
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_the_rows_of_a_comparison_differ_by_what_they_name(scale):
+    for name in ("table1a", "table1c", "table1a_boxes"):
+        found = rows(name, scale)
+        assert found["teacher"].only_evaluate
+        one, student = found["student, labels of one pass"], found["student"]
+        assert (list(one.transforms.scales), one.transforms.flip) == ([], False)
+        images = [(cfg.data.unlabelled, cfg.data.truth) for cfg in (one, student)]
+        shifted = ("shifted", "hidden_shifted") if scale == "mini" else ("sports1m", "")
+        assert images == [images[0]] * 2
+        assert (images[0] == shifted) == (name == "table1c")
+    same = rows("table1c", scale)["student, images of the same kind"].data
+    usual = ("unlabelled", "hidden") if scale == "mini" else ("unlabeled2017", "")
+    assert (same.unlabelled, same.truth) == usual
+
+
+def test_lengths_of_training_are_those_of_the_paper_and_the_baseline_drops_as_its_recipe():
+    paper, mini = rows("table2", "paper"), words("table2", "mini").values()
+    assert [int(row["steps"]) for row in mini] == [225, 225, 300, 300, 450, 450, 600, 600]
+    for steps in (130_000, 200_000, 270_000, 360_000):
+        for name in ("labelled", "student"):
+            cfg = to_dataclass(paper[f"{name}, {steps // 1000}k"])
+            baseline = (name, steps) == ("labelled", 130_000)
+            late = [100_000, 120_000] if baseline else [7 * steps // 10, 9 * steps // 10]
+            assert (cfg.steps, drops(cfg)) == (steps, late)
+    baseline = words("table2", "paper")["labelled, 130k"].items()
+    assert baseline <= words("table1b", "paper")["R-50, labelled"].items()
+
+
+@pytest.mark.parametrize(
+    ("scale", "lengths"), [("mini", (150, 300, 600)), ("paper", (40_000, 80_000, 130_000))]
+)
+def test_teachers_of_the_curve_are_trained_longer_and_longer(scale, lengths):
+    made = [steps_of_teacher(cfg) for n, cfg in rows("teacher", scale).items() if "teacher" in n]
+    assert made == [steps for steps in lengths for _ in range(2)]
+
+
+def test_the_network_of_the_miniature_has_0_24_m_parameters():
+    model = build_detector("keypoints", 1, 9, to_dataclass(read(["experiment=mini"])).network)
+    assert round(sum(value.numel() for value in model.parameters()) / 1e6, 2) == 0.24
+
+
+def write_2014(root: Path) -> Path:
+    """COCO of 2014 with 3 images in valminusminival2014, 4 in train2014 and 2 in minival2014."""
+    (root / "annotations").mkdir(parents=True)
+    number = 0
+    for part, folder, count in (
+        ("valminusminival2014", "val2014", 3),
+        ("train2014", "train2014", 4),
+        ("minival2014", "val2014", 2),
+    ):
+        (root / folder).mkdir(exist_ok=True)
+        category = {"id": 1, "name": "person", "keypoints": ["nose", "left_hand", "right_hand"]}
+        content: dict = {"images": [], "annotations": [], "categories": [category]}
+        for _ in range(count):
+            number += 1
+            name = f"COCO_{folder}_{number:012d}.jpg"
+            Image.fromarray(np.full((40, 48, 3), number, np.uint8)).save(root / folder / name)
+            size = {"width": 48, "height": 40}
+            content["images"].append({"id": number, "file_name": name} | size)
+            content["annotations"].append({"id": number, "image_id": number} | thing())
+        for stem in ("person_keypoints", "instances"):
+            file = root / "annotations" / f"{stem}_{part}.json"
+            file.write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("table", ["table1a", "table1a_boxes"])
+def test_the_small_scale_finds_co_35_co_80_and_their_union_in_the_layout_of_2014(table, tmp_path):
+    root = write_2014(tmp_path / "coco")
+    found = {}
+    for name, cfg in rows(table, "paper").items():
+        cfg.data.root, cfg.data.automatic = str(root), ""
+        settings = to_dataclass(cfg)
+        training = data.build_training(settings.data, settings.task)
+        photos = data.find_unlabelled(settings.data, settings.task) if name != "all labels" else ()
+        assert len(data.build_validation(settings.data, settings.task)) == 2  # minival
+        found[name] = (len(training), len(photos))
+    truth, _ = data.locate(settings.data, "train2014", settings.task)
+    assert truth == [root / "train2014"]
+    assert found.pop("all labels") == (7, 0)  # co-115
+    assert set(found.values()) == {(3, 4)}
 
 
 def test_the_ratio_follows_the_images_where_the_table_says_so():

@@ -270,6 +270,12 @@ def test_other_ids_than_cocos_are_matched_by_name():
     assert sum(number > 0 for number in found) == 2
 
 
+def test_a_detector_without_its_prefix_is_told_with_it():
+    name = "keypointrcnn_resnet50_fpn"
+    with pytest.raises(ValueError, match=f"teacher={name} is no file: give .*=torchvision:{name}"):
+        load_teacher(name, labelled("a"))
+
+
 def test_an_unknown_detector_lists_those_that_there_are():
     with pytest.raises(ValueError, match="is none of torchvision's: choose among fasterrcnn_mobi"):
         load_teacher("torchvision:yolo", labelled("a"))

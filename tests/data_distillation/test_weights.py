@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import get_model
+from torchvision.models import get_model, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from data_distillation.model import Network, build_detector
@@ -239,6 +239,28 @@ def test_a_classifiers_file_starts_the_body_alone(tmp_path):
         assert torch.equal(value, weights[name]), name
 
 
+def test_imagenet_is_torchvisions_first_file_in_the_cache_of_torch_hub(tmp_path):
+    """Of ResNet-50 there are two files."""
+    with torch.device("meta"):  # the initial values of 25 M parameters take seconds
+        names = resnet50().state_dict()
+        model = build_detector("boxes", 1, 0, Network(channels=16, hidden=16))
+    model.to_empty(device="cpu")
+    weights = {
+        name: torch.full_like(v, n, device="cpu") for n, (name, v) in enumerate(names.items())
+    }
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(weights, tmp_path / "checkpoints" / "resnet50-0676ba61.pth")
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path))
+    try:
+        report = initialise(model, "imagenet", "resnet50")
+    finally:
+        torch.hub.set_dir(before)
+    body = model.backbone.body.state_dict()
+    assert report.startswith(f"{len(body)} tensors from imagenet")
+    assert all(torch.equal(value, weights[name]) for name, value in body.items())
+
+
 @pytest.mark.parametrize("backbone", ["small", "resnext101_32x4d"])
 def test_imagenet_without_weights_says_what_to_do(backbone):
     model = build_detector("boxes", 1, 0, small())
@@ -255,5 +277,18 @@ def test_files_that_hold_nothing_of_the_network_stop_with_a_sentence(tmp_path: P
     with pytest.raises(ValueError, match=r"it holds a, b\): known are checkpoints of this folder"):
         initialise(model, str(file), "small")
     torch.save({"backbone.body.conv1.weight": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match="has no tensor of this network"):
+    with pytest.raises(ValueError, match=r"is of another network: 0 of 0 tensors fit"):
         initialise(model, str(file), "small")
+
+
+def test_a_file_of_which_less_than_half_fits_stops_and_leaves_the_network(tmp_path: Path):
+    wide = build_detector("boxes", 1, 0, small(channels=32, hidden=32))
+    model = build_detector("boxes", 1, 0, small())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    same = [n for n, v in wide.state_dict().items() if v.shape == before[n].shape]
+    assert 0 < 2 * len(same) < len(before)
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
+    fault = f"is of another network: {len(same)} of {len(before)} tensors fit; give weights of"
+    with pytest.raises(ValueError, match=fault):
+        initialise(model, str(tmp_path / "wide.pth"), "small")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

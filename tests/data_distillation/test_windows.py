@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
 from data_distillation.benchmark import Options, make_maps
-from data_distillation.distill import OVERSHOOT, decode_keypoints, find_windows
+from data_distillation.net.decode import OVERSHOOT, decode_keypoints, find_windows
 
 SIZES = torch.tensor([[1.0, 1], [2, 90], [13, 7], [24, 24], [31, 50], [111, 64], [240, 150]])
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.models import resnet18
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from common.data import seed_everything, seed_of
 from common.run import checkpoint
@@ -15,6 +17,7 @@ from data_distillation import data, train
 from data_distillation.config import Config
 from data_distillation.evaluate import columns
 from data_distillation.model import build_detector
+from data_distillation.net.ignore import IgnoreRPN
 from tests.data_distillation.small import (
     lines,
     of_files,
@@ -273,3 +276,44 @@ def test_a_network_starts_from_the_file_of_imagenet_at_random_or_from_a_run(
     names = [n for n in classifier if not n.startswith("fc.") and "num_batches" not in n]
     assert len(names) == 100
     assert all(torch.equal(body[f"backbone.body.{name}"], classifier[name]) for name in names)
+
+
+def test_a_run_whose_joints_are_all_invisible_stops_before_its_first_step(tmp_path):
+    """Else loss_keypoint would be 0 for ever."""
+    unseen = thing((8, 9, 0, 20, 20, 0, 0, 0, 0))
+    write_split(tmp_path, "train", [[unseen], [unseen]])
+    write_split(tmp_path, "val", [[thing()]])
+    for skip_empty in (True, False):
+        cfg = of_files(tmp_path, tmp_path / "run", skip_empty=skip_empty)
+        with pytest.raises(ValueError, match="train=train has no image with a visible joint"):
+            run(cfg)
+    assert not list((tmp_path / "run").glob("*.*"))
+
+
+@pytest.mark.parametrize(("crowds", "kind"), [(1, IgnoreRPN), (0, RegionProposalNetwork)])
+def test_labels_with_ignored_regions_give_a_network_that_knows_them(crowds, kind, tmp_path):
+    """Others have torchvision's own."""
+    things = [thing(score=0.5), *[thing(iscrowd=1, bbox=[30, 6, 9, 9], score=0.4)] * crowds]
+    write_split(tmp_path, "train", [[thing()]])
+    file = write_split(tmp_path, "auto", [things], info={"folder": str(tmp_path / "auto")})
+    cfg = of_files(tmp_path, tmp_path / "run", automatic=str(file))
+    training = data.build_training(cfg.data, cfg.task)
+    assert type(train.build(cfg, training).rpn) is kind
+
+
+def test_a_steps_images_are_shared_out_by_their_aspect_unless_asked_otherwise(tmp_path):
+    content = json.loads(write_split(tmp_path, "train", [[thing()]] * 12).read_text())
+    for entry in content["images"][::2]:
+        entry |= {"width": 40, "height": 48}
+        Image.new("RGB", (40, 48)).save(tmp_path / "train" / entry["file_name"])
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    wide = {}
+    for order in (True, False):
+        cfg = of_files(tmp_path, tmp_path, aspect_order=order)
+        steps = data.build_training(cfg.data, cfg.task).batches(cfg, 0, 3)
+        images = [[image for piece in step for image in piece.images] for step in steps]
+        wide[order] = [[each.shape[2] >= each.shape[1] for each in step] for step in images]
+    ordered = [sorted(step, reverse=True) for step in wide[True]]
+    assert wide[True] == ordered
+    assert wide[False] != ordered
+    assert [sorted(step, reverse=True) for step in wide[False]] == ordered  # the same images

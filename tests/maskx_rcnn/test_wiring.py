@@ -20,7 +20,7 @@ from maskx_rcnn.config import Config, Data, Paintings
 from maskx_rcnn.evaluate import COLUMNS
 from maskx_rcnn.frozen import FrozenBranch, FrozenNetwork, FrozenRegions, Regions, find_regions
 from maskx_rcnn.model import MaskBranch, Network, mask_rcnn
-from maskx_rcnn.optimizer import build_optimizer, one_cycle
+from maskx_rcnn.optimizer import build_optimizer
 from maskx_rcnn.transfer import MLP, MaskPredictor, MaskXHeads, Standardise, WeightTransfer
 
 State = dict[str, Tensor]
@@ -346,16 +346,3 @@ def test_an_evaluation_alone_counts_the_steps_of_the_run(tmp_path, capsys):
     train.train(replace(cfg, steps=1, only_evaluate=True))
     checkpoint.unlock(cfg.output_dir)
     assert "step 3/3  mask_AP_B 1" in capsys.readouterr().out
-
-
-def test_one_cycle_is_torchs():
-    for steps in (1, 2, 7, 30):
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
-        theirs = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 1.0, total_steps=steps, cycle_momentum=False
-        )
-        for done in range(steps):
-            assert one_cycle(done, steps=steps) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-            optimizer.step()
-            if done < steps - 1:
-                theirs.step()
