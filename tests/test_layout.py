@@ -45,7 +45,7 @@ PLAN = {
     "program_execution": Project("engine", wings=("execution", "decoding")),
     "maskx_rcnn": Project("transfer"),
     "data_distillation": Project("distill", wings=("labels",)),
-    "nonlocal": Project("block", wings=("clips",)),
+    "nonlocal": Project("block", wings=("clips",), also=("PIL", "av", "torchcodec")),
     "hashtag_pretrain": Project("hashtags", wings=("words", "shards")),
     "lowshot_hallucination": Project("hallucinate", wings=("features",)),
     "learning_by_asking": Project("ask", wings=("oracle",)),

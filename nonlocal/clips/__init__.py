@@ -1,0 +1,1 @@
+"""Clips from files: readers, lists of videos, which frames, crops and scales."""

@@ -1,0 +1,1 @@
+"""The built-in clips, clips of a list of videos, and COCO's images."""
