@@ -4,7 +4,8 @@ M objects of an image, J joints. Boxes are float xyxy in pixels of the image, jo
 and visibility; both kinds of images look the same to the loss (Sec. 3).
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,19 @@ class Piece:
 
 
 class Mixture(Dataset):
-    """The manual images, then the automatic ones, if there are any."""
+    """The manual images, then the automatic ones, if there are any.
 
-    def __init__(self, manual: Labelled, automatic: Labelled | None, share: float) -> None:
-        self.manual, self.automatic = manual, automatic
+    contents: of the files of both, as of `hash_contents`.
+    """
+
+    def __init__(
+        self,
+        manual: Labelled,
+        automatic: Labelled | None,
+        share: float,
+        contents: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.manual, self.automatic, self.contents = manual, automatic, contents
         self.chosen = np.zeros(0, np.int64)
         if automatic is not None:  # the images of a smaller share are in all larger ones
             order = np.random.default_rng(mix(11)).permutation(len(automatic))
@@ -143,6 +153,15 @@ def locate(cfg: DataConfig, split: str, task: str) -> tuple[list[Path], list[Pat
     ]
 
 
+def hash_contents(files: Sequence[Path]) -> str:
+    """What annotation files hold, to tell a training from that on files that have changed."""
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
 def kind_of(task: str) -> str:
     """Which of COCO's annotation files a task reads."""
     return "keypoints" if task == "keypoints" else "boxes"
@@ -166,15 +185,16 @@ def build_manual(cfg: DataConfig, task: str) -> Labelled:
 def build_training(cfg: DataConfig, task: str) -> Mixture:
     """The images to train on: the labelled ones, and those of the file `data.automatic`."""
     manual = build_manual(cfg, task)
-    automatic = None
+    automatic, made = None, ""
     if cfg.automatic:
         file = Path(cfg.automatic)
-        folder = image_folder(file)
+        folder, made = image_folder(file), hash_contents([file])
         unlimited = replace(cfg, limit=0)
         automatic = Labelled(
             [folder], [file], unlimited, task, training=True, categories=manual.categories
         )
-    return Mixture(manual, automatic, cfg.automatic_share)
+    _, files = locate(cfg, cfg.train, task)
+    return Mixture(manual, automatic, cfg.automatic_share, (hash_contents(files), made))
 
 
 def build_validation(cfg: DataConfig, task: str, categories: Categories | None = None) -> Labelled:
@@ -215,6 +235,11 @@ def image_folder(file: Path) -> Path:
         raise ValueError(
             f"data.automatic={file} has no label: make some, by a longer trained teacher or a "
             "higher labels.factor, or give data.automatic=''."
+        )
+    if not Path(info["folder"]).is_dir():
+        raise ValueError(
+            f"data.automatic={file}: its images were in {info['folder']}, which is no folder: run "
+            f"annotate.py threshold out={file} root=DIR to say where they are."
         )
     return Path(info["folder"])
 

@@ -90,7 +90,8 @@ def find_teacher(cfg: DictConfig) -> DictConfig:
         teacher = merge(cfg, changes)
     else:
         changes |= {"data": {"automatic": ""}, "teacher": []}
-        teacher = merge(cfg, changes, list(cfg.teacher))
+        # `init=` is the empty text, as on the command line.
+        teacher = merge(cfg, changes, [w + "''" if w.endswith("=") else w for w in cfg.teacher])
     settings: Config = config.to_dataclass(teacher)
     if settings.init == "teacher" and cfg.rounds == 1:
         raise ValueError(
@@ -102,7 +103,9 @@ def find_teacher(cfg: DictConfig) -> DictConfig:
             f"the teacher's task={settings.task} is not the student's, {cfg.task}: leave task= out "
             "of `teacher`."
         )
-    place = TEACHERS.absolute() / f"{digest(identity(settings))}-seed{settings.seed}"
+    _, files = data.locate(settings.data, settings.data.train, settings.task)
+    known = identity(settings) | {"contents": data.hash_contents(files)}
+    place = TEACHERS.absolute() / f"{digest(known)}-seed{settings.seed}"
     return merge(teacher, {"output_dir": str(place)})
 
 
@@ -169,6 +172,7 @@ def label_file(teacher: Path, cfg: Config, manual: data.Labelled) -> Path:
         "teacher": teacher.name,  # wherever its folder is
         "images": cfg.data.unlabelled,
         "root": cfg.data.root,
+        "list": data.find_unlabelled(cfg.data, cfg.task).digest(),
     }
     what |= {"amp": cfg.amp, "transforms": asdict(cfg.transforms), "merge": asdict(cfg.merge)}
     what["builtin"] = asdict(cfg.data.builtin) if cfg.data.name == "builtin" else None

@@ -56,6 +56,8 @@ def train(cfg: Config) -> dict[str, float]:
         "categories": manual.categories,
         "joints": manual.joints,
         "labelled": manual.digest,  # the same images on all ranks, and after a resume
+        "contents of data.train": training.contents[0],
+        "contents of data.automatic": training.contents[1],
         "batch_size": cfg.batch_size,
         "options": Options(cfg, may_change(cfg)),
     }

@@ -17,7 +17,8 @@ from common.coco.fields import FIELDS, check_structure
 from common.coco.files import first_missing, read_json, short_path
 from common.images import UnreadableImage, find_images, image_size, read_image
 
-SKIP = "give a sound file, or bad_images=skip to leave such images out"
+SKIP = "bad_images=skip to leave such images out"
+NARROW = 100  # the longer side in shorter ones, from which an image is refused
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Photos:
             if size and image.shape[1:] != size:
                 image = read_image(path, exif=False)
             self._compare(index, tuple(image.shape[1:]))
+            require_wide(path, tuple(image.shape[1:]))
             return image / torch.tensor(255.0)
         except UnreadableImage as error:
             self._skip(index, error)
@@ -78,6 +80,7 @@ class Photos:
                 if self.sizes[index] and size != self.sizes[index]:
                     size = image_size(path)
                 self._compare(index, size)
+                require_wide(path, size)
                 sizes.append(size)
             except UnreadableImage as error:
                 self._skip(index, error)
@@ -94,8 +97,14 @@ class Photos:
 
     def _skip(self, index: int, error: UnreadableImage) -> None:
         if self.bad_images != "skip":
-            raise UnreadableImage(f"{error}; {SKIP}.") from error
+            raise UnreadableImage(f"{error}, or {SKIP}.") from error
         self.skipped[index] = str(error)
+
+
+def require_wide(path: Path, size: tuple[int, ...]) -> None:
+    """Raise UnreadableImage for a strip of which a resized view would have no pixel left."""
+    if min(size) * NARROW < max(size):
+        raise UnreadableImage(f"{path} is {size[1]} x {size[0]} pixels, too narrow for a detector")
 
 
 def find_photos(images: str | Path, root: str | Path = "", bad_images: str = "raise") -> Photos:

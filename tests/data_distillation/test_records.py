@@ -248,6 +248,18 @@ def test_a_list_without_categories_is_accepted_and_its_folder_found(tmp_path):
     assert 0.9 < image.max() <= 1
 
 
+def test_a_strip_without_a_pixel_in_a_resized_view_is_refused_or_skipped(tmp_path):
+    for name, size in (("a.png", (64, 48)), ("b.png", (2000, 1)), ("c.png", (4, 500))):
+        Image.new("RGB", size).save(tmp_path / name)
+    photos = find_photos(tmp_path)
+    with pytest.raises(UnreadableImage, match=r"b\.png is 2000 x 1 pixels, too narrow.*bad_images"):
+        photos.check(range(3))
+    photos.bad_images = "skip"
+    assert photos.check(range(3)) == [(48, 64)]
+    assert sorted(photos.skipped) == [1, 2]
+    assert photos.read(1) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [

@@ -325,6 +325,37 @@ def test_labels_and_findings_that_were_moved_are_not_made_again(base, made, read
     assert records(ready) == before
 
 
+def test_annotations_that_were_changed_want_another_teacher(base, tmp_path):
+    shutil.copytree(write_builtin(BUILTIN), tmp_path / "root")
+    cfg = change(base, "data.name=coco_format", f"data.root={tmp_path / 'root'}")
+    before = find_teacher(cfg).output_dir
+    assert find_teacher(cfg).output_dir == before
+    file = tmp_path / "root" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    assert find_teacher(cfg).output_dir != before
+
+
+def test_a_run_whose_labels_were_changed_does_not_go_on(base, ready):
+    cfg = change(base, f"output_dir={ready / 'changed'}", "steps=1")
+    settings = to_dataclass(with_files(cfg, never))
+    content = json.loads(Path(settings.data.automatic).read_text())
+    settings.data.automatic = str(ready / "auto.json")
+    Path(settings.data.automatic).write_text(json.dumps(content))
+    run(settings)
+    content["annotations"][0]["bbox"][0] += 1
+    Path(settings.data.automatic).write_text(json.dumps(content))
+    with pytest.raises(checkpoint.CheckpointError, match=r"contents of data\.automatic"):
+        run(replace(settings, steps=2))
+
+
+def test_an_empty_text_in_the_teachers_words_is_as_on_the_command_line(base):
+    short = change(base)
+    short.teacher = ["steps=1", "init="]
+    assert find_teacher(short) == find_teacher(base)
+
+
 def test_torchrun_has_no_second_training_to_start(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "0")
@@ -347,6 +378,9 @@ def test_photos_of_ones_own_are_labelled(base, place):
         "deep/2.png",
     }
     assert content["info"]["folder"] == str(place / "photos")
+    before = label_file(cfg)
+    shutil.copy(images[0], place / "photos" / "3.png")
+    assert label_file(cfg).parent != before.parent  # they are looked at, too
     settings.data.bad_images = "skip"
     assert data.find_unlabelled(settings.data, "keypoints").bad_images == "skip"
     training = data.build_training(settings.data, settings.task)
