@@ -57,7 +57,7 @@ class BadImages:
         if len(self.skipped) > self.most(size):
             raise BadExample(
                 f"{len(self.skipped)} of {size} images cannot be read, more than the "
-                f"{self.most(size)} that limit={self.limit} allows; the last: {message}"
+                f"{self.most(size)} that may be skipped; the last: {message}"
             )
         warnings.warn(f"image {len(self.skipped)} skipped: {message}", stacklevel=2)
 

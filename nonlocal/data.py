@@ -17,6 +17,7 @@ from common import dist
 from common.data import BadImages, eval_loader, train_loader
 from common.sampling import SampleStream
 from nonlocal_.clips.augment import Augment
+from nonlocal_.clips.decoders import UnreadableVideo
 from nonlocal_.clips.lists import find_classes, read_classes, read_list, take_part
 from nonlocal_.clips.readers import open_video
 from nonlocal_.clips.records import Record
@@ -24,6 +25,12 @@ from nonlocal_.config import Config
 from nonlocal_.inputs.builtin import MatchClips
 from nonlocal_.inputs.photos import PhotoPiece, Photos
 from nonlocal_.inputs.videos import Clips, Evaluation, Videos, Views
+
+CHECKED = "python prepare.py check list=LIST out=GOOD writes a list without such videos"
+ADVICE = {  # what a message about a bad training video ends with
+    "raise": ", or set data.bad_videos=skip to count and replace such videos in training",
+    "skip": f"; {CHECKED}",
+}
 
 
 @dataclass
@@ -58,7 +65,10 @@ class Examples:
         if isinstance(self.dataset, Photos):
             self.dataset.check_images()
         for record in self.records[dist.rank() :: dist.world_size()]:
-            open_video(record.path, self.reader, damaged=self.damaged, count=record.count)
+            try:
+                open_video(record.path, self.reader, damaged=self.damaged, count=record.count)
+            except UnreadableVideo as error:
+                raise UnreadableVideo(f"{error}; {CHECKED}") from error
 
 
 def build(cfg: Config, *, training: bool, like: Examples | None = None) -> Examples:
@@ -112,7 +122,7 @@ def clips_of(cfg: Config, names: list[str]) -> Clips:
         multi_label=cfg.task == "multi_label",
         clip_labels=options.clip_labels,
         augment=Augment((clip.jitter[0], clip.jitter[1]), clip.crop, clip.resample, clip.flip),
-        advice=", or set data.bad_videos=skip to count and replace such videos in training",
+        advice=ADVICE[options.bad_videos],
     )
 
 

@@ -91,6 +91,14 @@ class Video:
         self.count += other.count
 
 
+def take_in(videos: dict[int, Video], number: int, video: Video) -> None:
+    """Add views of a video to those that were seen of it."""
+    if number in videos:
+        videos[number].add(video)
+    else:
+        videos[number] = video
+
+
 @torch.no_grad()
 def score_videos(
     model: VideoNetwork, cfg: Config, validation: data.Examples
@@ -98,7 +106,7 @@ def score_videos(
     """Probabilities (N, K) and labels of all N videos, on every process."""
     training, device = model.training, dist.device()
     model.eval()
-    seen: list[tuple[int, Video]] = []
+    seen: dict[int, Video] = {}
     for clips, labels, numbers in tqdm(
         data.views(validation, cfg),
         "evaluate",
@@ -108,14 +116,13 @@ def score_videos(
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
             found = model.scores(clips.to(device), multi_label=cfg.task == "multi_label")
         for score, label, number in zip(found.double().cpu(), labels, numbers, strict=True):
-            seen.append((number, Video(label, score, score)))
+            own = score.clone()  # a pickled row would take its whole batch along
+            take_in(seen, number, Video(label, own, own))
     model.train(training)
     videos: dict[int, Video] = {}
-    for number, video in (each for part in dist.gather(seen) for each in part):
-        if number in videos:
-            videos[number].add(video)
-        else:
-            videos[number] = video
+    for part in dist.gather(seen):
+        for number, video in part.items():
+            take_in(videos, number, video)
     ordered = [videos[number] for number in sorted(videos)]
     mean = cfg.test.fuse == "mean"
     scores = [video.total / video.count if mean else video.largest for video in ordered]

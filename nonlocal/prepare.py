@@ -150,7 +150,9 @@ def check(options: Options) -> dict[str, Any]:
 def convert(options: Options, kind: str) -> list[Record]:
     """Write all videos of a list anew, and their list; UserError names those left out."""
     out, records = Path(options.out), load(options)
-    mark(out, {"kind": kind, "short": options.short, "gop": options.gop, "crf": options.crf})
+    made = {"kind": kind, "short": options.short}
+    own = ("gop", "crf") if kind == "encode" else ("quality",)
+    mark(out, made | {name: getattr(options, name) for name in own})
     names = [name_of(record, options) for record in records]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])

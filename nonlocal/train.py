@@ -8,6 +8,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 # isort: split
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -111,7 +112,8 @@ def build(cfg: Config, training: data.Examples) -> nn.Module:
         model = build_detector(cfg.detector, cfg.block, len(training.names), training.joint_count)
     else:
         model = build_network(cfg.network, cfg.block, len(training.names))
-    if cfg.init:
+    trained = cfg.only_evaluate and any(Path(cfg.output_dir).glob("checkpoint-*[0-9].pt"))
+    if cfg.init and not trained:  # `resume` loads all of it
         report = initialise(model, cfg)
         if dist.is_main():
             print(report)

@@ -123,7 +123,7 @@ def _read_folder(source: Path, classes: Sequence[str], by: str) -> Iterator[Reco
     if not there:
         raise ValueError(
             f"{source} has no folder for each class: expected {source}/<class>/<video>; where "
-            "each video is a class of its own, set data.class_by=file"
+            "each video is a class of its own, set data.class_by=file (of prepare.py: classes=file)"
         )
     for name in there:
         if plain(name) not in labels:

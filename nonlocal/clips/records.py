@@ -91,7 +91,9 @@ def read_labels(
     if plain(text) in labels:
         return (labels[plain(text)],)
     if not _NUMBERS.fullmatch(text):
-        known = f"one of the {classes} classes" if classes else "a number: give data.classes=FILE"
+        known = f"one of the {classes} classes"
+        if not classes:
+            known = "a number: give data.classes=FILE, of prepare.py names=FILE"
         raise ValueError(f"{where}: the label {text!r} is not {known}")
     numbers = tuple(sorted({int(number) for number in text.split(",")}))
     if classes and numbers[-1] >= classes:

@@ -211,7 +211,10 @@ class VideoNetwork(nn.Module):
 
 
 def pool_pairs(x: Tensor) -> Tensor:
-    """Max pool of 2 frames, stride 2; an odd last frame is dropped."""
+    """Max pool of 2 frames, stride 2; an odd last frame is dropped.
+
+    Differs: Table 1 pools 3 frames in pool2 as in pool1, the official code 2 in both.
+    """
     if x.shape[2] < 2:
         raise ValueError(
             "A clip has too few frames to pool them twice: give more, or set network.variant=fast."

@@ -58,6 +58,12 @@ def initialise(model: nn.Module, cfg: Config) -> Report:
     model.load_state_dict(fitting, strict=False)
     model.eval()
     unused = [name for name in tensors if name not in fitting] + converted.unused
+    deeper = [name for name in unused if name.startswith("layer")]
+    if deeper:
+        raise ValueError(
+            f"{converted.source} has {few(deeper, 3)}, which the network lacks: give weights of "
+            "the same network."
+        )
     wider = sum(own[name].ndim > tensors[name].ndim for name in fitting)
     notes = [f"{wider} kernels of images were inflated."] if wider else []
     return Report(converted.source, len(fitting), kept, unused, converted.notes + notes)
@@ -68,6 +74,12 @@ def initialise_detector(model: nn.Module, cfg: Config) -> Report:
     file = None if cfg.init == "imagenet" else weights_file(cfg.init)
     weights = imagenet_weights(cfg.detector.backbone) if file is None else read(file)
     kept = load_weights(model, weights)  # type: ignore[arg-type]
+    if cfg.only_evaluate and any(".nl." not in name for name in kept):
+        raise ValueError(
+            f"{cfg.init} lacks {few([name for name in kept if '.nl.' not in name], 3)} of a "
+            "detector of these classes, so that there is nothing to evaluate: train first, or give "
+            "the data whose classes it knows."
+        )
     return Report(cfg.init, len(model.state_dict()) - len(kept), kept)
 
 
