@@ -103,10 +103,21 @@ def find_teacher(cfg: DictConfig) -> DictConfig:
             f"the teacher's task={settings.task} is not the student's, {cfg.task}: leave task= out "
             "of `teacher`."
         )
-    _, files = data.locate(settings.data, settings.data.train, settings.task)
-    known = identity(settings) | {"contents": data.hash_contents(files)}
+    known = identity(settings) | {"contents": contents_of(settings)}
     place = TEACHERS.absolute() / f"{digest(known)}-seed{settings.seed}"
     return merge(teacher, {"output_dir": str(place)})
+
+
+def contents_of(cfg: Config) -> str:
+    """What the annotations hold that a teacher learns from.
+
+    Empty for the built-in images, which follow from their options, and where there is no data set:
+    whoever reads it then says so.
+    """
+    if cfg.data.name == "builtin" or not Path(cfg.data.root).is_dir():
+        return ""
+    _, files = data.locate(cfg.data, cfg.data.train, cfg.task)
+    return data.hash_contents(files)
 
 
 def require_single() -> None:
