@@ -291,7 +291,7 @@ def test_automatic_labels_are_counted(tmp_path, capsys):
         ({"name": "dog"}, "category 1 is 'dog' in .*auto.json, but 'person' in .*train.json"),
         ({"joints": ["nose", "right_hand", "left_hand"]}, "are not those .*: nose, right_hand"),
         ({"info": {}}, "auto.json is no file of annotate.py: its `info` names no folder"),
-        ({"info": {"folder": "/moved"}}, "its images were in .moved, which is no folder: .*root=DIR"),
+        ({"info": {"folder": "/moved"}}, "its images were in .moved, which is no folder.*root=DIR"),
     ],
 )
 def test_automatic_labels_of_something_else_stop(changes, fault, tmp_path):
