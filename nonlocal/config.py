@@ -175,6 +175,10 @@ class Config:
                 "new_classifier=true is for a network that knows clips: give init=RUN or "
                 "init=FILE, or new_classifier=false to start from ImageNet."
             )
+        if self.data.limit and self.data.name == "builtin":
+            raise ValueError(
+                "data.limit is for files; of the built-in clips give data.builtin.train."
+            )
         if self.task == "multi_label" and self.data.name == "builtin":
             raise ValueError("task=multi_label: the built-in clips have one label each.")
 

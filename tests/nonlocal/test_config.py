@@ -110,6 +110,7 @@ WRONG = [
     (["data=coco", "data.root=/x"], r"task=classification does not go with data\.name=coco"),
     (["experiment=coco_masks"], r"task=detection does not go with data\.name=builtin"),
     (["task=multi_label"], "task=multi_label: the built-in clips have one label each"),
+    (["data.limit=5"], "data.limit is for files; of the built-in clips give data.builtin.train"),
     (["task=boxes"], "task.*classification.*detection"),
     (["data=kinetics"], r"data\.root is not set: give data\.root=/path"),
     (["experiment=long", "data=kinetics", "data.root=/x"], "give init=RUN or init=FILE"),
