@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common import dist
 from common.data import seed_everything, seed_of
+from common.optim import one_cycle
 from nonlocal_ import data, train
 from nonlocal_.block import Block
 from nonlocal_.config import Config
@@ -326,3 +327,17 @@ def test_a_network_starts_at_random_from_a_run_or_a_file_and_may_have_frozen_nor
     kinds = {type(m) for n, m in frozen.named_modules() if n.endswith(("bn1", "bn2", "bn3"))}
     assert kinds == {FrozenNorm}
     assert torch.equal(frozen.state_dict()["bn1.running_var"], trained["bn1.running_var"])
+
+
+def test_a_longer_resumed_run_goes_on_with_the_rates_of_its_new_length(tmp_path):
+    cfg = settings(tmp_path, steps=2, optimizer="adamw", schedule="one_cycle", log_every=1)
+    run(cfg)
+    run(replace(cfg, steps=5))
+    logged = {line["step"]: line["lr"] for line in lines(cfg.output_dir) if "lr" in line}
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    schedule = one_cycle(torch.optim.SGD([parameter], cfg.lr), 5)
+    for done in range(5):
+        if done >= 2:
+            assert logged[done + 1] == pytest.approx(schedule.get_last_lr()[0], rel=1e-5)
+        schedule.optimizer.step()
+        schedule.step()
