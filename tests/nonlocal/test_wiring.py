@@ -341,3 +341,18 @@ def test_a_longer_resumed_run_goes_on_with_the_rates_of_its_new_length(tmp_path)
             assert logged[done + 1] == pytest.approx(schedule.get_last_lr()[0], rel=1e-5)
         schedule.optimizer.step()
         schedule.step()
+
+
+def test_amp_runs_the_network_in_bfloat16(tmp_path, monkeypatch):
+    seen = []
+    original = train.compute_losses
+
+    def watch(*args):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(*args)
+
+    monkeypatch.setattr(train, "compute_losses", watch)
+    for amp in (False, True):
+        run(settings(tmp_path / str(amp), steps=1, amp=amp))
+    assert len(seen) > 1
+    assert seen == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)
