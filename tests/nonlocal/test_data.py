@@ -138,3 +138,15 @@ def test_the_folder_of_a_missing_root_is_named():
     cfg = settings(".", data=videos(Path("/no/such/folder")))
     with pytest.raises(ValueError, match="/no/such/folder"):
         data.build(cfg, training=True)
+
+
+def test_photos_are_mirrored_in_training_as_often_as_clips(tmp_path):
+    cfg = photos(write_photos(tmp_path / "coco"), tmp_path / "run")
+    cfg.clip.flip = 0.0
+    plain, there = data.build(cfg, training=True).dataset[0]
+    cfg.clip.flip = 1.0
+    image, target = data.build(cfg, training=True).dataset[0]
+    assert torch.equal(image, plain.flip(-1))
+    width = image.shape[-1]
+    mirrored = torch.stack([width - there["boxes"][:, 2], width - there["boxes"][:, 0]], 1)
+    torch.testing.assert_close(target["boxes"][:, ::2], mirrored)
