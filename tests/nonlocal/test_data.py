@@ -150,3 +150,9 @@ def test_photos_are_mirrored_in_training_as_often_as_clips(tmp_path):
     width = image.shape[-1]
     mirrored = torch.stack([width - there["boxes"][:, 2], width - there["boxes"][:, 0]], 1)
     torch.testing.assert_close(target["boxes"][:, ::2], mirrored)
+
+
+def test_how_videos_are_read_and_labelled_is_as_the_options_say(tmp_path):
+    options = {"clip_labels": False, "reader": "pyav", "damaged": "play"}
+    clips = data.clips_of(settings(tmp_path, data=videos(tmp_path, **options)), ["a", "b"])
+    assert {name: getattr(clips, name) for name in options} == options
