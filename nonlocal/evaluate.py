@@ -25,6 +25,7 @@ from nonlocal_.figures.focus import blocks_of, look
 from nonlocal_.figures.solids import look_from_a_solid
 from nonlocal_.inputs.builtin import MatchClips
 from nonlocal_.inputs.photos import Photos, evaluate_detector
+from nonlocal_.net.count import count
 from nonlocal_.net.resnet import VideoNetwork
 
 TOP = 5
@@ -73,6 +74,23 @@ def evaluate(
         files.write_text(folder / "predictions.jsonl", describe(validation, scores, labels))
         draw_blocks(model, cfg, validation)
     return metrics
+
+
+def count_costs(model: nn.Module, cfg: Config) -> dict[str, float]:
+    """kparams and MMACs, thousands of parameters and millions of multiply-adds of a training clip.
+
+    Of Table 2e. Nothing for detectors, whose cost depends on the photo.
+    """
+    if not isinstance(model, VideoNetwork):
+        return {}
+    if cfg.data.name == "builtin":
+        frames, side = cfg.data.builtin.frames, cfg.data.builtin.side
+    else:
+        frames, side = cfg.clip.frames, cfg.clip.resample or cfg.clip.crop
+    costs = count(model, frames, side, side)
+    if dist.is_main():
+        print(costs)
+    return {"kparams": costs.parameters / 1e3, "MMACs": costs.multiply_adds / 1e6}
 
 
 @dataclass

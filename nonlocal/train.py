@@ -26,7 +26,7 @@ from common.run.log import Log, require_finite
 from common.run.options import Options
 from nonlocal_ import data
 from nonlocal_.config import Config, may_change
-from nonlocal_.evaluate import columns, draw_versus, evaluate
+from nonlocal_.evaluate import columns, count_costs, draw_versus, evaluate
 from nonlocal_.model import build_network
 from nonlocal_.net.detectors import build_detector
 from nonlocal_.net.norm import precise_norm, share_norms
@@ -46,6 +46,7 @@ def train(cfg: Config) -> dict[str, float]:
     validation = data.build(cfg, training=False, like=training)
     validation.check()  # its faults show now, not after training
     model = build(cfg, training).to(device)
+    costs = count_costs(model, cfg)
     optimizer, schedule = build_optimizer(model, cfg)
     parts: dict[str, Any] = {
         "model": model,
@@ -97,7 +98,7 @@ def train(cfg: Config) -> dict[str, float]:
         if evaluates and step < cfg.steps:
             log(step, force=True, **evaluate(model, cfg, validation))
 
-    metrics = evaluate(model, cfg, validation, save=True)
+    metrics = evaluate(model, cfg, validation, save=True) | costs
     log(max(1, stop), force=True, **metrics)
     log.close()
     seconds = time.time() - started

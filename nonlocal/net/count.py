@@ -20,7 +20,7 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"{self.parameters / 1e6:.2f} M parameters, {self.multiply_adds / 1e9:.1f} G "
+            f"{self.parameters / 1e6:.3g} M parameters, {self.multiply_adds / 1e9:.3g} G "
             "multiply-adds a clip"
         )
 
