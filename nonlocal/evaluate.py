@@ -77,9 +77,9 @@ def evaluate(
 
 
 def count_costs(model: nn.Module, cfg: Config) -> dict[str, float]:
-    """kparams and MMACs, thousands of parameters and millions of multiply-adds of a training clip.
+    """A network's `kparams` and, of one training clip, `MMACs`, as in Table 2e, in 1e3 and 1e6.
 
-    Of Table 2e. Nothing for detectors, whose cost depends on the photo.
+    Nothing for detectors, whose cost depends on the photo.
     """
     if not isinstance(model, VideoNetwork):
         return {}

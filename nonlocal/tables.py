@@ -228,9 +228,9 @@ TABLES = [
             gains("NL C2D, 5 blocks", "I3D, 3x1x1", 0.7),
             gains("NL C2D, 5 blocks", "I3D, 3x3x3", 1.0),
         ],
-        note="In multiples of C2D's the paper has 1.5 of the parameters and 1.8 of the multiply-adds "
-        "for 3x3x3, 1.2 and 1.5 for 3x1x1, 1.2 and 1.2 for the blocks. At scale=mini the small "
-        "network, with two blocks.",
+        note="In multiples of C2D's the paper has 1.5 of the parameters and 1.8 of the "
+        "multiply-adds for 3x3x3, 1.2 and 1.5 for 3x1x1, 1.2 and 1.2 for the blocks. At scale=mini "
+        "the small network, with two blocks.",
     ),
     Table(
         "table2f",
