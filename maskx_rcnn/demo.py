@@ -16,6 +16,7 @@ photo); classes without masks in training say (B). Further words:
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported
 
 # isort: split
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,8 +94,9 @@ def main() -> None:
 
 def read_words(words: list[str]) -> tuple[str, str, dict[str, Any]]:
     """The run, the photo ("" without one) and the options; ValueError for what is none of them."""
-    plain = [word for word in words if "=" not in word]
-    given = [word for word in words if "=" in word]
+    # A run of a sweep has "=" in its name
+    plain = [word for word in words if "=" not in word or os.path.exists(word)]
+    given = [word for word in words if word not in plain]
     strange = [word for word in given if word.partition("=")[0] not in OPTIONS]
     if strange:
         raise ValueError(f"{strange[0]} is unknown; {USAGE}")

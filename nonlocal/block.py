@@ -73,6 +73,11 @@ class Block:
                 raise ValueError(f"{name}={getattr(self, name)} must be one of {choices}.")
         if self.group < 0:
             raise ValueError(f"group={self.group} must be a number of frames, or 0 for all.")
+        if self.group and self.over == "space":
+            raise ValueError(
+                f"group={self.group} has no effect with over=space, where a frame attends to "
+                "itself: give group=0, or another over."
+            )
         if self.inner_ratio <= 0:
             raise ValueError(f"inner_ratio={self.inner_ratio} must be above 0.")
 

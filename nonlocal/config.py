@@ -3,6 +3,7 @@
 Section numbers are those of arXiv 1711.07971. "Official" is facebookresearch/video-nonlocal-net.
 """
 
+import math
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -170,17 +171,62 @@ class Config:
                 f"task={self.task} does not go with data.name={self.data.name}: photos of COCO are "
                 "for task=detection, clips for the others."
             )
-        if self.new_classifier and self.init == "imagenet":
-            raise ValueError(
-                "new_classifier=true is for a network that knows clips: give init=RUN or "
-                "init=FILE, or new_classifier=false to start from ImageNet."
-            )
-        if self.data.limit and self.data.name == "builtin":
-            raise ValueError(
-                "data.limit is for files; of the built-in clips give data.builtin.train."
-            )
         if self.task == "multi_label" and self.data.name == "builtin":
             raise ValueError("task=multi_label: the built-in clips have one label each.")
+        require_effect(self)
+
+
+def require_effect(cfg: Config) -> None:
+    """Raise ValueError for an option that its run would not read, with the one to give instead."""
+    photos = cfg.task == "detection"
+    if photos and cfg.network.at:
+        raise ValueError(
+            f"network.at={cfg.network.at} has no effect with task=detection: give detector.at."
+        )
+    if cfg.detector.at and not photos:
+        raise ValueError(
+            f"detector.at={cfg.detector.at} has no effect with task={cfg.task}: give network.at."
+        )
+    if cfg.new_classifier and photos:
+        raise ValueError(
+            "new_classifier=true has no effect with task=detection, whose heads are new wherever "
+            "the classes are others: leave it out."
+        )
+    if cfg.new_classifier and cfg.init == "imagenet":
+        raise ValueError(
+            "new_classifier=true is for a network that knows clips: give init=RUN or "
+            "init=FILE, or new_classifier=false to start from ImageNet."
+        )
+    if cfg.network.res3_group and cfg.block.over == "space":
+        raise ValueError(
+            f"network.res3_group={cfg.network.res3_group} has no effect with block.over=space, "
+            "where a frame attends to itself: give network.res3_group=0, or another block.over."
+        )
+    if cfg.warmup and cfg.schedule == "one_cycle":
+        raise ValueError(
+            f"warmup={cfg.warmup} has no effect with schedule=one_cycle, which has one of its own: "
+            "give warmup=0, or schedule=multistep."
+        )
+    if cfg.data.limit and cfg.data.name == "builtin":
+        raise ValueError("data.limit is for files; of the built-in clips give data.builtin.train.")
+
+
+def count_pieces(cfg: Config, processes: int) -> int:
+    """The pieces of `per_gpu` examples, one after the other, that a process has in each step.
+
+    Raises ValueError, with what to give, where the processes cannot share the batch out so.
+    """
+    batch, piece = cfg.batch_size, cfg.per_gpu
+    if batch % (piece * processes) == 0:
+        return batch // (piece * processes)
+    ways = [f"batch_size={math.ceil(batch / (piece * processes)) * piece * processes}"]
+    if batch % processes == 0:
+        ways.insert(0, f"per_gpu={math.gcd(piece, batch // processes)}")
+    if batch % piece == 0:
+        fewer = max(n for n in range(1, processes) if batch % (piece * n) == 0)
+        ways.insert(0, f"processes={fewer}")
+    share = f"per_gpu={piece}" + (f" times {processes} processes" if processes > 1 else "")
+    raise ValueError(f"batch_size={batch} is no multiple of {share}: give {' or '.join(ways)}.")
 
 
 # What a run may be resumed with otherwise: its length, where and how fast it runs, what it says,

@@ -19,12 +19,11 @@ from common.sampling import SampleStream
 from nonlocal_.clips.augment import Augment
 from nonlocal_.clips.decoders import UnreadableVideo
 from nonlocal_.clips.lists import find_classes, read_classes, read_list, take_part
-from nonlocal_.clips.readers import open_video
 from nonlocal_.clips.records import Record
-from nonlocal_.config import Config
+from nonlocal_.config import Config, count_pieces
 from nonlocal_.inputs.builtin import MatchClips
 from nonlocal_.inputs.photos import PhotoPiece, Photos
-from nonlocal_.inputs.videos import Clips, Evaluation, Videos, Views
+from nonlocal_.inputs.videos import Clips, Videos, Views, open_record
 
 CHECKED = "python prepare.py check list=LIST out=GOOD writes a list without such videos"
 ADVICE = {  # what a message about a bad training video ends with
@@ -57,18 +56,17 @@ class Examples:
     names: list[str]  # of the classes, in the order of the labels
     records: list[Record]  # of videos; empty for others
     joint_count: int = 0  # of photos with keypoints
-    reader: str = "auto"
-    damaged: str = "raise"
 
     def check(self) -> None:
         """Open each video or photo of this process's share; ValueError for one that is no good."""
         if isinstance(self.dataset, Photos):
             self.dataset.check_images()
-        for record in self.records[dist.rank() :: dist.world_size()]:
-            try:
-                open_video(record.path, self.reader, damaged=self.damaged, count=record.count)
-            except UnreadableVideo as error:
-                raise UnreadableVideo(f"{error}; {CHECKED}") from error
+        if isinstance(self.dataset, Videos | Views):
+            for record in self.records[dist.rank() :: dist.world_size()]:
+                try:
+                    open_record(record, self.dataset.clips)
+                except UnreadableVideo as error:
+                    raise UnreadableVideo(f"{error}; {CHECKED}") from error
 
 
 def build(cfg: Config, *, training: bool, like: Examples | None = None) -> Examples:
@@ -104,10 +102,8 @@ def build(cfg: Config, *, training: bool, like: Examples | None = None) -> Examp
     records = take_part(records, options.train_part if training else options.val_part)
     if training:
         records = records[: options.limit or None]
-    reading = {"reader": options.reader, "damaged": options.damaged}
-    if training:
-        return Examples(Videos(records, clips_of(cfg, names)), names, records, **reading)
-    return Examples(views_of(records, cfg, names), names, records, **reading)
+        return Examples(Videos(records, clips_of(cfg, names)), names, records)
+    return Examples(views_of(records, cfg, names), names, records)
 
 
 def clips_of(cfg: Config, names: list[str]) -> Clips:
@@ -128,9 +124,7 @@ def clips_of(cfg: Config, names: list[str]) -> Clips:
 
 def views_of(records: list[Record], cfg: Config, names: list[str]) -> Views:
     """The views of an evaluation."""
-    test = cfg.test
-    views = Evaluation(test.clips, test.crops, test.mirror, test.size, test.sampler)
-    return Views(records, clips_of(cfg, names), views)
+    return Views(records, clips_of(cfg, names), cfg.test)
 
 
 def locate(cfg: Config, name: str) -> Path:
@@ -164,15 +158,11 @@ def batches(
     examples: Examples, cfg: Config, start: int, stop: int
 ) -> Iterator[list[ClipPiece] | list[PhotoPiece]]:
     """Its share, for this process, of the steps after `start` to `stop`, cut for its GPUs."""
+    if start == stop:  # an evaluation takes any number of processes
+        return
     if isinstance(examples.dataset, Photos):
         yield from examples.dataset.batches(cfg, start, stop)
         return
-    share = cfg.per_gpu * dist.world_size()
-    if cfg.batch_size % share:
-        raise ValueError(
-            f"batch_size={cfg.batch_size} is no multiple of {share}, per_gpu times processes: "
-            "choose one."
-        )
     loader = train_loader(
         Named(examples.dataset),
         SampleStream(len(examples.dataset), cfg.batch_size, seed=cfg.seed),  # type: ignore
@@ -180,7 +170,7 @@ def batches(
         stop,
         workers=cfg.data.workers,
         collate=collate,
-        accumulate=cfg.batch_size // share,
+        accumulate=count_pieces(cfg, dist.world_size()),
         bad=BadImages("skip") if cfg.data.bad_videos == "skip" else None,
     )
     for clips, labels, files in loader:

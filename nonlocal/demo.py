@@ -21,6 +21,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def main() -> None:
 
 def read_words(words: list[str]) -> tuple[str, str, dict[str, Any], list[str]]:
     """The run, the video, the words of this command and options of a run; ValueError for others."""
-    plain = [word for word in words if "=" not in word or Path(word).exists()]  # runs of a sweep
+    # A run of a sweep has "=" in its name
+    plain = [word for word in words if "=" not in word or os.path.exists(word)]
     given = [word for word in words if word not in plain]
     if len(plain) != 2:
         raise ValueError(USAGE)

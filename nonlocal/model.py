@@ -54,6 +54,16 @@ class Network:
             raise ValueError(f"network.pool1_pad={self.pool1_pad}: choose 0 or 1.")
         if self.width < 8 or self.width % 2:
             raise ValueError(f"network.width={self.width}: give an even number of at least 8.")
+        if self.depth == "small" and (self.variant != "org" or self.pool1_pad):
+            raise ValueError(
+                f"network.variant={self.variant} and network.pool1_pad={self.pool1_pad} have no "
+                "effect with network.depth=small, which has no pool1: give org and 0."
+            )
+        if self.depth != "small" and self.width != 8:
+            raise ValueError(
+                f"network.width={self.width} has no effect with network.depth={self.depth}: it is "
+                "of network.depth=small; leave it out."
+            )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(

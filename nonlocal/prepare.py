@@ -38,6 +38,7 @@ from common.config import read_options
 from common.config import run as run_command
 from common.errors import UserError
 from common.pool import in_order
+from nonlocal_.clips.formats import CHARADES_FPS
 from nonlocal_.clips.lists import find_classes, format_list, read_classes, read_list
 from nonlocal_.clips.readers import Reader, UnreadableVideo, all_frames, open_video
 from nonlocal_.clips.records import Record
@@ -160,14 +161,11 @@ def convert(options: Options, kind: str) -> list[Record]:
     doing = partial(convert_one, options=options, kind=kind)
     faults, done = [], []
     pairs = list(zip(records, names, strict=True))
-    for (record, name), (count, fault) in zip(pairs, work(doing, pairs, options), strict=True):
+    for record, fault in work(doing, pairs, options):
         if fault:
             faults.append(fault)
-        if count:
-            suffix = ".mp4" if kind == "encode" else ""
-            path = os.path.abspath(out / f"{name}{suffix}")
-            frames = count if kind == "frames" else 0
-            done.append(replace(record, path=path, count=frames))
+        if record:
+            done.append(record)
     files.write_text(out / "list.txt", format_list(done, os.path.abspath(out)))
     print(f"{out / 'list.txt'}: {len(done)} videos")
     report(faults)
@@ -231,22 +229,32 @@ def name_of(record: Record, options: Options) -> str:
     return name if Path(record.path).is_dir() else os.path.splitext(name)[0]
 
 
-def convert_one(item: tuple[Record, str], *, options: Options, kind: str) -> tuple[int, str]:
-    """Write one video, unless it is there; its frames, 0 if it is left out, and what is wrong."""
+def convert_one(
+    item: tuple[Record, str], *, options: Options, kind: str
+) -> tuple[Record | None, str]:
+    """Write one video, unless it is there; its record, None if left out, and what is wrong."""
     record, name = item
     path = Path(options.out) / (f"{name}.mp4" if kind == "encode" else name)
-    if path.exists():
-        return open_video(path).count, ""
+    new, spans, fault = not path.exists(), record.spans, ""
     try:
-        video = open_video(record.path, options.reader, damaged=options.damaged, count=record.count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "encode":
-            files.write(path, partial(encode, video=video, options=options))
-        else:
-            write_frames(path, video, options)
+        if new or (kind == "frames" and spans):  # whose rate is needed
+            video = open_video(
+                record.path, options.reader, damaged=options.damaged, count=record.count
+            )
+            if kind == "frames" and video.fps:  # a folder has no rate: its times are Charades'
+                rate = video.fps / CHARADES_FPS
+                spans = tuple((label, a * rate, b * rate) for label, a, b in spans)
+        if new:
+            fault = f"{record.path}: {video.damage}" if video.damage else ""
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "encode":
+                files.write(path, partial(encode, video=video, options=options))
+            else:
+                write_frames(path, video, options)
+        count = open_video(path).count if kind == "frames" else 0
     except UnreadableVideo as error:
-        return 0, str(error)
-    return video.count, f"{record.path}: {video.damage}" if video.damage else ""
+        return None, str(error)
+    return replace(record, path=os.path.abspath(path), count=count, spans=spans), fault
 
 
 def encode(file: IO[bytes], *, video: Reader, options: Options) -> None:

@@ -25,7 +25,7 @@ from common.run import checkpoint, machine, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from nonlocal_ import data
-from nonlocal_.config import Config, may_change
+from nonlocal_.config import Config, count_pieces, may_change
 from nonlocal_.evaluate import columns, count_costs, draw_versus, evaluate
 from nonlocal_.model import build_network
 from nonlocal_.net.detectors import build_detector
@@ -42,6 +42,8 @@ def train(cfg: Config) -> dict[str, float]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device = dist.device()
+    if not cfg.only_evaluate:
+        count_pieces(cfg, dist.world_size())  # its fault shows before anything is read
     training = data.build(cfg, training=True)
     validation = data.build(cfg, training=False, like=training)
     validation.check()  # its faults show now, not after training

@@ -25,13 +25,6 @@ class Augment:
     resample: int = 0
     flip: float = 0.5
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.crop <= self.jitter[0] <= self.jitter[1]:
-            raise ValueError(
-                f"clip.jitter={list(self.jitter)} and clip.crop={self.crop}: choose crop <= fewest "
-                "<= most pixels of the shorter side."
-            )
-
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A random view of a clip (T, 3, H, W): (T, 3, S, S)."""
         short = _draw(self.jitter[0], self.jitter[1], generator)

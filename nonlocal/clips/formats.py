@@ -62,18 +62,29 @@ def read_charades(source: Path, root: str, classes: Sequence[str]) -> list[Recor
     records = []
     there = {Path(path).stem: path for path in find_videos(root)}
     for line, row in read_rows(source):
-        where, spans = f"{source}, line {line}", []
-        for action in filter(None, row["actions"].split(";")):
-            words = action.split()
-            if len(words) != 3 or not re.fullmatch(r"c\d+", words[0]):
-                raise ValueError(f"{where}: {action!r} is no action like 'c092 11.90 21.20'")
-            label = int(words[0][1:])
-            if classes and label >= len(classes):
-                raise ValueError(f"{where}: action {words[0]}, and there are {len(classes)}")
-            spans.append((label, _seconds(words[1], where), _seconds(words[2], where)))
+        spans = read_actions(row["actions"], f"{source}, line {line}", len(classes))
         path = there.get(row["id"]) or os.path.join(root, f"{row['id']}.mp4")
-        records.append(Record(path, _labels(spans), spans=tuple(spans)))
+        records.append(Record(path, labels_of(spans), spans=spans))
     return records
+
+
+def read_actions(text: str, where: str, classes: int = 0) -> tuple[Span, ...]:
+    """The spans of `c092 11.90 21.20;c147 0.00 12.60`; classes: how many there are, 0: unknown."""
+    spans = []
+    for action in filter(None, text.split(";")):
+        words = action.split()
+        if len(words) != 3 or not re.fullmatch(r"c\d+", words[0]):
+            raise ValueError(f"{where}: {action!r} is no action like 'c092 11.90 21.20'")
+        label = int(words[0][1:])
+        if classes and label >= classes:
+            raise ValueError(f"{where}: action {words[0]}, and there are {classes}")
+        spans.append((label, _seconds(words[1], where), _seconds(words[2], where)))
+    return tuple(spans)
+
+
+def format_actions(spans: Sequence[Span]) -> str:
+    """Actions that `read_actions` reads, to the digit, with a `;` after the last; of none `;`."""
+    return "".join(f"c{label:03d} {start} {end};" for label, start, end in spans) or ";"
 
 
 def read_frame_list(source: Path, root: str, classes: Sequence[str]) -> list[Record]:
@@ -96,7 +107,7 @@ def read_frame_list(source: Path, root: str, classes: Sequence[str]) -> list[Rec
             raise ValueError(f"{source}: the frames of {name} are not those of one folder in order")
         spans = _join(frames)
         path = os.path.join(root, folders.pop())
-        records.append(Record(path, _labels(spans), len(frames), spans=spans))
+        records.append(Record(path, labels_of(spans), len(frames), spans=spans))
     return records
 
 
@@ -113,7 +124,7 @@ def _join(frames: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Span, ...]:
     return tuple(span for own in joined.values() for span in own)
 
 
-def _labels(spans: Sequence[Span]) -> tuple[int, ...]:
+def labels_of(spans: Sequence[Span]) -> tuple[int, ...]:
     """The classes of these spans, each once."""
     return tuple(sorted({label for label, _, _ in spans}))
 

@@ -4,6 +4,7 @@
     frames/0a1 120 3                a folder of frames, their number, a label (mmaction2)
     cat/0a1.mp4 3,17                several labels
     cat/0a1.mp4 riding a bike       the name of a class, with a file of the names
+    cat/0a1.mp4 c003 0.0 2.5;       after a tab, classes and their seconds; of none `;`
     label,youtube_id,time_start,time_end,split                the csv of Kinetics
     id,subject,scene,...,actions,length                       the csv of Charades
     original_vido_id video_id frame_id path labels            frames of Charades (SlowFast)
@@ -18,7 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .formats import read_charades, read_frame_list, read_header, read_kinetics, read_rows
+from .formats import (
+    format_actions,
+    labels_of,
+    read_actions,
+    read_charades,
+    read_frame_list,
+    read_header,
+    read_kinetics,
+    read_rows,
+)
 from .records import (
     Record,
     find_videos,
@@ -99,14 +109,16 @@ def take_part(records: Sequence[Record], part: Sequence[float]) -> list[Record]:
 def format_list(records: Sequence[Record], root: str | Path = "") -> str:
     """The text of a list that `read_list` reads, with paths relative to `root` if they are in it.
 
-    A tab separates, so that names may hold anything else; parts and times are left out.
+    A tab separates, so that names may hold anything else; parts are left out.
     """
     lines = []
     for record in records:
         path = os.path.relpath(record.path, root) if root else record.path
         path = os.path.abspath(record.path) if path.startswith("..") else path
         count = [str(record.count)] if record.count else []
-        lines.append("\t".join([path, *count, ",".join(map(str, record.labels))]))
+        timed = record.spans or not record.labels
+        label = format_actions(record.spans) if timed else ",".join(map(str, record.labels))
+        lines.append("\t".join([path, *count, label]))
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -144,9 +156,11 @@ def _read_file(source: Path, root: str, classes: Sequence[str]) -> list[Record]:
     for number, line in enumerate(read_text(source).split("\n"), 1):
         if line.strip():
             where = f"{source}, line {number}"
-            path, count, label = _split(line.strip(), labels, where)
-            numbers = read_labels(label, labels, where, len(labels))
-            records.append(Record(os.path.join(root, path), numbers, count))
+            name, count, label = _split(line.strip(), labels, where)
+            timed = label.endswith(";")
+            spans = read_actions(label, where, len(labels)) if timed else ()
+            own = labels_of(spans) if timed else read_labels(label, labels, where, len(labels))
+            records.append(Record(os.path.join(root, name), own, count, spans=spans))
     return records
 
 

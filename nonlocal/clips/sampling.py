@@ -7,8 +7,6 @@ facebookresearch/video-nonlocal-net, the code of the paper's authors.
 import torch
 from torch import Tensor
 
-SAMPLERS = ("official", "ends", "center")  # of the clips of a test
-
 
 def training_indices(
     n: int, frames: int, stride: int, generator: torch.Generator | None = None

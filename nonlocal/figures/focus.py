@@ -61,13 +61,9 @@ def key_weights(block: NonLocalBlock, x: Tensor, query: Query) -> Tensor:
         whole[:, row, column] = weights[row * width + column, t]
         return whole
     group = 1 if options.over == "space" else min(options.group or frames, frames)
-    shape = pooled_size(height, width, pool=options.pool)
+    # An axis of one position is not pooled
+    shape = (max(1, height // 2), max(1, width // 2)) if options.pool else (height, width)
     part, place = t // group, ((t % group) * height + row) * width + column
     whole = x.new_zeros(frames, *shape)
     whole[part * group : (part + 1) * group] = weights[part, place].view(-1, *shape)
     return whole
-
-
-def pooled_size(height: int, width: int, *, pool: bool) -> tuple[int, int]:
-    """Rows and columns of the keys; an axis of one position is not pooled."""
-    return (max(1, height // 2), max(1, width // 2)) if pool else (height, width)

@@ -117,13 +117,6 @@ class MatchClips(Dataset):
         values = (record[name].astype(np.int64) for name in ("boxes", "frames", "colors"))
         return Truth(*(torch.from_numpy(value) for value in values))
 
-    def clips(self) -> tuple[Tensor, Tensor]:
-        """All clips (N, 3, T, H, W) uint8 and labels (N,) int64, in memory."""
-        shards = [self._shard(i) for i in range(0, self.count, self._length)]
-        clips = np.concatenate([shard["clip"] for shard in shards])
-        labels = np.concatenate([shard["label"] for shard in shards])
-        return torch.from_numpy(clips), torch.from_numpy(labels.astype(np.int64))
-
     def _span(self, first: int) -> tuple[int, int]:
         """First clip and end, in the stream, of the shard that begins with item `first`."""
         return self.start + first, self.start + min(first + self._length, self.count)

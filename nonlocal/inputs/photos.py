@@ -24,7 +24,7 @@ from common.data import BadImages, eval_loader, train_loader
 from common.sampling import SampleStream
 from common.transforms import HorizontalFlip
 
-from ..config import Config
+from ..config import Config, count_pieces
 
 FIGURES = {  # of each kind, what is scored: name of the figure -> COCO's kind
     "masks": {"box": "bbox", "mask": "segm"},
@@ -87,9 +87,8 @@ class Photos(Dataset):
         categories = None if like is None else like.categories
         self.source = CocoDataset(folders, files, kind=kind, categories=categories)
         self.categories: Categories = self.source.categories
-        self.names, self.category_ids = self.source.names, self.source.category_ids
-        self.joints = self.source.joints if kind == "keypoints" else []
-        mirrored = mirrored_joints(self.joints)
+        self.names = self.source.names
+        mirrored = mirrored_joints(self.source.joints if kind == "keypoints" else [])
         if training and flip and kind == "keypoints" and mirrored is None:
             raise ValueError(
                 f"{self.source.where} names no joints with a left and a right, so that its photos "
@@ -136,12 +135,6 @@ class Photos(Dataset):
 
         Those of a GPU are all wide or all tall where both are many enough, as in Detectron.
         """
-        share = cfg.per_gpu * dist.world_size()
-        if cfg.batch_size % share:
-            raise ValueError(
-                f"batch_size={cfg.batch_size} is no multiple of {share}, per_gpu times processes: "
-                "choose one."
-            )
         tall = (self.source.sizes[:, 0] > self.source.sizes[:, 1])[self.kept]
         both = min(tall.sum(), (~tall).sum()) >= cfg.per_gpu
         loader = train_loader(
@@ -157,16 +150,12 @@ class Photos(Dataset):
             stop,
             workers=cfg.data.workers,
             collate=collate,
-            accumulate=cfg.batch_size // share,
+            accumulate=count_pieces(cfg, dist.world_size()),
             bad=BadImages(cfg.data.bad_images),
         )
         for images, targets in loader:
             parts = [slice(i, i + cfg.per_gpu) for i in range(0, len(images), cfg.per_gpu)]
             yield [PhotoPiece(images[part], targets[part]) for part in parts]
-
-    def ground_truth(self) -> dict[str, Any]:
-        """What `common.coco.evaluate` compares with, in COCO's format."""
-        return self.source.ground_truth()
 
     def check_images(self) -> None:
         """Open the header of each photo of this process's share; ValueError for a wrong size."""
@@ -197,13 +186,12 @@ def evaluate_detector(
     workers: int = 0,
     amp: bool = False,
     backend: str = "pycocotools",
-    sigmas: Sequence[float] | None = None,
     save: Path | None = None,
 ) -> dict[str, float]:
     """box_AP, box_AP50, ..., mask_AP or keypoint_AP, ... in percent, on every process.
 
-    NaN where the data has no object of a size. sigmas: the fall-off of each joint, needed unless
-    they are COCO's 17. save: where the main process writes the detections in COCO's format.
+    NaN where the data has no object of a size; keypoints are COCO's 17. save: where the main
+    process writes the detections in COCO's format.
     """
     training = model.training
     model.eval()
@@ -212,11 +200,10 @@ def evaluate_detector(
     detections = [each for part in dist.gather(found) for each in part]
     if save is not None and dist.is_main():
         coco.save_results(save, detections)
-    truth = dataset.ground_truth()
+    truth = dataset.source.ground_truth()
     metrics: dict[str, float] = {}
     for name, kind in FIGURES[dataset.kind].items():
-        known = sigmas if kind == "keypoints" else None
-        scores = coco.evaluate(truth, detections, kind=kind, backend=backend, sigmas=known)
+        scores = coco.evaluate(truth, detections, kind=kind, backend=backend)
         metrics |= {f"{name}_{key}": value for key, value in scores.items()}
     return metrics
 
@@ -241,7 +228,7 @@ def detect(
                 result["boxes"].float().cpu(),
                 result["scores"].float().cpu(),
                 result["labels"].cpu() - 1,
-                dataset.category_ids,
+                dataset.source.category_ids,
                 masks=None if masks is None else masks[:, 0].cpu() >= 0.5,
                 keypoints=None if points is None else points.float().cpu(),
             )

@@ -18,7 +18,8 @@ from ..clips.decoders import UnreadableVideo
 from ..clips.formats import CHARADES_FPS
 from ..clips.readers import Reader, open_video
 from ..clips.records import Record
-from ..clips.sampling import SAMPLERS, evaluation_indices, part_of, training_indices
+from ..clips.sampling import evaluation_indices, part_of, training_indices
+from ..config import Test
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,6 @@ class Clips:
     augment: Augment = field(default_factory=Augment)
     advice: str = ""
 
-    def __post_init__(self) -> None:
-        if self.frames < 1 or self.stride < 1:
-            raise ValueError(
-                f"clip.frames={self.frames}, clip.stride={self.stride}: choose 1 or more."
-            )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The views of a test: `clips` in time, of each `crops` squares (0: the whole frame)."""
-
-    clips: int = 10
-    crops: int = 3
-    mirror: bool = False
-    size: int = 256
-    sampler: str = "official"
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS or self.crops not in (0, 1, 3) or self.clips < 1:
-            raise ValueError(
-                f"test.sampler={self.sampler}, test.crops={self.crops}, test.clips={self.clips}: "
-                f"choose {', '.join(SAMPLERS)}; 0, 1 or 3 crops; 1 clip or more."
-            )
-
 
 class Videos(Dataset):
     """A random clip of each video: (uint8 (3, T, S, S), label int64 or float (K,))."""
@@ -79,7 +56,7 @@ class Videos(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         clips, record = self.clips, self.records[index]
         try:
-            video = _open(record, clips)
+            video = open_record(record, clips)
             part = part_of(video.count, record.part)
             places = part.start + training_indices(len(part), clips.frames, clips.stride)
             frames = video.read(places.tolist())
@@ -99,7 +76,7 @@ class Views(Dataset):
     `test.clips` items for a video. Whole frames are of the video's shape.
     """
 
-    def __init__(self, records: Sequence[Record], clips: Clips, test: Evaluation) -> None:
+    def __init__(self, records: Sequence[Record], clips: Clips, test: Test) -> None:
         check_labels(records, clips)
         self.records, self.clips, self.test = records, clips, test
 
@@ -109,7 +86,7 @@ class Views(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         number, k = divmod(index, self.test.clips)
         clips, test, record = self.clips, self.test, self.records[number]
-        video = _open(record, clips)
+        video = open_record(record, clips)
         part = part_of(video.count, record.part)
         places = evaluation_indices(
             len(part), clips.frames, clips.stride, clips=test.clips, sampler=test.sampler
@@ -134,7 +111,7 @@ def check_labels(records: Sequence[Record], clips: Clips) -> None:
             )
 
 
-def _open(record: Record, clips: Clips) -> Reader:
+def open_record(record: Record, clips: Clips) -> Reader:
     """The reader of a video."""
     return open_video(record.path, clips.reader, damaged=clips.damaged, count=record.count)
 

@@ -6,29 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 from ..block import NonLocalBlock
 
 
-class FrozenNorm(nn.Module):
+class FrozenNorm(FrozenBatchNorm2d):
     """What batch norm does in evaluation, in training too: x * scale + shift, without gradients.
 
-    Scale and shift are buffers, as those of the official operator learn nothing either. Names and
-    values are those of batch norm, so that its weights load here.
+    torchvision's for any number of axes, and in the precision of x. Scale and shift are buffers, as
+    those of the official operator learn nothing either.
     """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) of the same shape and dtype."""
@@ -37,11 +25,6 @@ class FrozenNorm(nn.Module):
         shape = (-1, *[1] * (x.ndim - 2))
         # F.batch_norm would keep x for a gradient of the scale that nobody asks for
         return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
-        """Batch norm's counter of batches has no place."""
-        state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def freeze_norm(model: nn.Module) -> nn.Module:
@@ -52,19 +35,12 @@ def freeze_norm(model: nn.Module) -> nn.Module:
     """
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(model, name, frozen(child))
+            fixed = FrozenNorm(child.num_features, child.eps).to(child.weight)
+            fixed.load_state_dict(child.state_dict())
+            setattr(model, name, fixed)
         elif not isinstance(child, NonLocalBlock):
             freeze_norm(child)
     return model
-
-
-def frozen(norm: _BatchNorm) -> FrozenNorm:
-    """A `FrozenNorm` of the values of a batch norm."""
-    made = FrozenNorm(norm.num_features, norm.eps).to(norm.weight)
-    with torch.no_grad():
-        for name, value in made.named_buffers():
-            value.copy_(getattr(norm, name))
-    return made
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Weight files of others in our names, and ours in the official ones.
+"""Weight files of others in our names.
 
 Known are the official Caffe2 pickles (facebookresearch/video-nonlocal-net, and SlowFast's older
 files), SlowFast, mmaction2, GluonCV's torch models and torchvision's ResNets. A file is told by its
@@ -269,16 +269,3 @@ def places(tensors: State) -> list[str]:
 def without(tensors: State, start: str) -> State:
     """The tensors whose names start otherwise."""
     return {name: value for name, value in tensors.items() if not name.startswith(start)}
-
-
-def to_official(state: State) -> State:
-    """Our tensors by the blobs' names of the official code; frozen norms as their statistics are.
-
-    ValueError where it has no name for one, such as the vector of the concatenation.
-    """
-    theirs = {ours: name for name, ours in CAFFE2.names().items()}
-    state = {name: value for name, value in state.items() if not DROPPED.fullmatch(name)}
-    strange = [name for name in state if name not in theirs]
-    if strange:
-        raise ValueError(f"the official networks have no {strange[0]}: their names end there.")
-    return {theirs[name]: value for name, value in state.items()}

@@ -262,3 +262,16 @@ def test_a_run_without_masks_or_without_rows_to_add_to_is_refused(tmp_path):
         write_run(folder, **options)
         with pytest.raises(ValueError, match=message):
             demo.add_classes(demo.load(str(folder)), str(folder), [1])
+
+
+def test_a_run_of_a_sweep_has_an_equals_sign_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "branch.kind=transfer,seed=1").mkdir()
+    (tmp_path / "a=b.jpg").touch()
+    words = ["branch.kind=transfer,seed=1", "a=b.jpg", "score=0.5"]
+    assert demo.read_words(words) == (words[0], words[1], {"score": 0.5})
+    boxes = [[1, 2, 3, 4, "hue 022"]] * 20  # longer than the name of a file may be
+    long = "boxes=[" + ",".join(f"[{','.join(map(str, box))}]" for box in boxes) + "]"
+    assert demo.read_words([words[0], long])[2] == {"boxes": boxes}
+    with pytest.raises(ValueError, match="seed=2 is unknown"):
+        demo.read_words(["seed=2"])

@@ -60,7 +60,8 @@ def videos(root: Path, **options: Any) -> Data:
 def photos(root: Path, folder: Path, **options: Any) -> Config:
     """A detector on the photos that `write_photos` wrote."""
     data = Data(name="coco", root=str(root), train="train", val="val", workers=0)
-    return settings(folder, task="detection", data=data, detector=Detector(**DETECTOR), **options)
+    plain = {"task": "detection", "network": Network(), "detector": Detector(**DETECTOR)}
+    return settings(folder, data=data, **plain | options)
 
 
 def run(cfg: Config) -> dict[str, float]:

@@ -124,12 +124,12 @@ def test_a_clip_is_the_same_in_any_batch_and_in_any_number_of_clips() -> None:
     whole = make_clips(options, range(6))
     assert whole[2:4].tobytes() == make_clips(options, range(2, 4)).tobytes()
     few, many = MatchClips(options, "train"), MatchClips(tiny(distractors=1, train=15), "train")
-    clips, labels = few.clips()
+    clips = torch.stack([clip for clip, _ in few])
     assert clips.shape == (12, 3, 8, 32, 32)
     assert clips.dtype == torch.uint8
     assert torch.equal(clips[:6], torch.from_numpy(whole["clip"]))
-    assert torch.equal(clips, many.clips()[0][:12])
-    assert labels.tolist() == [label for _, label in few]
+    assert torch.equal(clips, torch.stack([many[i][0] for i in range(12)]))
+    assert [few[i][1] for i in range(6)] == whole["label"].tolist()
 
 
 def test_splits_and_seeds_show_other_clips() -> None:

@@ -1,5 +1,6 @@
 """Settings: all experiments compose, and what does not go together stops with one sentence."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -111,6 +112,15 @@ WRONG = [
     (["experiment=coco_masks"], r"task=detection does not go with data\.name=builtin"),
     (["task=multi_label"], "task=multi_label: the built-in clips have one label each"),
     (["data.limit=5"], "data.limit is for files; of the built-in clips give data.builtin.train"),
+    (["experiment=coco_masks", "data=coco", "data.root=/x", "network.at=[1-block]"], "detector.at"),
+    (["detector.at=[1-block]"], r"detector\.at=.* has no effect .*: give network\.at"),
+    (["experiment=coco_masks", "data=coco", "data.root=/x", "new_classifier=true"], "leave it out"),
+    (["block.over=space", "block.group=4"], r"group=4 has no effect with over=space.*group=0"),
+    (["block.over=space", "network.res3_group=4"], r"give network\.res3_group=0, or another"),
+    (["experiment=mini", "network.variant=fast"], r"network\.variant=fast .* no effect .*=small"),
+    (["experiment=mini", "network.pool1_pad=1"], r"network\.pool1_pad=1 .* no effect .*=small"),
+    (["network.width=16"], r"network\.width=16 has no effect with network\.depth=resnet50"),
+    (["experiment=mini", "warmup=5"], "warmup=5 has no effect with schedule=one_cycle.*warmup=0"),
     (["task=boxes"], "task.*classification.*detection"),
     (["data=kinetics"], r"data\.root is not set: give data\.root=/path"),
     (["experiment=long", "data=kinetics", "data.root=/x"], "give init=RUN or init=FILE"),
@@ -133,6 +143,28 @@ def test_what_makes_no_sense_is_one_sentence(words, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         read(*experiment, *words)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "piece", "processes", "ways"),
+    [
+        (32, 32, 2, "processes=1 or per_gpu=16 or batch_size=64"),  # experiment=mini on two GPUs
+        (64, 8, 6, "processes=4 or batch_size=96"),
+        (12, 8, 2, "per_gpu=2 or batch_size=16"),
+        (5, 2, 3, "batch_size=6"),
+        (5, 2, 1, "per_gpu=1 or batch_size=6"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_out_names_what_can(batch, piece, processes, ways):
+    cfg = settings(".", batch_size=batch, per_gpu=piece)
+    with pytest.raises(ValueError, match=f"batch_size={batch} is .*: give {ways}\\."):
+        config.count_pieces(cfg, processes)
+    for way in ways.split(" or "):
+        name, _, value = way.partition("=")
+        count = int(value) if name == "processes" else processes
+        changed = cfg if name == "processes" else replace(cfg, **{name: int(value)})
+        pieces = config.count_pieces(changed, count)
+        assert pieces * count * changed.per_gpu == changed.batch_size
 
 
 def test_what_may_change_is_there_and_depends_on_the_task(tmp_path):

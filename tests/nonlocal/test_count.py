@@ -85,8 +85,11 @@ def test_counting_leaves_the_network_as_it_is_and_prints_a_sentence():
     torch.manual_seed(0)
     model = build_network(Network(depth="small", at=["res3.0"]), Block(mode="concatenation"), 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
     found = count(model, 8, 32, 32)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert model.training
+    assert model.layer2[0].nl.block.algorithm == "auto"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     millions, billions = found.parameters / 1e6, found.multiply_adds / 1e9
     assert str(found) == f"{millions:.3g} M parameters, {billions:.3g} G multiply-adds a clip"

@@ -338,7 +338,7 @@ def test_a_step_is_cut_into_pieces_as_the_network_takes_them(root):
 
 def test_faults_of_photos_are_named(root, tmp_path):
     photos = Photos(root, "train", "masks", training=True)
-    with pytest.raises(ValueError, match="batch_size=4 is no multiple of 3, per_gpu times"):
+    with pytest.raises(ValueError, match="batch_size=4 is no multiple of per_gpu=3: give"):
         next(photos.batches(settings(per_gpu=3), 0, 1))
     file = tmp_path / "annotations" / "train.json"
     file.parent.mkdir()

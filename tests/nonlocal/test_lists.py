@@ -192,6 +192,9 @@ def test_a_list_that_was_written_reads_the_same(tmp_path):
         Record(str(tmp_path / "a b.mp4"), (3,)),
         Record(str(tmp_path / "frames, two"), (1, 7), count=12),
         Record("/elsewhere/c.mp4", (0,)),
+        Record(str(tmp_path / "d e.mp4"), (92, 147), spans=((147, 0.0, 12.6), (92, 1 / 24, 21.2))),
+        Record(str(tmp_path / "f"), (92,), count=7, spans=((92, 0.0, 0.0),)),
+        Record(str(tmp_path / "none.mp4"), ()),
     ]
     assert read_list(listed(tmp_path, format_list(records, tmp_path))) == records
 
@@ -217,6 +220,8 @@ def test_parts_are_shares(tmp_path):
         ("k.csv", KINETICS, NAMES[:2], "k.csv, line 4: 'zumba' is none of the 2 classes"),
         ("k.csv", KINETICS.replace("label,", "name,"), (), "no column `label`"),
         ("c.csv", CHARADES.replace("c092 11.90 21.20", "c092 11.90"), (), "line 2: 'c092 11.90'"),
+        ("a.txt", "x.mp4\tc001 0 1;c003 0 1;\n", NAMES, "line 1: action c003, and there are 3"),
+        ("a.txt", "x.mp4\tc001 0;\n", (), "line 1: 'c001 0' is no action like"),
         ("c.csv", CHARADES, NAMES, "c.csv, line 2: action c092, and there are 3"),
         ("f.csv", FRAMES.replace("46GP8 0 1 ", "46GP8 "), (), "f.csv, line 3: expected 5 columns"),
         ("f.csv", FRAMES.replace("000003", "000001"), (), "frames of 46GP8 are not those of one"),

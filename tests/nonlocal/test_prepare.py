@@ -104,6 +104,44 @@ def test_frames_are_written_as_folders(root, tmp_path):
     assert Image.open(out / "videos" / "run" / "a" / "img_00001.jpg").size == (64, 32)
 
 
+HEADER = "id,subject,actions,length"
+TIMES = "c092 0.40 0.80;c001 0.00 0.20"
+
+
+def test_charades_times_are_kept(root, tmp_path):
+    """Seconds of videos; of folders of frames those at Charades' 24 a second."""
+    (tmp_path / "charades.csv").write_text(f"{HEADER}\na,x,{TIMES},1\nb,x,,1\ngone,x,,1\n")
+    words = {"list": tmp_path / "charades.csv", "root": root, "processes": 0}
+    with pytest.raises(UserError, match="1 videos have faults"):
+        call("check", out=tmp_path / "good.txt", **words)
+    listed = read_list(tmp_path / "charades.csv", root)
+    assert read_list(tmp_path / "good.txt") == listed[:2]
+    assert listed[0].spans == ((92, 0.4, 0.8), (1, 0.0, 0.2))
+    words = {"list": tmp_path / "good.txt", "processes": 0}
+    call("encode", out=tmp_path / "small", **words)
+    copies = read_list(tmp_path / "small" / "list.txt")
+    assert [(r.labels, r.spans) for r in copies] == [(r.labels, r.spans) for r in listed[:2]]
+    for _ in range(2):  # all there the second time
+        call("frames", out=tmp_path / "frames", **words)
+        first, second = read_list(tmp_path / "frames" / "list.txt")
+        assert (first.count, second.count, second.labels) == (12, 30, ())
+        for a, b in zip(first.spans, listed[0].spans, strict=True):
+            assert a == pytest.approx((b[0], b[1] * 25 / 24, b[2] * 25 / 24))
+
+
+def test_check_keeps_the_spans_of_a_list_of_frames(tmp_path):
+    for name, shown in (("one", ['"92,147"', '"147"', '""']), ("two", ['""'] * 2)):
+        (tmp_path / name).mkdir()
+        for i, _ in enumerate(shown):
+            Image.new("RGB", (16, 16)).save(tmp_path / name / f"{i}.jpg")
+        with (tmp_path / "frames.csv").open("a") as file:
+            if name == "one":
+                file.write("original_vido_id video_id frame_id path labels\n")
+            file.writelines(f"{name} 0 {i} {name}/{i}.jpg {s}\n" for i, s in enumerate(shown))
+    call("check", list=tmp_path / "frames.csv", out=tmp_path / "good.txt", processes=0)
+    assert read_list(tmp_path / "good.txt") == read_list(tmp_path / "frames.csv")
+
+
 def test_a_stopped_call_goes_on_and_leaves_what_is_there(root, tmp_path):
     path, out = list_of(root), tmp_path / "small"
     call("encode", list=path, out=out, short=24, processes=0)

@@ -19,7 +19,7 @@ from nonlocal_.net.insert import insert
 from nonlocal_.net.norm import freeze_norm
 from nonlocal_.net.resnet import BLOCKS, Sizes, VideoNetwork
 from nonlocal_.weights import initialise as initialise_module
-from nonlocal_.weights.formats import convert, to_official
+from nonlocal_.weights.formats import convert
 from nonlocal_.weights.initialise import fit, initialise, read_run
 
 AT = ["res3.1", "res4.4"]
@@ -168,19 +168,6 @@ def test_the_official_licence_is_printed_and_what_names_do_not_tell(tmp_path):
     text = str(initialise(narrow(cfg.network, cfg.block), cfg))
     assert "CC-BY-NC 4.0" in text
     assert "network.variant=fast is for the official 8x8 and 32x4 models" in text
-
-
-def test_ours_goes_to_the_official_names_and_back():
-    network = Network(inflate="3x1x1", at=AT)
-    state = trained(network, Block()).state_dict()
-    official = to_official(state)
-    assert {caffe2_name(name) for name in state if not name.endswith(COUNTER)} == set(official)
-    back = convert(official, "x").tensors
-    assert back.keys() == {name for name in state if not name.endswith(COUNTER)}
-    assert all(torch.equal(value, state[name]) for name, value in back.items())
-    gaussian = trained(network, Block(mode="concatenation")).state_dict()
-    with pytest.raises(ValueError, match=r"no layer2.1.nl.w_f"):
-        to_official(gaussian)
 
 
 @pytest.mark.parametrize("mode", ["gaussian", "concatenation"])

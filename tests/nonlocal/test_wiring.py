@@ -128,8 +128,8 @@ def test_three_steps_with_every_option_are_those_of_a_loop_by_hand(tmp_path):
 
 @pytest.mark.usefixtures("_not_evaluated")
 def test_adamw_with_one_cycle_on_the_running_means_is_torchs(tmp_path):
-    cfg = replace(options(tmp_path), optimizer="adamw", schedule="one_cycle", lr=0.01)
-    cfg = replace(cfg, clip_norm=0.0, precise_norm=0)
+    plain = {"warmup": 0, "clip_norm": 0.0, "precise_norm": 0}
+    cfg = replace(options(tmp_path), optimizer="adamw", schedule="one_cycle", lr=0.01, **plain)
     model, steps = start(cfg), pieces_of(cfg, 3)
     normal = [p for norm in norms_of(model).values() for p in norm.parameters()]
     ids = {id(p) for p in normal}
@@ -177,8 +177,13 @@ def test_the_pieces_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
     for one, other in zip(whole, halves, strict=True):
         assert torch.equal(one.clips, other.clips)
         assert torch.equal(one.labels, other.labels)
-    with pytest.raises(ValueError, match=r"batch_size=8 is no multiple of 6"):
-        next(data.batches(training, replace(cfg, per_gpu=3), 0, 1))
+    cfg = replace(cfg, per_gpu=8)
+    with pytest.raises(ValueError, match=r"batch_size=8 is no multiple of per_gpu=8 times 2"):
+        next(data.batches(training, cfg, 0, 1))
+    assert not list(data.batches(training, cfg, 3, 3))  # of an evaluation
+    cfg = replace(cfg, data=replace(cfg.data, name="videos", root="/none"))
+    with pytest.raises(ValueError, match=r"give processes=1 or per_gpu=4 or batch_size=16\."):
+        train.train(cfg)  # before it looks for data
 
 
 @pytest.fixture(scope="module")
