@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import dist, errors
 from common.images import UnreadableImage
-from common.sampling import Key, Stream, mix
+from common.sampling import Groups, Key, Stream, mix
 
 
 class BadExample(ValueError):
@@ -88,7 +87,7 @@ class _Batches(Dataset):
     dataset: Dataset
     collate: Callable[[list], Any]
     seed: int
-    groups: Tensor | None
+    groups: Groups | None
     most: int
     advice: str
 

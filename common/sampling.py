@@ -5,7 +5,7 @@ examples it has not seen, on any number of processes and DataLoader workers.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,12 @@ def mix(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
+class Groups(Protocol):
+    """A group of each example, a tensor or whatever computes it when asked."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class Stream(Protocol):
     """What a train loader asks of a stream: its batches, and who stands in for a bad example."""
 
@@ -26,7 +32,7 @@ class Stream(Protocol):
     seed: int
 
     @property
-    def groups(self) -> Tensor | None:
+    def groups(self) -> Groups | None:
         """Of each example its group, from which one is taken in the place of a bad one."""
 
     def share(self, step: int, rank: int, world: int) -> list[Key]:

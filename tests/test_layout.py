@@ -46,7 +46,9 @@ PLAN = {
     "maskx_rcnn": Project("transfer"),
     "data_distillation": Project("distill", wings=("labels",)),
     "nonlocal": Project("block", wings=("clips",), also=("PIL", "av", "torchcodec")),
-    "hashtag_pretrain": Project("hashtags", wings=("words", "shards")),
+    "hashtag_pretrain": Project(
+        "hashtags", wings=("words", "shards", "duplicates", "targets"), also=("PIL", "scipy")
+    ),
     "lowshot_hallucination": Project("hallucinate", wings=("features",)),
     "learning_by_asking": Project("ask", wings=("oracle",)),
 }
@@ -64,6 +66,7 @@ WITH_COMMON = {
     "weights": "reads files of others",
     "figures": "draws",
     "labels": "files of automatic labels",
+    "hashtag_pretrain/targets": "data sets, training and scores of a transfer",
     "large_minibatch/analysis": "reads the folders of runs",
     "large_minibatch/mask_rcnn": "COCO's instances",
     "panoptic/files/detection.py": "run lengths",

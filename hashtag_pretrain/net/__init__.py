@@ -1,0 +1,1 @@
+"""The layers that `model.py` is put together from, and training on many GPUs."""

@@ -1,0 +1,1 @@
+"""Tagged images in tar files: writing, an index beside each, and the order of training."""

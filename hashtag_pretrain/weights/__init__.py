@@ -1,0 +1,1 @@
+"""Weights of others and of runs into our networks, and trunks out of them."""

@@ -1,0 +1,1 @@
+"""Hashtags into the labels of a vocabulary: spelling, WordNet, synonyms."""
