@@ -214,6 +214,7 @@ def _chart(path: Path, table: Table, scale: str, rows: Sequence[Measured]) -> No
             std = statistics.stdev(values) if len(values) > 1 else 0.0
             ours = (statistics.fmean(values), std) if values else None
             panels[column].append((row.row.paper.get(column), ours))
+    panels = {name: points for name, points in panels.items() if any(ours for _, ours in points)}
     if _lies_on_its_side(names, list(panels)):
         points = zip(*panels.values(), strict=True)
         panels, names = dict(zip(names, map(list, points), strict=True)), list(panels)
