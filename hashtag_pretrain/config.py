@@ -16,7 +16,7 @@ from hashtag_pretrain.targets.finetune import FineTune
 from hashtag_pretrain.targets.probe import Probe
 
 RULES = ("natural", "square_root", "uniform")
-TRANSFERS = ("probe", "finetune")
+PROTOCOLS = ("probe", "finetune")
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Config:
     log_every: int = 20  # steps
     save_every: int = 1000  # steps
     only_evaluate: bool = False  # score `init`, or the folder's checkpoint, without training
-    transfer: list[str] = field(default_factory=list)  # probe, finetune: what `target` is tried by
+    protocols: list[str] = field(default_factory=list)  # probe, finetune: of `target`, at the end
     versus: dict[str, list[str]] = field(default_factory=dict)  # other settings trained beside it
     output_dir: str = "${hydra:runtime.output_dir}"
     data: Data = field(default_factory=Data)
@@ -209,11 +209,11 @@ class Config:
             raise ValueError("compress=true is for parallel=ddp and zero1.")
         if self.ema and self.parallel == "fsdp":
             raise ValueError("ema does not go with parallel=fsdp: take ddp or zero1.")
-        for name in self.transfer:
-            require_choice("transfer", name, TRANSFERS)
-        if self.transfer and not self.target.name:
+        for name in self.protocols:
+            require_choice("protocols", name, PROTOCOLS)
+        if self.protocols and not self.target.name:
             raise ValueError(
-                f"transfer={self.transfer} needs a target: give target.name, or transfer=[]."
+                f"protocols={self.protocols} needs a target: give target.name, or protocols=[]."
             )
         if self.target.name == "builtin" and self.data.name != "builtin":
             raise ValueError("target.name=builtin goes with data=builtin alone.")
@@ -242,7 +242,7 @@ MAY_CHANGE = (
     "data.bad_images",
     "data.bad_share",
     "test",
-    "transfer",
+    "protocols",
     "target",
     "probe",
     "finetune",

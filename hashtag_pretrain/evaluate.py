@@ -30,11 +30,11 @@ _SCORES = 200_000_000  # of images and tags that average precision is taken over
 
 def columns(cfg: Config) -> tuple[str, ...]:
     """What a run's table shows."""
-    return tuple(cfg.transfer) or tuple(f"hit{k}" for k in TOP)
+    return tuple(cfg.protocols) or tuple(f"hit{k}" for k in TOP)
 
 
 def evaluate(model: nn.Module, cfg: Config, data: Hashtags) -> dict[str, float]:
-    """hit1 and hit5 on held-out images, and what `transfer` names, in percent, on every process.
+    """hit1 and hit5 on held-out images, and what `protocols` names, in percent, on every process.
 
     The main process also writes tags.csv, tags.png and predictions.png into the run's folder.
     """
@@ -48,11 +48,11 @@ def evaluate(model: nn.Module, cfg: Config, data: Hashtags) -> dict[str, float]:
         draw_predictions(folder / "predictions.png", cfg, data, model)
     network, options = cfg.network, cfg.data
     reading = Reading(network.mean, network.std, options.workers, options.bad_images)
-    if data.target and "probe" in cfg.transfer:
+    if data.target and "probe" in cfg.protocols:
         metrics |= probe(
             model, data.target, cfg.probe, seed=cfg.seed, reading=reading, folder=folder
         )
-    if data.target and "finetune" in cfg.transfer:
+    if data.target and "finetune" in cfg.protocols:
         metrics |= finetune(
             model, data.target, cfg.finetune, seed=cfg.seed, reading=reading, folder=folder
         )

@@ -192,7 +192,11 @@ def test_images_of_one_tag_each_are_seen_equally_often_with_uniform_sampling(tmp
         path.unlink()
     write_shard(tmp_path, tags)
     cfg = settings(
-        tmp_path, "", data=shards(tmp_path, held_out=0.0), sampling=Sampling("uniform"), batch_size=4
+        tmp_path,
+        "",
+        data=shards(tmp_path, held_out=0.0),
+        sampling=Sampling("uniform"),
+        batch_size=4,
     )
     found = data.build(cfg)
     stream = data.stream_of(found, cfg)
@@ -246,7 +250,10 @@ def test_batches_are_the_streams_images_under_their_own_seeds(root):
     keys = data.stream_of(found, cfg).share(1, 0, 1)
     (pieces,) = [list(step) for step in data.batches(found, cfg, 1, 2)]
     assert [len(piece.images) for piece in pieces] == [4, 4]
-    images, files = [image for p in pieces for image in p.images], [f for p in pieces for f in p.files]
+    images, files = (
+        [image for p in pieces for image in p.images],
+        [f for p in pieces for f in p.files],
+    )
     labels = [row[row >= 0].tolist() for p in pieces for row in p.tags]
     for (draw, index), image, own, file in zip(keys, images, labels, files, strict=True):
         one = replace(found.training, transform=plain)
@@ -342,16 +349,16 @@ def test_more_unreadable_images_than_may_be_skipped_stop(tmp_path):
     make_vocabulary(*NAMES).write(tmp_path / "vocabulary.json")
     options = shards(tmp_path, held_out=0.0, bad_images="skip", bad_share=0.05)
     cfg = settings(tmp_path, "", data=options, sampling=Sampling("natural"))
+    steps = data.batches(data.build(cfg), cfg, 0, 5)
     with (
         pytest.warns(UserWarning, match="skipped"),
         pytest.raises(BadExample, match="of 40 images cannot be read, more than the 2"),
     ):
-        for step in data.batches(data.build(cfg), cfg, 0, 5):
-            list(step)
+        [list(step) for step in steps]
 
 
 def test_damaged_shards_stop_or_are_counted_and_named(tmp_path):
-    """An empty image, and the end of a shard that is cut off; an image without a tag is no fault."""
+    """An empty image, and a shard whose end is cut off; an image without a tag is no fault."""
     tags = [[NAMES[i % 6]] for i in range(20)]
     write_shard(tmp_path, [*tags, []], key000002=b"")
     make_vocabulary(*NAMES).write(tmp_path / "vocabulary.json")

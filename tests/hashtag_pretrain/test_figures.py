@@ -39,6 +39,7 @@ from hashtag_pretrain.model import Network, build_model, normalise
 
 from .small import make_shards, make_vocabulary, random_tags
 
+RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 NAMES = ("cat", "dog", "owl", "fox", "bee", "ant", "elk", "yak")
 
 
@@ -64,9 +65,9 @@ def test_groups_go_from_the_most_frequent_tags_to_the_rarest() -> None:
 
 def test_frequencies_are_drawn_in_the_order_of_the_unique_images() -> None:
     axes = Figure().add_subplot()
-    draw_frequencies(axes, {"square root": make_report()})
-    unique, drawn = axes.lines
-    assert [line.get_label() for line in axes.lines] == ["unique images", "square root"]
+    draw_frequencies(axes, {"square root": make_report()}, {"square root": RED})
+    drawn, unique = axes.lines
+    assert [line.get_label() for line in axes.lines] == ["square root", "unique images"]
     assert list(unique.get_ydata()) == [0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01]  # type: ignore
     assert list(unique.get_xdata()) == list(range(1, 8))  # type: ignore[arg-type]
     assert list(drawn.get_ydata()) == [0.1] * 7  # type: ignore[arg-type]
@@ -74,10 +75,13 @@ def test_frequencies_are_drawn_in_the_order_of_the_unique_images() -> None:
 
 def test_bars_stand_side_by_side_without_meeting() -> None:
     axes = Figure().add_subplot()
-    draw_scores(axes, {"natural": [30.0, 10.0], "square root": [40.0, math.nan]}, "top-1")
+    scores = {"natural": [30.0, 10.0], "square root": [40.0, math.nan]}
+    draw_scores(axes, scores, {"natural": RED, "square root": BLUE})
     bars = axes.patches
     heights = [bar.get_height() for bar in bars]  # type: ignore[attr-defined]
     assert heights[:3] == [30, 10, 40]
+    colors = [bar.get_facecolor()[:3] for bar in bars]
+    assert colors == [RED, RED, BLUE, BLUE]
     edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)  # type: ignore
     assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(edges))
     assert {text.get_text() for text in axes.texts} == {"30", "10", "40", ""}

@@ -3,6 +3,7 @@
 Run as a script, this file is one of two processes that train, see `trained_by_two`.
 """
 
+import json
 import random
 import shutil
 import sys
@@ -24,8 +25,6 @@ from hashtag_pretrain import data, train
 from hashtag_pretrain.config import Config, Loss, Sampling, Test
 from hashtag_pretrain.evaluate import columns
 from hashtag_pretrain.model import build_model
-from hashtag_pretrain.optimizer import steps_of
-
 from tests.hashtag_pretrain.runs import NAMES, lines, run, saved, settings, shards, write_root
 
 CPU = torch.device("cpu")
@@ -40,9 +39,14 @@ def root(tmp_path_factory) -> Path:
     return folder
 
 
+def unscored(_: nn.Module, cfg: Config, __: data.Hashtags) -> dict[str, float]:
+    """In the place of an evaluation."""
+    return dict.fromkeys(columns(cfg), 1.0)
+
+
 @pytest.fixture
 def _not_evaluated(monkeypatch):
-    monkeypatch.setattr(train, "evaluate", lambda _, cfg, __: dict.fromkeys(columns(cfg), 1.0))
+    monkeypatch.setattr(train, "evaluate", unscored)
 
 
 def options(root: Path, folder: Path, **changed: Any) -> Config:
@@ -136,7 +140,9 @@ def train_by_hand(cfg: Config, ranks: int = 1) -> ByHand:
                 for old, state in zip(averages, states, strict=True)
             ]
         averages = states
-    return ByHand(mean_buffers([m.state_dict() for m in models]), mean_buffers(averages), losses, rates)
+    return ByHand(
+        mean_buffers([m.state_dict() for m in models]), mean_buffers(averages), losses, rates
+    )
 
 
 CASES = [
@@ -197,7 +203,9 @@ def test_a_network_that_recomputes_and_one_without_zero_gammas_are_the_options(r
     trained = {n: v for n, v in states[0].items() if "running" not in n and "tracked" not in n}
     again = {name: states[1][name] for name in trained}
     torch.testing.assert_close(again, trained, rtol=1e-5, atol=1e-6)
-    model = train.build(replace(cfg, network=replace(cfg.network, zero_gamma=False)), data.build(cfg))
+    model = train.build(
+        replace(cfg, network=replace(cfg.network, zero_gamma=False)), data.build(cfg)
+    )
     assert model.state_dict()["layer1.0.bn2.weight"].min() == 1
 
 
@@ -312,7 +320,10 @@ SIX = {"images": 48, "save_every": 2}
 
 def jobs(root: Path, folder: Path) -> dict[str, Config]:
     """What two processes train, by name."""
-    found = {way: options(root, folder / way, parallel=way, test=Test(batch_size=3)) for way in WAYS}
+    test = Test(
+        images=7, batch_size=1, drawn=2
+    )  # four batches for one of them, three for the other
+    found = {way: options(root, folder / way, parallel=way, test=test) for way in WAYS}
     found["average"] = options(root, folder / "average", ema=0.7)
     found["six"] = options(root, folder / "six", **SIX)
     found |= {
@@ -328,12 +339,15 @@ def jobs(root: Path, folder: Path) -> dict[str, Config]:
 def work(cfg: Config) -> None:
     """All jobs of one of the processes, one after the other."""
     root, folder = Path(cfg.data.root), Path(cfg.output_dir)
+    evaluate = train.evaluate
     for name, each in jobs(root, folder).items():
         one, _, two = name.partition("-")
-        if two:  # the first half in one way, the second in another
-            train.run(replace(each, parallel=one, images=32))
-            checkpoint_of = folder / name / "checkpoint-00000002.pt"
-            assert checkpoint_of.is_file() or not dist.is_main()
+        train.evaluate = evaluate if name in (*WAYS, "scores") else unscored  # the rest: for speed
+        if two:  # the first four steps in one way, the others in another
+            train.run(replace(each, parallel=one))
+            if dist.is_main():
+                (folder / name / "checkpoint-00000006.pt").unlink()
+            dist.gather(None)
         train.run(each)
 
 
@@ -342,11 +356,76 @@ def trained_by_two(root, commands, tmp_path_factory) -> tuple[Path, dict[str, Co
     """The folder of all `jobs`, done by two processes; `alone` is of one."""
     folder = tmp_path_factory.mktemp("two")
     run(options(root, folder / "alone"))
-    done = commands.run(
-        folder, str(root), str(folder), script=str(Path(__file__)), forking=True
-    )
+    # From the repository, where `tests` is found.
+    done = commands.run("", str(root), str(folder), script=str(Path(__file__)), forking=True)
     assert done.returncode == 0, done.stderr
     return folder, jobs(root, folder)
+
+
+@pytest.mark.parametrize("name", [*WAYS, "average"])
+def test_two_processes_take_the_steps_of_the_loop_by_hand(trained_by_two, name):
+    """The mean of the gradients; norms of their own, whose running statistics are averaged."""
+    cfg = trained_by_two[1][name]
+    hand = train_by_hand(cfg, ranks=2)
+    require_same(saved(cfg), hand)
+    logged = [row["loss"] for row in lines(cfg.output_dir) if "loss" in row]
+    assert logged == pytest.approx(hand.losses, rel=1e-5)
+
+
+def weights_of(cfg: Config) -> State:
+    return {n: v for n, v in saved(cfg)["model"].items() if "running" not in n and "num_" not in n}
+
+
+def test_two_processes_have_the_weights_of_one(trained_by_two):
+    folder, made = trained_by_two
+    one = weights_of(replace(made["ddp"], output_dir=str(folder / "alone")))
+    for way in WAYS:
+        torch.testing.assert_close(weights_of(made[way]), one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddp-zero1", "zero1-fsdp", "fsdp-ddp"])
+def test_a_run_goes_on_in_another_way_to_share_it_out(trained_by_two, name):
+    _, made = trained_by_two
+    assert [row["step"] for row in lines(made[name].output_dir) if "lr" in row] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    one, two = saved(made["six"]), saved(made[name])
+    for part in ("model", "optimizer", "schedule"):
+        torch.testing.assert_close(two[part], one[part], rtol=1e-5, atol=1e-6)
+
+
+def metrics_of(folder: Path | str) -> dict[str, float]:
+    return json.loads(Path(folder, "result.json").read_text())["metrics"]
+
+
+def test_two_processes_give_the_scores_of_one(trained_by_two):
+    folder, made = trained_by_two
+    assert metrics_of(folder / "scores") == pytest.approx(metrics_of(folder / "alone"))
+    tables = [(folder / name / "tags.csv").read_text() for name in ("alone", "scores")]
+    assert tables[0] == tables[1]
+    scores = [metrics_of(made[way].output_dir) for way in WAYS]
+    assert scores[1:] == scores[:1] * 2
+    assert 0 < scores[0]["hit5"] <= 100
+    assert (folder / "fsdp" / "predictions.png").exists()
+
+
+@pytest.mark.usefixtures("_not_evaluated")
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_images(root, tmp_path):
+    cfg = options(root, tmp_path, lr=1e30)
+    with pytest.raises(Diverged, match=r"loss is not finite in step [23] .*\.tar: \d{6}"):
+        run(cfg)
+    assert '"diverged": {' in (tmp_path / "result.json").read_text()
+
+
+def test_a_batch_that_cannot_be_shared_out_stops_before_any_data_is_read(tmp_path):
+    cfg = settings(tmp_path / "none", tmp_path / "run", per_gpu=3)
+    with pytest.raises(ValueError, match=r"batch_size=8 .* give per_gpu=1 or batch_size=9"):
+        run(cfg)
 
 
 if __name__ == "__main__":
