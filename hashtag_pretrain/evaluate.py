@@ -86,7 +86,10 @@ def score_hashtags(model: nn.Module, cfg: Config, data: Hashtags) -> Scores:
     logits: list[Tensor] = []
     labels: list[np.ndarray] = []
     for piece in tqdm(
-        held_out_batches(data, cfg), "held-out hashtags", disable=not dist.is_main(), leave=False
+        held_out_batches(data, cfg),
+        "held-out hashtags",
+        disable=None if dist.is_main() else True,  # None: no terminal
+        leave=False,
     ):
         images, tags = piece.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
