@@ -64,7 +64,7 @@ class Options:
 
 
 def block(options: Options) -> list[Row]:
-    """Embedded gaussian block at res3, 512 channels: output, gradients of input and weights.
+    """Embedded gaussian block at res3 with `channels`, 512: output, gradients of input and weights.
 
     Theirs is the same block by the matrix of weights; "queries x keys" is the size of the matrix.
     The memory includes the gradients.

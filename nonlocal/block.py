@@ -25,9 +25,9 @@ torch alone and is copied alone.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,21 +65,26 @@ class Block:
     zero_init: str = "norm"
     # Differs: the text says He's initialisation, the released code draws from N(0, 0.01).
     init: str = "normal"  # normal | he
-    algorithm: str = "auto"  # auto | naive: by the whole matrix of weights
+    # naive: by the whole matrix of weights, which alone has gradients of second order
+    algorithm: str = "auto"  # auto | naive
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)} must be one of {choices}.")
+                raise ValueError(f"block.{name}={getattr(self, name)} must be one of {choices}.")
+        for each in fields(self):
+            value, kind = getattr(self, each.name), cast(type, each.type)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"block.{each.name}={value!r} must be of type {kind.__name__}.")
         if self.group < 0:
-            raise ValueError(f"group={self.group} must be a number of frames, or 0 for all.")
+            raise ValueError(f"block.group={self.group} must be a number of frames, or 0 for all.")
         if self.group and self.over == "space":
             raise ValueError(
-                f"group={self.group} has no effect with over=space, where a frame attends to "
-                "itself: give group=0, or another over."
+                f"block.group={self.group} has no effect with block.over=space, where a frame "
+                "attends to itself: give block.group=0, or another block.over."
             )
-        if self.inner_ratio <= 0:
-            raise ValueError(f"inner_ratio={self.inner_ratio} must be above 0.")
+        if not 0 < self.inner_ratio <= 16:
+            raise ValueError(f"block.inner_ratio={self.inner_ratio} must be above 0, at most 16.")
 
 
 class NonLocalBlock(nn.Module):
@@ -94,6 +99,8 @@ class NonLocalBlock(nn.Module):
         self.positions = positions
         if positions not in (1, 2, 3):
             raise ValueError(f"positions={positions} must be 1, 2 or 3 axes.")
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"channels={channels!r} must be a whole number, at least 1.")
         if positions < 3 and (block.over != "spacetime" or block.group):
             raise ValueError(f"over={block.over}, group={block.group} need clips, of 3 axes.")
         inner = max(1, int(channels * block.inner_ratio))
@@ -195,13 +202,22 @@ class NonLocalBlock(nn.Module):
                 f"The input {tuple(x.shape)} should be (B, C) and {self.positions} axes; "
                 "positions=1, 2 or 3 sets their number."
             )
+        if x.shape[1] != self.out.out_channels:
+            raise ValueError(
+                f"The input {tuple(x.shape)} has {x.shape[1]} channels, the block "
+                f"{self.out.out_channels}: make it NonLocalBlock({x.shape[1]})."
+            )
         x = x.reshape(*x.shape[:2], *(1,) * (3 - self.positions), *x.shape[2:])
         if self.positions > 1 and min(x.shape[3:]) < 6 and not torch.compiler.is_compiling():
             _warn_small(*x.shape[3:])
         frames = x.shape[2]
         group = 1 if self.block.over == "space" else min(self.block.group or frames, frames)
         if frames % group:
-            raise ValueError(f"{frames} frames are not a multiple of group={group}.")
+            fits = max(n for n in range(1, group) if frames % n == 0)
+            raise ValueError(
+                f"{frames} frames are not a multiple of block.group={group}: give block.group="
+                f"{fits}, in res3 network.res3_group={fits}, or clips of another length."
+            )
         x = x.unflatten(2, (frames // group, group)).transpose(1, 2).flatten(0, 1)
         if self.block.over == "time":
             x = x.permute(0, 3, 4, 1, 2).flatten(0, 2)[..., None, None]
@@ -290,6 +306,8 @@ def attend_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> Tenso
     N, M, D, E = q.shape[1], k.shape[1], k.shape[2], v.shape[2]
     if (N + M) * max(D, E) >= N * M:  # the matrix is no larger than the rest
         return attend(softmax_weights(q, k, scale), v)
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a graph has no slices
+        return _attend_by_kernel(q, k, v, scale)
     if not q.is_cuda or q.dtype == torch.float64:
         return _attend_in_slices(scale * q, k, v)
     return _attend_by_kernel(q, k, v, scale)

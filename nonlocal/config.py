@@ -160,6 +160,8 @@ class Config:
             require_range(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "clip_norm", "warmup", "precise_norm"):
             require_range(name, getattr(self, name), 0)
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: give a finite number.")
         for name in ("threads", "evaluate_every"):
             require_range(name, getattr(self, name), 0)
         require_range("momentum", self.momentum, 0, 0.99999)

@@ -4,6 +4,8 @@ A clip is uint8 (3, T, H, W), a batch of B (B, 3, T, H, W); labels are int64 (B,
 of 0 and 1 where a clip has several of K.
 """
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from common.sampling import SampleStream
 from nonlocal_.clips.augment import Augment
 from nonlocal_.clips.decoders import UnreadableVideo
 from nonlocal_.clips.lists import find_classes, read_classes, read_list, take_part
-from nonlocal_.clips.records import Record
+from nonlocal_.clips.records import Record, find_contradictions
 from nonlocal_.config import Config, count_pieces
 from nonlocal_.inputs.builtin import MatchClips
 from nonlocal_.inputs.photos import PhotoPiece, Photos
@@ -104,6 +106,35 @@ def build(cfg: Config, *, training: bool, like: Examples | None = None) -> Examp
         records = records[: options.limit or None]
         return Examples(Videos(records, clips_of(cfg, names)), names, records)
     return Examples(views_of(records, cfg, names), names, records)
+
+
+def warn_of_repeats(cfg: Config, training: Examples, validation: Examples) -> None:
+    """A line for videos with contradictory labels, and one for those in both splits."""
+    if not dist.is_main():
+        return
+    for name, split in (("train", training), ("val", validation)):
+        found = [] if cfg.task == "multi_label" else find_contradictions(split.records)
+        if found:
+            warn(f"{len(found)} videos of data.{name} have several labels, such as {found[0]}.")
+    parts: dict[str, list[tuple[float, float]]] = {}
+    for record in training.records:
+        parts.setdefault(os.path.abspath(record.path), []).append(record.part)
+    shared = {
+        record.path
+        for record in validation.records
+        for start, end in parts.get(os.path.abspath(record.path), ())
+        if start < record.part[1] and record.part[0] < end
+    }
+    if shared:
+        warn(
+            f"{len(shared)} videos of data.val are in data.train too, such as {min(shared)}: the "
+            "figures are not those of unseen videos."
+        )
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 
 def clips_of(cfg: Config, names: list[str]) -> Clips:

@@ -6,7 +6,7 @@
 RUN is the folder of a run or a checkpoint; a file of weights of others needs the options of its
 network. The video is a file, a folder of frames or an array. Its classes are those of all views, as
 in a test; the picture shows what the last block attends to in the middle of the video, and is
-written into the current folder as video_attention.png. Further words:
+written to outputs/video_attention.png in the current folder. Further words:
 
     block=layer2.3.nl           another block
     at=[0.5,0.4,0.7]            where to look from: shares of frames, height, width; by default
@@ -81,7 +81,7 @@ def main() -> None:
         np.save(buffer, features.numpy())
         files.write(Path(own["features"]), lambda file: file.write(buffer.getvalue()))
         print(own["features"])
-    out = Path(own.get("out", f"{Path(video).stem}_attention.png"))
+    out = Path(own.get("out", f"outputs/{Path(video).stem}_attention.png"))
     if draw_video(trained, dataset, own, out, title=Path(video).name):
         print(out)
     else:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common import dist, draw, files
 from common.metrics import topk_correct
+from common.run.log import require_finite
 from nonlocal_ import data
 from nonlocal_.config import Config
 from nonlocal_.figures.attention import draw_attention
@@ -41,12 +42,13 @@ def columns(cfg: Config) -> tuple[str, ...]:
 
 
 def evaluate(
-    model: nn.Module, cfg: Config, validation: data.Examples, *, save: bool = False
+    model: nn.Module, cfg: Config, validation: data.Examples, *, step: int = 0, save: bool = False
 ) -> dict[str, float]:
     """top1 and top5, mAP, or box_AP, mask_AP, ... in percent, on every process.
 
     With `save`, the main process also writes what was found in each video or photo, and draws what
-    some positions attend to. top5 is NaN where there are no more than 5 classes.
+    some positions attend to. top5 is NaN where there are no more than 5 classes. Raises Diverged,
+    of `step`, where a score is not finite.
     """
     folder = Path(cfg.output_dir)
     if isinstance(validation.dataset, Photos):
@@ -63,6 +65,8 @@ def evaluate(
         return {name: found.get(name, math.nan) for name in columns(cfg)} | occurs
     assert isinstance(model, VideoNetwork)
     scores, labels = score_videos(model, cfg, validation)
+    bad = (~scores.isfinite().all(1)).nonzero()[:, 0].tolist()
+    require_finite({"test": scores.sum()}, step, [name_of(validation, n) for n in bad[:TOP]])
     if labels.is_floating_point():
         metrics = {"mAP": 100 * mean_average_precision(scores, labels)}
     else:
@@ -177,13 +181,21 @@ def describe(validation: data.Examples, scores: Tensor, labels: Tensor) -> str:
             for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         }
         wanted = label.nonzero()[:, 0].tolist() if label.is_floating_point() else [int(label)]
-        file = validation.records[number].path if validation.records else f"clip {number}"
         lines.append(
             json.dumps(
-                {"file": file, "labels": [validation.names[k] for k in wanted], "top": found}
+                {
+                    "file": name_of(validation, number),
+                    "labels": [validation.names[k] for k in wanted],
+                    "top": found,
+                }
             )
         )
     return "\n".join(lines) + "\n"
+
+
+def name_of(validation: data.Examples, number: int) -> str:
+    """What messages and files call an example."""
+    return validation.records[number].path if validation.records else f"clip {number}"
 
 
 def draw_blocks(model: nn.Module, cfg: Config, validation: data.Examples) -> None:

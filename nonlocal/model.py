@@ -64,6 +64,8 @@ class Network:
                 f"network.width={self.width} has no effect with network.depth={self.depth}: it is "
                 "of network.depth=small; leave it out."
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"network.dropout={self.dropout}: give a share from 0 to below 1.")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(

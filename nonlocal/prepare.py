@@ -6,11 +6,13 @@
     python prepare.py encode list=hmdb.txt out=/data/hmdb256 [short=256] [gop=16]
     python prepare.py frames list=hmdb.txt out=/data/hmdb_frames [short=256]
 
-`check` counts frames, names what cannot be read, and writes a list without it. `encode` writes MP4
-with the shorter side at `short` pixels and a key frame every `gop` frames, which is quick to seek;
-`frames` writes JPEG files. Both write OUT/list.txt, leave out and name what cannot be read, and go
-on where they were stopped. A list may have any format that data.train takes; root= and names= (a
-file of class names) go with it. processes=0 uses this one alone, by default one a core.
+`check` counts frames, names what cannot be read, and writes a list without it; it decodes the first
+frame of each alone, with decode=true all, which finds files that are broken in the middle. `encode`
+writes MP4 with the shorter side at `short` pixels and a key frame every `gop` frames, which is
+quick to seek; `frames` writes JPEG files. Both write OUT/list.txt, leave out and name what cannot
+be read, and go on where they were stopped. A list may have any format that data.train takes; root=
+and names= (a file of class names) go with it. processes=0 uses this one alone, by default one a
+core.
 Exit code 0: good, 2: bad data.
 """
 
@@ -41,7 +43,7 @@ from common.pool import in_order
 from nonlocal_.clips.formats import CHARADES_FPS
 from nonlocal_.clips.lists import find_classes, format_list, read_classes, read_list
 from nonlocal_.clips.readers import Reader, UnreadableVideo, all_frames, open_video
-from nonlocal_.clips.records import Record
+from nonlocal_.clips.records import Record, find_contradictions
 from nonlocal_.clips.sampling import scaled_size
 
 SHOWN = 20  # faults that are named
@@ -141,9 +143,13 @@ def check(options: Options) -> dict[str, Any]:
         least, middle, most = found["frames"]
         print(f"{least} to {most} frames, half of the videos at most {middle}")
         print(f"{found['short']} are shorter than {options.clip} frames: a clip of that wraps")
+    if twice := find_contradictions(records):
+        print(f"{len(twice)} videos stand there again with other labels, such as {twice[0]}")
     if options.out:
         files.write_text(Path(options.out), format_list(good, Path(options.out).parent))
         print(f"{options.out}: the {len(good)} readable ones")
+    if not options.decode:
+        print("only first frames were decoded: decode=true finds files broken in the middle, too")
     report(faults)
     return found
 

@@ -47,6 +47,7 @@ def train(cfg: Config) -> dict[str, float]:
     training = data.build(cfg, training=True)
     validation = data.build(cfg, training=False, like=training)
     validation.check()  # its faults show now, not after training
+    data.warn_of_repeats(cfg, training, validation)
     model = build(cfg, training).to(device)
     costs = count_costs(model, cfg)
     optimizer, schedule = build_optimizer(model, cfg)
@@ -89,18 +90,21 @@ def train(cfg: Config) -> dict[str, float]:
         schedule.step()
         log(step, force=step == 1, **sums, lr=lr)
         stopping = dist.stop_requested()
+        saves = stopping or step % cfg.save_every == 0 or step == cfg.steps
+        if saves:
+            require_finite_weights(model, step, [file for each in pieces for file in each.files])
         evaluates = step == cfg.steps or (cfg.evaluate_every and step % cfg.evaluate_every == 0)
         if evaluates and (not stopping or step == cfg.steps):  # the last weights have their norms
             measure_norm(model, cfg, training)
-        if stopping or step % cfg.save_every == 0 or step == cfg.steps:
+        if saves:
             checkpoint.save(cfg.output_dir, step, **parts)
         if stopping:
             log.close()
             dist.exit_preempted(step)
         if evaluates and step < cfg.steps:
-            log(step, force=True, **evaluate(model, cfg, validation))
+            log(step, force=True, **evaluate(model, cfg, validation, step=step))
 
-    metrics = evaluate(model, cfg, validation, save=True) | costs
+    metrics = evaluate(model, cfg, validation, step=stop, save=True) | costs
     log(max(1, stop), force=True, **metrics)
     log.close()
     seconds = time.time() - started
@@ -131,6 +135,12 @@ def compute_losses(network: nn.Module, inputs: Any, targets: Any) -> dict[str, T
     if targets.is_floating_point():  # (B, K) of 0 and 1, Sec. 5.2
         return {"loss": F.binary_cross_entropy_with_logits(logits, targets)}
     return {"loss": F.cross_entropy(logits, targets)}
+
+
+def require_finite_weights(model: nn.Module, step: int, files: list[str]) -> None:
+    """Raise Diverged where a step has ruined the weights, which only the next loss would show."""
+    largest = torch.stack([each.detach().abs().amax().float() for each in model.parameters()])
+    require_finite({"next": largest.amax()}, step, files)
 
 
 def measure_norm(model: nn.Module, cfg: Config, training: data.Examples) -> None:

@@ -155,7 +155,7 @@ def require_playable(path: str, count: int, damage: str, damaged: str) -> None:
     if damage and damaged != "play":
         raise UnreadableVideo(
             f"{path} is damaged: {damage}. Get it again, or play such files as far as they go "
-            "(data.damaged=play)"
+            "(data.damaged=play; of prepare.py damaged=play)"
         )
 
 

@@ -45,7 +45,10 @@ def read_kinetics(source: Path, root: str, classes: Sequence[str]) -> list[Recor
         if "label" not in row:
             raise ValueError(f"{where}: there is no column `label`, as in the test set's file")
         if plain(row["label"]) not in labels:
-            raise ValueError(f"{where}: {row['label']!r} is none of the {len(labels)} classes")
+            raise ValueError(
+                f"{where}: {row['label']!r} is none of the {len(labels)} classes, those of "
+                "data.classes or else of data.train"
+            )
         times = [_seconds(row.get(name), where) for name in ("time_start", "time_end")]
         stem = "_".join([row["youtube_id"], *(f"{int(time):06d}" for time in times)])
         path = there.get(stem) or there.get(row["youtube_id"])

@@ -10,7 +10,7 @@
     original_vido_id video_id frame_id path labels            frames of Charades (SlowFast)
 
 A folder is a list, too: of one folder for each class, or of single videos, each its own class.
-Labels count from 0.
+Labels count from 0. Without names of the classes the largest one tells how many there are.
 """
 
 import os
@@ -39,6 +39,7 @@ from .records import (
     plain,
     read_labels,
     read_text,
+    require_plausible,
 )
 
 
@@ -62,6 +63,12 @@ def read_list(
     else:
         records = _read_file(source, root, classes)
     if not records:
+        if source.is_dir() and (deep := next(find_videos(source), "")):
+            raise ValueError(
+                f"{source} itself holds no video, and only there they are looked for where each is "
+                f"a class of its own: give the folder of {deep}; of a folder for each class set "
+                "data.class_by=folder (of prepare.py: classes=folder)"
+            )
         raise ValueError(f"{source} lists no video")
     return records
 
@@ -139,20 +146,24 @@ def _read_folder(source: Path, classes: Sequence[str], by: str) -> Iterator[Reco
         )
     for name in there:
         if plain(name) not in labels:
-            raise ValueError(f"{source / name} is none of the {len(classes)} classes given")
+            raise ValueError(
+                f"{source / name} is none of the {len(classes)} classes, which are those of "
+                "data.classes or else the folders of data.train: rename it or leave it out"
+            )
         yield from (Record(path, (labels[plain(name)],)) for path in find_videos(source / name))
 
 
 def _read_file(source: Path, root: str, classes: Sequence[str]) -> list[Record]:
     """The videos of a list file of any format."""
     header = set(read_header(source))
-    if {"video_id", "frame_id", "path"} <= header:
-        return read_frame_list(source, root, classes)
     if "youtube_id" in header:
         return read_kinetics(source, root, classes)
-    if {"id", "actions"} <= header:
-        return read_charades(source, root, classes)
-    labels, records = number_classes(classes), []
+    known = {"video_id", "frame_id", "path"} <= header, {"id", "actions"} <= header
+    if any(known):
+        records = (read_frame_list if known[0] else read_charades)(source, root, classes)
+        require_plausible(records, [f"{source}, {record.path}" for record in records], len(classes))
+        return records
+    labels, records, places = number_classes(classes), [], []
     for number, line in enumerate(read_text(source).split("\n"), 1):
         if line.strip():
             where = f"{source}, line {number}"
@@ -161,6 +172,8 @@ def _read_file(source: Path, root: str, classes: Sequence[str]) -> list[Record]:
             spans = read_actions(label, where, len(labels)) if timed else ()
             own = labels_of(spans) if timed else read_labels(label, labels, where, len(labels))
             records.append(Record(os.path.join(root, name), own, count, spans=spans))
+            places.append(where)
+    require_plausible(records, places, len(classes))
     return records
 
 
@@ -181,7 +194,10 @@ def _split(line: str, labels: Mapping[str, int], where: str) -> tuple[str, int, 
     if has_suffix(line) and plain(folder) in labels:
         return line, 0, folder  # a path alone, as in the test lists of UCF-101
     if not head:
-        raise ValueError(f"{where}: {line!r} has no label: expected a path and a label")
+        raise ValueError(
+            f"{where}: {line!r} has no label: expected a path and a label, with a blank, a comma "
+            "or a tab between them"
+        )
     head = head.strip()
     if separator == " " and head.endswith(","):  # "path, label"
         separator, head = ",", head[:-1].strip()

@@ -93,14 +93,39 @@ def read_labels(
     if not _NUMBERS.fullmatch(text):
         known = f"one of the {classes} classes"
         if not classes:
-            known = "a number: give data.classes=FILE, of prepare.py names=FILE"
+            known = "a number: for names give data.classes=FILE, of prepare.py names=FILE"
+        if re.fullmatch(r"-\d+", text):
+            known = "0 or above: labels count from 0"
         raise ValueError(f"{where}: the label {text!r} is not {known}")
     numbers = tuple(sorted({int(number) for number in text.split(",")}))
     if classes and numbers[-1] >= classes:
         raise ValueError(
-            f"{where}: label {numbers[-1]}, and there are {classes} classes; labels count from 0"
+            f"{where}: label {numbers[-1]}, and there are {classes} classes, those of data.classes "
+            "or else of data.train; labels count from 0"
         )
     return numbers
+
+
+def require_plausible(records: Sequence[Record], places: Sequence[str], classes: int = 0) -> None:
+    """Raise ValueError for a label that would make far more classes than there are videos.
+
+    places: file and line of each, for messages. classes: how many there are; 0: unknown.
+    """
+    most = 1000 + 10 * len(records)
+    for record, where in zip(records, places, strict=True):
+        label = max(record.labels, default=0)
+        if not classes and label >= most:
+            raise ValueError(
+                f"{where}: label {label} makes {label + 1} classes of {len(records)} videos: "
+                "correct it, or name the classes in data.classes=FILE, of prepare.py names=FILE"
+            )
+
+
+def find_contradictions(records: Sequence[Record]) -> list[str]:
+    """The paths that stand in several lines with different labels."""
+    first: dict[str, tuple[int, ...]] = {}
+    found = (r.path for r in records if first.setdefault(r.path, r.labels) != r.labels)
+    return list(dict.fromkeys(found))
 
 
 def read_text(source: Path) -> str:

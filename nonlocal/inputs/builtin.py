@@ -27,6 +27,7 @@ from common.scenes.world import color_rgb, hues
 VERSION = 1  # raise whenever clips change: cached ones of other versions are not read
 CLASSES = ["different", "same"]
 APART = 1_000_000  # clips between the splits, so that each may grow without changing the other
+MOST_FRAMES, MOST_SIDE = 512, 512
 GREY = "#787878"
 SIZES = (0.36, 0.5)  # radii of the solids, world units, at a side of `World.spread`
 TRIES = 300  # pairs of places drawn for a clip; the first that lies far enough apart is taken
@@ -56,6 +57,12 @@ class Builtin:
             if not 1 <= getattr(self, name) <= APART:
                 raise ValueError(
                     f"data.builtin.{name}={getattr(self, name)}: choose 1 to {APART} clips."
+                )
+        for name, most in (("frames", MOST_FRAMES), ("side", MOST_SIDE)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"data.builtin.{name}={getattr(self, name)}: choose 1 to {most}; clips are "
+                    "rendered in memory."
                 )
         if self.colors < 2:
             raise ValueError(f"data.builtin.colors={self.colors}: two solids that differ need 2.")

@@ -29,6 +29,8 @@ def insert(model: M, at: Sequence[str], block: Block | None = None) -> M:
     model: a ResNet of torchvision, or whatever has one inside, such as a Mask or Keypoint R-CNN.
     Raises ValueError, and changes nothing, where a place is not there or has a block already.
     """
+    if isinstance(at, str) or not all(isinstance(place, str) for place in at):
+        raise ValueError(f'at={at!r} must be a list of places, such as ["res4.4"].')
     sizes = stage_sizes(model)
     places = [find(model, place) for place in expand(at, sizes)]
     for host, conv in places:

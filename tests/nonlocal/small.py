@@ -67,7 +67,7 @@ def photos(root: Path, folder: Path, **options: Any) -> Config:
 def run(cfg: Config) -> dict[str, float]:
     """`train.py` in this process."""
     try:
-        return train.train(cfg)
+        return train.run(cfg)
     finally:
         checkpoint.unlock(cfg.output_dir)
 

@@ -360,7 +360,7 @@ def test_groups_equal_a_loop_over_them() -> None:
     expected = torch.cat([whole(part) for part in x.split(2, 2)], 2)
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(block(x[:, :, :1]), whole(x[:, :, :1]))  # fewer frames: one group
-    with pytest.raises(ValueError, match="3 frames are not a multiple of group=2"):
+    with pytest.raises(ValueError, match=r"3 frames .* block\.group=2: give block\.group=1"):
         block(x[:, :, :3])
 
 
@@ -516,6 +516,15 @@ def test_compiles_as_one_graph(mode: str) -> None:
     torch.testing.assert_close(torch.compile(block, backend="eager", fullgraph=True)(x), block(x))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace")
+def test_a_softmax_block_that_learns_can_be_traced_and_exported() -> None:
+    block = make(8, mode="embedded_gaussian").float().eval()
+    x = torch.randn(2, 8, 2, 9, 9)
+    graphs = torch.jit.trace(block, x), torch.export.export(block, (x,)).module()
+    for graph in graphs:
+        torch.testing.assert_close(graph(2 * x), block(2 * x))
+
+
 def test_names_of_the_parameters_are_those_of_the_released_models() -> None:
     pairs = {f"{name}.{part}" for name in ("g", "out", "bn") for part in ("weight", "bias")}
     pairs |= {"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"}
@@ -542,8 +551,19 @@ def test_the_draw_follows_the_released_code_or_the_text() -> None:
 def test_options_that_make_no_sense_are_named() -> None:
     with pytest.raises(ValueError, match="mode=gauss must be one of"):
         Block(mode="gauss")
-    with pytest.raises(ValueError, match="inner_ratio=0"):
-        Block(inner_ratio=0)
+    for ratio in (0, math.nan, 1e9, "1"):
+        with pytest.raises(ValueError, match=f"block.inner_ratio='?{ratio}"):
+            Block(inner_ratio=ratio)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"block\.pool='no' must be of type bool"):
+        Block(pool="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"block\.group=1\.5 must be of type int"):
+        Block(group=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="channels=0"):
+        NonLocalBlock(0)
+    with pytest.raises(
+        ValueError, match=r"has 5 channels, the block 4: make it NonLocalBlock\(5\)"
+    ):
+        NonLocalBlock(4)(torch.randn(1, 5, 2, 8, 8))
     with pytest.raises(ValueError, match="group=-1"):
         Block(group=-1)
     with pytest.raises(ValueError, match="positions=4"):

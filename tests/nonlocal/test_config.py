@@ -115,7 +115,7 @@ WRONG = [
     (["experiment=coco_masks", "data=coco", "data.root=/x", "network.at=[1-block]"], "detector.at"),
     (["detector.at=[1-block]"], r"detector\.at=.* has no effect .*: give network\.at"),
     (["experiment=coco_masks", "data=coco", "data.root=/x", "new_classifier=true"], "leave it out"),
-    (["block.over=space", "block.group=4"], r"group=4 has no effect with over=space.*group=0"),
+    (["block.over=space", "block.group=4"], r"group=4 has no effect with block\.over=.*group=0"),
     (["block.over=space", "network.res3_group=4"], r"give network\.res3_group=0, or another"),
     (["experiment=mini", "network.variant=fast"], r"network\.variant=fast .* no effect .*=small"),
     (["experiment=mini", "network.pool1_pad=1"], r"network\.pool1_pad=1 .* no effect .*=small"),
@@ -132,7 +132,12 @@ WRONG = [
     (["data.train_part=[0.5,0.2]"], r"data\.train_part=\[0\.5, 0\.2\].*\[0,0\.5\]"),
     (["milestones=[2]"], "milestones"),
     (["optimizer=lars"], "optimizer"),
-    (["block.mode=dot"], "mode=dot"),
+    (["lr=nan"], "lr=nan"),
+    (["weight_decay=inf"], "weight_decay=inf: give a finite number"),
+    (["block.mode=dot"], r"block\.mode=dot"),
+    (["block.inner_ratio=nan"], r"block\.inner_ratio=nan must be above 0"),
+    (["data.builtin.side=100000"], r"data\.builtin\.side=100000: choose 1 to 512"),
+    (["network.dropout=2"], r"network\.dropout=2.*: give a share"),
     (["network.depth=resnet18"], r"network\.depth is 'resnet18'"),
 ]
 

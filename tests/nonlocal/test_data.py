@@ -73,6 +73,22 @@ def test_a_list_may_lie_elsewhere_and_a_missing_one_is_named_with_its_root(tmp_p
         data.build(cfg, training=True)
 
 
+def test_videos_that_repeat_are_told_of(tmp_path, capsys):
+    write_list(tmp_path, "train", ["0", "1"])
+    (tmp_path / "val.txt").write_text("train1.npy 1\n")
+    halves = {"train_part": [0.0, 0.5], "val_part": [0.5, 1.0]}
+    for options, shared in (({}, True), (halves, False)):
+        cfg = settings(tmp_path, data=videos(tmp_path, **options))
+        splits = [data.build(cfg, training=training) for training in (True, False)]
+        data.warn_of_repeats(cfg, *splits)
+        told = capsys.readouterr().err
+        assert ("1 videos of data.val are in data.train too, such as" in told) == shared
+        assert len(told.splitlines()) == shared
+    (tmp_path / "train.txt").write_text("train0.npy 0\ntrain0.npy 1\n")
+    data.warn_of_repeats(cfg, data.build(cfg, training=True), splits[1])
+    assert "1 videos of data.train have several labels" in capsys.readouterr().err
+
+
 def test_several_labels_need_their_task(tmp_path):
     write_list(tmp_path, "train", ["0,1"])
     with pytest.raises(ValueError, match=r"train0\.npy has 2 labels: set task=multi_label"):

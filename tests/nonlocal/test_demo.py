@@ -67,7 +67,7 @@ def test_classes_are_those_of_all_views_and_features_and_a_picture_are_written(
 ):
     video = home / "noise.npy"
     *lines, features, last = type_words(home / "seed=1", video, "features=f.npy")
-    assert (features, last) == ("f.npy", "noise_attention.png")
+    assert (features, last) == ("f.npy", "outputs/noise_attention.png")
     trained = demo.load(str(home / "seed=1"), [])
     assert not trained.model.training
     views = demo.data.views_of([demo.Record(str(video), (0,))], trained.cfg, trained.names)
@@ -142,7 +142,7 @@ def test_a_file_of_others_needs_the_options_of_its_network_and_names(
         "sit",
         "walk",
     }
-    assert printed[-1] == "noise_attention.png"
+    assert printed[-1] == "outputs/noise_attention.png"
     Path("names").write_text("run\nsit\n")
     with pytest.raises(ValueError, match=r"names has 2 classes, and nl\.pkl 3"):
         type_words(*words)

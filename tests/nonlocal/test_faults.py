@@ -1,5 +1,6 @@
 """What users run into: starts, evaluations, lists and memory that only show in the whole."""
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,22 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_part_and_clips(tmp_path)
     cfg = settings(tmp_path, lr=1e30, momentum=0.0)
     with pytest.raises(Diverged, match=r"loss is not finite in step [23] .*clip \d"):
         run(cfg)
+
+
+@pytest.mark.parametrize(
+    ("lr", "part"), [(3e38, "next"), (1e30, "test")], ids=["weights", "scores"]
+)
+def test_what_the_last_step_ruins_is_divergence_too(tmp_path, lr, part):
+    """Weights that overflow, and finite ones with which the network overflows."""
+    cfg = settings(tmp_path, steps=1, lr=lr, weight_decay=1e4 if part == "next" else 0.0)
+    with pytest.raises(Diverged, match=f"the {part} loss is not finite in step 1 .*clip \\d"):
+        run(cfg)
+    assert json.loads((tmp_path / "result.json").read_text())["diverged"] == {
+        "step": 1,
+        "part": part,
+    }
+    assert not (tmp_path / "predictions.jsonl").exists()
+    assert bool(list(tmp_path.glob("checkpoint-*"))) == (part == "test")
 
 
 def test_a_run_that_started_from_an_image_network_is_evaluated_from_its_own_checkpoint(
@@ -74,6 +91,8 @@ def test_what_processes_exchange_is_one_line_of_probabilities_a_video(tmp_path, 
 
 def test_the_commands_of_the_readme_lead_from_a_folder_to_its_training(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV is not installed (extra `video`)")
+    (tmp_path / "flat" / "videos").mkdir(parents=True)
+    write_video(tmp_path / "flat" / "videos" / "a.mp4", 10)
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / "videos" / split / name).mkdir(parents=True)
@@ -83,7 +102,9 @@ def test_the_commands_of_the_readme_lead_from_a_folder_to_its_training(tmp_path,
     for line in text.splitlines():
         if line.startswith("python prepare.py"):
             words = line.partition("#")[0].split()[2:]
+            monkeypatch.chdir(tmp_path / "flat" if "classes=file" in words else tmp_path)
             prepare.main([*words, *([] if words[0] == "list" else ["processes=0"])])
+    monkeypatch.chdir(tmp_path)
     for training in (True, False):
         found = data.build(
             settings(tmp_path, data=Data(root="small", train="train", val="val")),

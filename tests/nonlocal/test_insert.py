@@ -251,11 +251,13 @@ def faulty() -> list[tuple[nn.Module, list[str], str]]:
             (narrow_head(), ["head.0"], "at=head.0 is not in"),
             (narrow_head(), ["1-block"], "at=1-block is not known for 0-0-0 residual"),
             (nn.Linear(2, 2), ["res4.4"], "has no ResNet and no keypoint head"),
+            (small, "res4.0", r"at='res4.0' must be a list"),  # type: ignore[list-item]
+            (small, [4], r"at=\[4\] must be a list of places"),  # type: ignore[list-item]
             (nn.ModuleList([small, large]), ["res4.0"], "2 ResNets inside: hand over one"),
         ]
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(13))
 def test_a_place_that_is_not_there_is_named_and_nothing_changes(number):
     model, at, message = faulty()[number]
     with pytest.raises(ValueError, match=message):

@@ -109,6 +109,10 @@ def test_a_folder_of_videos_each_its_own_class(tmp_path):
     assert find_classes(tmp_path, by="file") == ["a", "b"]
     with pytest.raises(ValueError, match=r"no folder for each class.*data\.class_by=file"):
         read_list(tmp_path)
+    (tmp_path / "deep" / "in").mkdir(parents=True)
+    (tmp_path / "a.avi").rename(tmp_path / "deep" / "in" / "a.avi")
+    with pytest.raises(ValueError, match=r"give the folder of .*a\.avi;.*data\.class_by=folder"):
+        read_list(tmp_path / "deep", by="file")
 
 
 KINETICS = """label,youtube_id,time_start,time_end,split
@@ -213,7 +217,10 @@ def test_parts_are_shares(tmp_path):
         ("a.txt", "x.mp4 0\ny.mp4 swim\n", NAMES, "line 2: the label 'swim' is not one of the 3"),
         ("a.txt", "x.mp4 swim\n", (), r"line 1: the label 'swim' is not a number.*data\.classes"),
         ("a.txt", "x.mp4 0\ny.mp4 3\n", NAMES, "line 2: label 3, and there are 3 .* from 0"),
-        ("a.txt", "x.mp4 -1\n", (), "line 1: the label '-1'"),
+        ("a.txt", "x.mp4 -1\n", (), "line 1: the label '-1' is not 0 or above: .* from 0"),
+        ("a.txt", "x.mp4;1\n", (), "line 1: .* a blank, a comma or a tab"),
+        ("a.txt", "x.mp4 1\ny.mp4 5000\n", (), r"line 2: label 5000 makes .*data\.classes=FILE"),
+        ("c.csv", CHARADES.replace("c147", "c9999"), (), r"c\.csv, .*46GP8\.mp4: label 9999 makes"),
         ("a.txt", "\n\n", (), "a.txt lists no video"),
         ("k.csv", KINETICS.replace(",10,train", ""), (), "k.csv, line 4: expected 5 columns"),
         ("k.csv", KINETICS.replace("58", "soon"), (), "k.csv, line 3: 'soon' is no number"),

@@ -62,12 +62,14 @@ def test_check_counts_frames_and_names_faults(root, tmp_path, capsys):
     assert "5 to 30 frames, half of the videos at most 12" in out
     assert "1 are shorter than 10 frames" in out
     assert "no fault found" in out
+    assert "decode=true" not in out
     write_sound(root / "run" / "sound.mp4")
     path = list_of(root)
     path.write_text(path.read_text() + "gone.mp4\t3\n")
     with pytest.raises(UserError, match="2 videos have faults"):
         call("check", list=path, out=tmp_path / "good.txt", processes=0)
     printed = capsys.readouterr()
+    assert "decode=true finds files broken in the middle" in printed.out
     assert "no video has label 2" in printed.out
     assert "sound.mp4 has no images, only audio" in printed.err
     assert "gone.mp4 does not exist" in printed.err
