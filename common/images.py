@@ -30,9 +30,9 @@ class UnreadableImage(ValueError):
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on height and width are exchanged
 
 # What Pillow raises for damaged files of one kind or another.
-_DAMAGE: tuple[type[Exception], ...]
-_DAMAGE = OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError
-_DAMAGE += struct.error, zlib.error, Image.DecompressionBombError
+DAMAGE: tuple[type[Exception], ...]
+DAMAGE = OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError
+DAMAGE += struct.error, zlib.error, Image.DecompressionBombError
 
 
 def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
@@ -43,7 +43,7 @@ def read_image(path: str | Path, *, exif: bool = True) -> Tensor:
     """
     # Pillow, as torchvision.io is deprecated from 0.29 on.
     with open_image(path) as image:
-        array = np.array(_rgb(ImageOps.exif_transpose(image) if exif else image))
+        array = np.array(to_rgb(ImageOps.exif_transpose(image) if exif else image))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
@@ -72,14 +72,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
                     f"common.images.MAX_PIXELS = {MAX_PIXELS}"
                 )
             yield image
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error).replace(f" {os.fspath(path)!r}", "")  # Pillow names the file, too
         raise UnreadableImage(
             f"{path} cannot be read as an image ({reason}): replace the file"
         ) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB version of an image of any mode."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         values = np.asarray(image).astype(np.int32)

@@ -9,13 +9,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from common.config import require_choice, require_range
+from hashtag_pretrain.hashtags import RULES
 from hashtag_pretrain.inputs.augment import Augment
 from hashtag_pretrain.inputs.builtin import Builtin
 from hashtag_pretrain.model import Network
 from hashtag_pretrain.targets.finetune import FineTune
 from hashtag_pretrain.targets.probe import Probe
 
-RULES = ("natural", "square_root", "uniform")
 PROTOCOLS = ("probe", "finetune")
 
 
@@ -34,7 +34,7 @@ class Data:
     noise_seed: int = 0
     window: int = 8  # shards that are mixed with each other
     bad_images: str = "raise"  # raise | skip: what an image does that cannot be read
-    bad_share: float = 0.001  # of the images, that may be skipped
+    bad_share: float = 0.001  # of the images, that may be skipped; one at least
     workers: int = 8  # loader processes per training process
     builtin: Builtin = field(default_factory=Builtin)
 
@@ -49,6 +49,10 @@ class Data:
             require_range(f"data.{name}", getattr(self, name), 0)
         if not 0 < self.share <= 1:
             raise ValueError(f"data.share={self.share}: give a share above 0, up to 1.")
+        if self.bad_images == "skip" and not self.bad_share:
+            raise ValueError(
+                "data.bad_share=0 lets no image be skipped: give data.bad_images=raise, or a share."
+            )
         if self.name == "builtin" and self.root:
             raise ValueError(
                 f"data.root={self.root} has no effect with the built-in images: give data=shards."
@@ -166,7 +170,7 @@ class Config:
     ema: float = 0.0  # decay of a mean of the weights, which is then scored; 0: none, as the paper
     amp: bool = False  # bfloat16 in the network; the paper's precision is not known
     parallel: str = "ddp"  # ddp | zero1: the optimizer is shared out | fsdp: the weights, too
-    compress: bool = False  # gradients travel as bfloat16; ddp and zero1
+    compress: bool = False  # gradients travel as bfloat16
     init: str = ""  # a run's folder, or FILE, to go on from; "": random
     processes: int = 0  # 0: one per GPU, or one on a CPU
     threads: int = 0  # CPU threads of each process; 0: all cores shared out
@@ -205,8 +209,6 @@ class Config:
                 f"warmup_lr={self.warmup_lr} is above {self.peak_lr():g}, the rate of a batch of "
                 f"{self.batch_size} by lr={self.lr}: lower it."
             )
-        if self.compress and self.parallel == "fsdp":
-            raise ValueError("compress=true is for parallel=ddp and zero1.")
         if self.ema and self.parallel == "fsdp":
             raise ValueError("ema does not go with parallel=fsdp: take ddp or zero1.")
         for name in self.protocols:

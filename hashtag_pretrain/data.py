@@ -6,9 +6,9 @@ uint8 (B, 3, H, W). The tags of a shard are `Tags`, see shards/index.py.
 
 import hashlib
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,10 @@ class Piece:
     tags: Tensor
     files: list[str]  # for messages
 
+    def pin_memory(self) -> "Piece":
+        """The same in pinned memory: the loader asks for it, else `to` would wait for the copy."""
+        return replace(self, images=self.images.pin_memory(), tags=self.tags.pin_memory())
+
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """What the network and the loss take."""
         return (
@@ -56,8 +60,8 @@ class Tagged:
     """The images of the shards: their part in training, and their tags, some of them replaced.
 
     counts (V,): trained images with each tag. images: trained ones in all. dropped: images without
-    a tag of the vocabulary. listed: images that data.exclude names. Reading all shards' tags takes
-    one pass, two with noise.
+    a tag of the vocabulary. listed: how many images have each key of data.exclude. Reading all
+    shards' tags takes one pass, two with noise.
     """
 
     def __init__(self, shards: Shards, vocabulary: Vocabulary, options: Data) -> None:
@@ -124,9 +128,9 @@ class Tagged:
             roles[excluded(self.shards.keys(shard), self.excluded)] = UNUSED
         return tags, roles
 
-    def _count(self) -> tuple[np.ndarray, int, int, int]:
-        counts = np.zeros(len(self.vocabulary.names), np.int64)
-        images = dropped = listed = 0
+    def _count(self) -> tuple[np.ndarray, int, int, Counter[str]]:
+        counts, listed = np.zeros(len(self.vocabulary.names), np.int64), Counter[str]()
+        images = dropped = 0
         for shard in self.each_shard("tags counted"):
             tags, roles = self._read(shard)
             trained = np.repeat(roles == TRAINED, np.diff(tags.offsets))
@@ -134,7 +138,7 @@ class Tagged:
             images += int((roles == TRAINED).sum())
             dropped += int((np.diff(tags.offsets) == 0).sum())
             if self.excluded:
-                listed += int(excluded(self.shards.keys(shard), self.excluded).sum())
+                listed.update(key for key in self.shards.keys(shard) if key in self.excluded)
         return counts, images, dropped, listed
 
     def each_shard(self, what: str) -> Iterator[int]:
@@ -195,7 +199,9 @@ class Hashtags:
 
     def digest(self) -> str:
         """What a checkpoint keeps, to tell other data: the images of each shard, their factors."""
-        content = [self.tagged.vocabulary.digest, self.tagged.shards.counts, self.totals.round(3)]
+        shards = self.tagged.shards
+        content = [self.tagged.vocabulary.digest, shards.counts, self.totals.round(3)]
+        content.append([each.sha256 for each in shards.summaries])
         text = " ".join(str(np.asarray(each).tolist()) for each in content)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -205,11 +211,22 @@ class Hashtags:
         lines = [
             f"{tagged.images} images to train on, {len(self.held_out)} held out, {tagged.dropped} "
             f"without a tag of the vocabulary's {len(tagged.vocabulary.names)}"
-            + (f", {tagged.listed} in {cfg.data.exclude}" if tagged.excluded else ""),
+            + (f", {tagged.listed.total()} in {cfg.data.exclude}" if tagged.excluded else ""),
             f"{cfg.sampling.rule} sampling: an epoch has {self.length:.0f} images, the largest "
             f"factor is {self.factors.max():.1f}; {images} images are processed, "
             f"{images / self.length:.2f} epochs",
         ]
+        unknown = sorted(tagged.excluded - tagged.listed.keys())
+        if unknown:
+            lines.append(
+                f"{cfg.data.exclude}: no image has {len(unknown)} of its keys, such as {unknown[0]}"
+            )
+        several = [key for key, count in tagged.listed.items() if count > 1]
+        if several:
+            lines.append(
+                f"{cfg.data.exclude}: {len(several)} of its keys, such as {several[0]}, are of "
+                "several images, which are all left out"
+            )
         return "\n".join([*tagged.shards.faults[:5], *lines])
 
 

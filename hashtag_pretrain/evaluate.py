@@ -1,7 +1,6 @@
 """Scores on held-out hashtags, and of the trunk on a target, Sec. 3."""
 
 import csv
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from hashtag_pretrain.config import Config
 from hashtag_pretrain.data import Hashtags, held_out_batches, stream_of
 from hashtag_pretrain.figures.predictions import draw_predictions
 from hashtag_pretrain.figures.sampling import Row, by_group, compare_sampling, draw_sampling
-from hashtag_pretrain.hashtags import hits
+from hashtag_pretrain.hashtags import hits, recall
 from hashtag_pretrain.model import normalise
 from hashtag_pretrain.targets.finetune import finetune
 from hashtag_pretrain.targets.images import Reading
+from hashtag_pretrain.targets.outcome import to_csv
 from hashtag_pretrain.targets.probe import probe
 from hashtag_pretrain.words.tags import normalise as normalise_tag
 
@@ -34,7 +34,7 @@ def columns(cfg: Config) -> tuple[str, ...]:
 
 
 def evaluate(model: nn.Module, cfg: Config, data: Hashtags) -> dict[str, float]:
-    """hit1 and hit5 on held-out images, and what `protocols` names, in percent, on every process.
+    """Scores on held-out images, and what `protocols` names, in percent, on every process.
 
     The main process also writes tags.csv, tags.png and predictions.png into the run's folder.
     """
@@ -64,15 +64,15 @@ class Scores:
     """What was found in the N held-out images."""
 
     hit: Tensor  # (N, 2) bool: one of the first 1, 5 labels is right
+    recall: Tensor  # (N,) share of the labels that are among the first 5
     tags: list[np.ndarray]  # labels of each
     logits: Tensor  # (M, V) of the first M images
 
     def metrics(self) -> dict[str, float]:
-        """hit1 and hit5 in percent; NaN where no image is held out."""
-        if not len(self.hit):
-            return {f"hit{k}": math.nan for k in TOP}
+        """hit1, hit5 and recall5 in percent; NaN where no image is held out."""
         share = 100 * self.hit.float().mean(0)
-        return {f"hit{k}": float(value) for k, value in zip(TOP, share, strict=True)}
+        metrics = {f"hit{k}": float(value) for k, value in zip(TOP, share, strict=True)}
+        return metrics | {f"recall{TOP[-1]}": 100 * float(self.recall.mean())}
 
 
 @torch.no_grad()
@@ -83,6 +83,7 @@ def score_hashtags(model: nn.Module, cfg: Config, data: Hashtags) -> Scores:
     tags_count = len(data.tagged.vocabulary.names)
     most = _SCORES // tags_count // dist.world_size()
     hit: list[Tensor] = []
+    recalled: list[Tensor] = []
     logits: list[Tensor] = []
     labels: list[np.ndarray] = []
     for piece in tqdm(
@@ -95,21 +96,24 @@ def score_hashtags(model: nn.Module, cfg: Config, data: Hashtags) -> Scores:
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.amp):
             found = model(normalise(images, cfg.network.mean, cfg.network.std)).float()
         hit.append(torch.stack([hits(found, tags, k) for k in TOP], 1).cpu())
+        recalled.append(recall(found, tags, TOP[-1]).cpu())
         if sum(len(each) for each in logits) < most:
             logits.append(found.cpu())
         labels += [row[row >= 0].numpy() for row in piece.tags]
     model.train(training)
     mine = (
         torch.cat(hit) if hit else torch.zeros(0, len(TOP), dtype=torch.bool),
-        torch.cat(logits) if logits else torch.zeros(0, tags_count),
+        torch.cat(recalled) if recalled else torch.zeros(0),
         labels,
+        torch.cat(logits) if logits else torch.zeros(0, tags_count),
     )
     every = dist.gather(mine)
     return Scores(
         torch.cat([each[0] for each in every]),
-        # Only the first images of each process have their scores kept: the same ones of the labels
-        [tag for each in every for tag in each[2][: len(each[1])]],
         torch.cat([each[1] for each in every]),
+        # Only the first images of each process have their scores kept: the same ones of the labels
+        [tag for each in every for tag in each[2][: len(each[3])]],
+        torch.cat([each[3] for each in every]),
     )
 
 
@@ -187,12 +191,3 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a csv file with a header."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def to_csv(rows: list[dict[str, float | str]]) -> str:
-    """Rows as a csv file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -157,18 +157,6 @@ def _find(logits: Tensor, tags: Tensor, k: int) -> Tensor:
 # Replication
 
 
-def count_tags(
-    tags: tuple[np.ndarray, np.ndarray], vocabulary: int, repeats: np.ndarray | None = None
-) -> np.ndarray:
-    """Images of each tag, float64 (V,), of n images drawn `repeats` (n,) times each; once if None.
-
-    Divided by the number of images this is f(h), which is of unique images.
-    """
-    ids, offsets = tags
-    weights = None if repeats is None else np.repeat(repeats, np.diff(offsets))
-    return np.bincount(ids, weights, vocabulary).astype(np.float64)
-
-
 def tag_factors(
     frequencies: np.ndarray, threshold: float, rule: str, *, most: float = np.inf
 ) -> np.ndarray:

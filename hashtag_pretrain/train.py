@@ -58,7 +58,9 @@ def train(cfg: Config) -> dict[str, float]:
         print(hashtags.describe(cfg, max(0, images)))
     model = build(cfg, hashtags).to(device)
     shape = (cfg.per_gpu, 3, cfg.augment.size, cfg.augment.size)
-    layout = choose_format(model, cfg.network, shape, amp=cfg.amp)
+    layout = torch.contiguous_format
+    if not (cfg.parallel == "fsdp" and dist.world_size() > 1):  # which wants contiguous weights
+        layout = choose_format(model, cfg.network, shape, amp=cfg.amp)
     model.to(memory_format=layout)
     network = parallelise(model, cfg.parallel, compress=cfg.compress, compiled=cfg.network.compile)
     optimizer, schedule = build_optimizer(network, cfg, steps)

@@ -3,6 +3,7 @@
     python transfer.py init=RUN protocol=probe target.name=cifar10 target.root=/data/cifar10
     python transfer.py init=wsl protocol=finetune target.name=imagenet target.root=/data/imagenet
     python transfer.py init=RUN protocol=zero_shot zero_shot.vocabulary=vocabulary.json target...
+    python transfer.py init=wsl protocol=evaluate target.name=imagenet target.root=/data/imagenet
     python transfer.py init=RUN protocol=detection detection.root=/data/coco
     python transfer.py init=RUN protocol=export form=detectron2
     python transfer.py transfer=smoke target.root=FOLDER              # seconds on a CPU
@@ -37,19 +38,20 @@ from common.sampling import SampleStream
 from hashtag_pretrain.model import Network, build_model
 from hashtag_pretrain.targets import detection as detect
 from hashtag_pretrain.targets.detection import Detection
-from hashtag_pretrain.targets.finetune import FineTune, finetune
+from hashtag_pretrain.targets.finetune import FineTune, finetune, score_finetune
 from hashtag_pretrain.targets.images import Reading
 from hashtag_pretrain.targets.outcome import report
 from hashtag_pretrain.targets.probe import Probe, probe
 from hashtag_pretrain.targets.sets import Target, read_target
 from hashtag_pretrain.targets.zero_shot import ZeroShot, find_tags, score_zero_shot
-from hashtag_pretrain.weights.initialise import export_trunk, initialise, load_trunk
+from hashtag_pretrain.weights.initialise import Pixels, export_trunk, initialise, load_trunk
 from hashtag_pretrain.words.vocabulary import Vocabulary
 
 COLUMNS = {  # protocol: the metrics that are printed, percent
     "probe": ("probe", "probe5"),
     "finetune": ("finetune", "finetune5"),
     "zero_shot": ("zero_shot", "zero_shot5"),
+    "evaluate": ("evaluate", "evaluate5"),
     "detection": ("box_AP", "mask_AP"),
     "export": (),
 }
@@ -71,7 +73,7 @@ class TransferConfig:
     """One transfer."""
 
     init: str = MISSING  # run of train.py, file, wsl | swsl | ssl | imagenet; none: random weights
-    protocol: str = "probe"  # probe | finetune | zero_shot | detection | export
+    protocol: str = "probe"  # probe | finetune | zero_shot | evaluate | detection | export
     form: str = "torchvision"  # of export: torchvision | detection | detectron2
     seed: int = 0
     processes: int = 0  # 0: one per GPU, or one on a CPU
@@ -94,17 +96,23 @@ class TransferConfig:
         for name in ("threads", "workers"):
             require_range(name, getattr(self, name), 0)
         require_range("log_every", self.log_every, 1)
-        classified = self.protocol in ("probe", "finetune", "zero_shot")
+        classified = self.protocol in ("probe", "finetune", "zero_shot", "evaluate")
         if classified and not self.target.root:
             raise ValueError(f"protocol={self.protocol} needs target.root=FOLDER.")
         if self.protocol == "zero_shot" and not self.zero_shot.vocabulary:
             raise ValueError("protocol=zero_shot needs zero_shot.vocabulary=FILE.")
         if self.protocol == "detection" and not self.detection.root:
             raise ValueError("protocol=detection needs detection.root=FOLDER.")
+        if self.protocol in ("evaluate", "export") and self.init == "none":
+            raise ValueError(f"protocol={self.protocol} needs init=RUN or a file of weights.")
+
+    def pixels(self) -> Pixels:
+        """What the images are normalised by."""
+        return self.network.mean, self.network.std
 
     def reading(self) -> Reading:
         """How the images of the target are read."""
-        return Reading(self.network.mean, self.network.std, self.workers, self.bad_images)
+        return Reading(*self.pixels(), self.workers, self.bad_images)
 
 
 # What may differ when a detection run is resumed.
@@ -143,6 +151,8 @@ def transfer(cfg: TransferConfig) -> dict[str, float]:
         metrics, steps = train_detector(cfg, build_trunk(cfg)), cfg.detection.steps
     elif cfg.protocol == "zero_shot":
         metrics = try_zero_shot(cfg, read(cfg), folder)
+    elif cfg.protocol == "evaluate":
+        metrics = evaluate(cfg, read(cfg), folder)
     else:
         target, model = read(cfg), build_trunk(cfg).to(dist.device())
         same: dict[str, Any] = {"seed": cfg.seed, "reading": cfg.reading(), "folder": folder}
@@ -166,7 +176,8 @@ def read(cfg: TransferConfig) -> Target:
     if dist.is_main():
         print(
             f"{found.name}: {len(found.classes)} classes, {len(found.train)} training and "
-            f"{len(found.test)} test images, {len(found.duplicates)} of them duplicates"
+            f"{len(found.test)} test images"
+            + ("" if found.duplicates is None else f", {len(found.duplicates)} of them duplicates")
         )
     return found
 
@@ -175,7 +186,19 @@ def build_trunk(cfg: TransferConfig) -> nn.Module:
     """The network with the weights that `init` names; its last layer is of no use."""
     model = build_model(cfg.network, 1)
     if cfg.init != "none":
-        loaded = load_trunk(model, cfg.init)
+        loaded = load_trunk(model, cfg.init, pixels=cfg.pixels())
+        if dist.is_main():
+            print(loaded)
+    return model
+
+
+def build_whole(cfg: TransferConfig, classes: int, vocabulary: str = "") -> nn.Module:
+    """The network with the weights that `init` names, the last layer of these classes included."""
+    model = build_model(cfg.network, classes)
+    if cfg.init != "none":
+        loaded = initialise(
+            model, cfg.init, vocabulary=vocabulary, complete=True, pixels=cfg.pixels()
+        )
         if dist.is_main():
             print(loaded)
     return model
@@ -183,8 +206,6 @@ def build_trunk(cfg: TransferConfig) -> nn.Module:
 
 def export(cfg: TransferConfig, folder: Path) -> dict[str, float]:
     """Write the trunk to the run's folder under the names of other code."""
-    if cfg.init == "none":
-        raise ValueError("protocol=export needs init=RUN or a file of weights.")
     path = folder / f"trunk-{cfg.form}.{'pth' if cfg.form == 'detectron2' else 'pt'}"
     model = build_trunk(cfg)
     if dist.is_main():
@@ -200,15 +221,18 @@ def try_zero_shot(cfg: TransferConfig, target: Target, folder: Path) -> dict[str
     vocabulary = Vocabulary.read(cfg.zero_shot.vocabulary)
     tags = find_tags(vocabulary, target.classes)
     missing = [name for name, each in zip(target.classes, tags, strict=True) if not each]
-    model = build_model(cfg.network, len(vocabulary.names))
-    if cfg.init != "none":
-        loaded = initialise(model, cfg.init, vocabulary=vocabulary.digest, complete=True)
-        if dist.is_main():
-            print(loaded)
+    model = build_whole(cfg, len(vocabulary.names), vocabulary.digest)
     if missing and dist.is_main():
         print(f"{len(missing)} classes have no tag and score 0: {', '.join(missing)}")
     outcome = score_zero_shot(model, target.test, tags, cfg.zero_shot, cfg.reading())
     return report(outcome, target, "zero_shot", folder)
+
+
+def evaluate(cfg: TransferConfig, target: Target, folder: Path) -> dict[str, float]:
+    """Accuracy of weights that know the target's classes, such as WSL's of ImageNet."""
+    model = build_whole(cfg, len(target.classes)).to(dist.device())
+    outcome = score_finetune(model, target.test, cfg.finetune, cfg.reading())
+    return report(outcome, target, "evaluate", folder)
 
 
 def train_detector(cfg: TransferConfig, trunk: nn.Module) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from common import dist
 from common.draw import TEXT_HEIGHT, Color, grid, save_png
+from common.images import UnreadableImage
 
 from ..config import Config
 from ..data import Hashtags
@@ -47,12 +48,10 @@ def draw_predictions(path: Path, cfg: Config, data: Hashtags, model: nn.Module) 
 @torch.no_grad()
 def find_examples(cfg: Config, data: Hashtags, model: nn.Module) -> list[Example]:
     """Held-out images, from head to tail, with what `model` makes of them; it is left as it was."""
-    images, tagged = data.held_out, data.tagged
-    chosen = choose(data, cfg.test.drawn)
-    if not chosen:
+    tagged, images = data.tagged, read_images(cfg, data)
+    if not images:
         return []
-    indices = [index for index, _ in chosen]
-    pixels = torch.stack([images[place][0] for _, place in chosen])
+    pixels = torch.stack(list(images.values()))
     training = model.training
     model.eval()
     inputs = normalise(pixels.to(dist.device()), cfg.network.mean, cfg.network.std)
@@ -69,9 +68,21 @@ def find_examples(cfg: Config, data: Hashtags, model: nn.Module) -> list[Example
             [(names[label], value) for label, value in zip(guesses, values, strict=True)],
         )
         for image, index, guesses, values in zip(
-            pixels, indices, best.indices.tolist(), best.values.tolist(), strict=True
+            pixels, images, best.indices.tolist(), best.values.tolist(), strict=True
         )
     ]
+
+
+def read_images(cfg: Config, data: Hashtags) -> dict[int, Tensor]:
+    """Held-out images uint8 (3, S, S) to be drawn, by their indices."""
+    images = {}
+    for index, place in choose(data, cfg.test.drawn):
+        try:
+            images[index] = data.held_out[place][0]
+        except UnreadableImage:  # `score_hashtags` has named it
+            if cfg.data.bad_images == "raise":
+                raise
+    return images
 
 
 def choose(data: Hashtags, count: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.images import _DAMAGE, MAX_PIXELS, UnreadableImage, _rgb
+from common.images import DAMAGE, MAX_PIXELS, UnreadableImage, to_rgb
 
 PADDING = 4  # black pixels around a small image, as for CIFAR
 _ORIENTATION = 0x0112  # EXIF tag
@@ -64,7 +64,7 @@ def decode_crop(data: bytes, name: str, choose: Callable[[int, int], View]) -> T
                     f"common.images.MAX_PIXELS = {MAX_PIXELS}"
                 )
             view, pixels = _read(image, choose)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UnreadableImage(f"{name} cannot be read as an image ({error}): replace it") from error
     return view.cut(pixels)
 
@@ -78,7 +78,7 @@ def _read(image: Image.Image, choose: Callable[[int, int], View]) -> tuple[View,
     if upright is image:
         view = _shrink(image, view)
     top, left, height, width = view.box
-    pixels = np.array(_rgb(upright.crop((left, top, left + width, top + height))))
+    pixels = np.array(to_rgb(upright.crop((left, top, left + width, top + height))))
     return view, torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -101,11 +101,6 @@ class Shards:
         """The labels of each image of a shard; images without one have an empty row."""
         return self._shard(shard).tags
 
-    def tags_of(self, index: int) -> np.ndarray:
-        """The labels int32 (k,) of an image."""
-        shard, i = self.locate(index)
-        return self.tags(shard).row(i)
-
     def hashes(self, shard: int) -> np.ndarray:
         """64 bits of each image's key, uint64 (n,)."""
         return self._shard(shard).index.hashes

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -248,9 +248,3 @@ def find_shards(folder: str | Path) -> list[Path]:
             f"{folder} has no shards (*.tar): `python prepare.py shards out={folder}` writes them"
         )
     return paths
-
-
-def index_shards(shards: Iterable[Path]) -> None:
-    """Make the indexes that are missing."""
-    for shard in shards:
-        load_summary(shard)

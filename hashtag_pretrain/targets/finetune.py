@@ -140,7 +140,7 @@ def fit_finetune(
     def score(one: nn.Module | None, numbers: Tensor) -> float:
         if one is None:
             return math.nan
-        return score_finetune(one, train.only(numbers), options, reading).accuracy()
+        return score_finetune(one, train.only(numbers), options, reading, training=True).accuracy()
 
     ledger = None
     if folder is not None:
@@ -206,6 +206,7 @@ def train_one(
         schedule.step()
         stopping = folder is not None and dist.stop_requested()
         if folder and (stopping or step == steps or step % (options.save_every * per_epoch) == 0):
+            share_norms(model)
             checkpoint.save(folder, step, **parts)
         if stopping:
             dist.exit_preempted(step)
@@ -248,15 +249,21 @@ def make_schedule(optimizer: SGD, options: FineTune, steps: int) -> LambdaLR:
 
 
 @torch.no_grad()
-def score_finetune(model: nn.Module, test: Listing, options: FineTune, reading: Reading) -> Outcome:
-    """What the network makes of images: a centre crop of each."""
-    training, device = model.training, dist.device()
+def score_finetune(
+    model: nn.Module, test: Listing, options: FineTune, reading: Reading, *, training: bool = False
+) -> Outcome:
+    """What the network makes of images: a centre crop of each.
+
+    training: these are held-out training images, of which unreadable ones may be skipped.
+    """
+    before, device = model.training, dist.device()
     model.eval()
     images = Images(test, centre_view(options.size, options.resize))
+    bad = BadImages(reading.bad_images if training else "raise")
     scores = Scores()
-    for batch, labels in eval_loader(images, options.images, workers=reading.workers):
+    for batch, labels in eval_loader(images, options.images, workers=reading.workers, bad=bad):
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
             logits = model(reading.normalise(batch))
         scores.add(logits.float(), labels)
-    model.train(training)
+    model.train(before)
     return scores.outcome()

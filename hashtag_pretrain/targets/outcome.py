@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,11 @@ class Outcome:
 
     def write_classes(self, path: Path, names: Sequence[str]) -> None:
         """Write class, images, top1, top5 as CSV."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(("class", "images", "top1", "top5"))
-        for name, (count, top1, top5) in zip(names, self.per_class(len(names)), strict=True):
-            table.writerow((name, count, f"{top1:.2f}", f"{top5:.2f}"))
-        write_text(path, text.getvalue())
+        table = [
+            {"class": name, "images": count, "top1": f"{top1:.2f}", "top5": f"{top5:.2f}"}
+            for name, (count, top1, top5) in zip(names, self.per_class(len(names)), strict=True)
+        ]
+        write_text(path, to_csv(table))
 
 
 class Scores:
@@ -88,15 +87,24 @@ class Scores:
         return Outcome(*rows.unbind(1))
 
 
+def to_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows, one at least, as a csv file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def report(
     outcome: Outcome, target: Target, name: str, folder: Path | None = None
 ) -> dict[str, float]:
-    """{name: top-1, name5: top-5}, and lower_bound where the target lists duplicates, in percent.
+    """{name: top-1, name5: top-5}, and lower_bound where duplicates were looked for, in percent.
 
     folder: where the main process writes `name`.csv, the accuracy by class.
     """
     metrics = {name: outcome.accuracy(), f"{name}5": outcome.accuracy(5)}
-    if target.duplicates:
+    if target.duplicates is not None:
         metrics["lower_bound"] = outcome.lower_bound(target.duplicates)
     if folder is not None and dist.is_main():
         outcome.write_classes(folder / f"{name}.csv", target.classes)

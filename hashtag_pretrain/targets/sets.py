@@ -20,14 +20,15 @@ NAMES = ("folder", "imagenet", "cub", "places365", "cifar10")
 class Target:
     """A classification task.
 
-    duplicates: numbers of the test images that have a copy among the images of pretraining.
+    duplicates: numbers of the test images that have a copy among the images of pretraining; None
+    where nobody looked for them.
     """
 
     name: str
     classes: list[str]  # K, by label
     train: Listing
     test: Listing
-    duplicates: frozenset[int] = frozenset()
+    duplicates: frozenset[int] | None = None
 
 
 def read_target(

@@ -35,9 +35,8 @@ class ZeroShot:
 
 def find_tags(vocabulary: Vocabulary, classes: list[str]) -> list[list[int]]:
     """The tags of each class; ValueError where no class has any."""
-    if all(map(is_wnid, classes)):
-        found = class_tags(vocabulary, classes)
-    else:
+    found = class_tags(vocabulary, classes) if all(map(is_wnid, classes)) else []
+    if not any(found):  # of words, or of wnids that are tags themselves (rule=none)
         found = [vocabulary.look_up([name]) for name in classes]
     if not any(found):
         raise ValueError(

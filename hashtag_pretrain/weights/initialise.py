@@ -34,35 +34,47 @@ from .formats import (
 
 IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}  # torchvision's
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std of red, green, blue in 0..1
 LARGE = 2**28  # bytes of a file that is mapped instead of read
 HASHED = re.compile(r"(ig_|semi_|resne)\w*-([0-9a-f]{8})\.pth")  # SHA-256 in the name
 
 
 @dataclass
 class Weights:
-    """Tensors by torchvision's names; digest: of the vocabulary of their last layer, if known."""
+    """Tensors by torchvision's names.
+
+    digest: of the vocabulary of their last layer. pixels: that a run normalised. Both if known.
+    """
 
     tensors: State
     source: str
     digest: str = ""
+    pixels: Pixels | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def load_trunk(model: nn.Module, source: str | Path) -> Report:
+def load_trunk(model: nn.Module, source: str | Path, *, pixels: Pixels | None = None) -> Report:
     """Load all weights but those of the last layer, in place, which stays as initialised.
 
     source: a run's folder, whose newest checkpoint is taken; a file; imagenet or imagenet-v2,
     torchvision's; wsl, swsl or ssl, which were trained on hashtags or with their help. Words are
-    downloaded once. Raises ValueError where the weights are of another network, with the options
-    of theirs; then nothing is changed.
+    downloaded once. pixels: mean and std of the images to come. Raises ValueError where the
+    weights are of another network, or a run's of other pixels, with the options of theirs; then
+    nothing is changed.
     """
     weights = read_weights(model, str(source))
+    compare_pixels(weights, pixels)
     weights.tensors = without_fc(weights.tensors)
     return load(model, weights)
 
 
 def initialise(
-    model: nn.Module, source: str | Path, *, vocabulary: str = "", complete: bool = False
+    model: nn.Module,
+    source: str | Path,
+    *,
+    vocabulary: str = "",
+    complete: bool = False,
+    pixels: Pixels | None = None,
 ) -> Report:
     """`load_trunk`, and the last layer where it is of these classes.
 
@@ -71,6 +83,7 @@ def initialise(
     ValueError where the last layer does not fit, as for an evaluation.
     """
     weights = read_weights(model, str(source))
+    compare_pixels(weights, pixels)
     reason = unfit(model, weights, vocabulary)
     if reason and complete:
         raise ValueError(
@@ -135,19 +148,26 @@ def read_weights(model: nn.Module, source: str) -> Weights:
     weights = Weights(tensors, str(path))
     if isinstance(parts, dict):
         weights.digest = str(parts.get("vocabulary", ""))
-        weights.notes += pixels_of(parts.get("options", {}))
+        options = parts.get("options", {})
+        if "network.mean" in options and "network.std" in options:
+            weights.pixels = options["network.mean"], options["network.std"]
     if NONCOMMERCIAL.search("/".join(path.parts[-2:])):
         weights.notes.append(LICENCE)
     return weights
 
 
-def pixels_of(options: dict[str, Any]) -> list[str]:
-    """What a run's weights want of the pixels, where they are not ImageNet's."""
-    mean, std = options.get("network.mean", MEAN), options.get("network.std", STD)
-    if (tuple(mean), tuple(std)) == (MEAN, STD):
-        return []
-    shown = [f"[{','.join(map(str, values))}]" for values in (mean, std)]
-    return [f"These weights want pixels of network.mean={shown[0]} network.std={shown[1]}."]
+def compare_pixels(weights: Weights, pixels: Pixels | None) -> None:
+    """Note what a run's weights want of the pixels; ValueError where those to come are others."""
+    if weights.pixels is None:
+        return
+    wanted, given = (tuple(map(tuple, each)) for each in (weights.pixels, pixels or (MEAN, STD)))
+    if wanted == given:
+        return
+    shown = [f"[{','.join(map(str, values))}]" for values in wanted]
+    options = f"network.mean={shown[0]} network.std={shown[1]}"
+    if pixels is not None:
+        raise ValueError(f"{weights.source} was trained with {options}: give these.")
+    weights.notes.append(f"These weights want pixels of {options}.")
 
 
 def find_file(source: str) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from common.config import to_dataclass
 from common.errors import UserError
@@ -27,11 +29,19 @@ GOES_WITH = {  # experiments and the data that each takes
 
 
 @cache
-def read(*words: str) -> Config:
-    """The settings that these words give."""
+def groups(*words: str) -> DictConfig:
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_dataclass(compose("config", [*words, "output_dir=unused"]))
+        return compose("config", [*words, "output_dir=unused"])
+
+
+def read(*words: str) -> Config:
+    """The settings that these words give."""
+    chosen = tuple(word for word in words if word.startswith(("data=", "experiment=")))
+    cfg, rest = groups(*chosen).copy(), [word for word in words if word not in chosen]
+    for each in OverridesParser.create().parse_overrides(rest):  # as `compose` does, only sooner
+        OmegaConf.update(cfg, each.key_or_group, each.value())
+    return to_dataclass(cfg)
 
 
 def names(group: str) -> set[str]:
@@ -92,6 +102,7 @@ WRONG = [
     (["data.held_out=0.9"], r"data\.held_out"),
     (["data.window=0"], r"data\.window"),
     (["data.bad_images=ignore"], r"data\.bad_images"),
+    (["data.bad_images=skip", "data.bad_share=0"], r"data\.bad_share=0 lets no image be skipped"),
     (["data.name=folder"], r"data\.name"),
     (["sampling.rule=sqrt"], r"sampling\.rule"),
     (["sampling.length=0.5"], r"sampling\.length=0\.5: .*give 1 or more"),
@@ -110,7 +121,6 @@ WRONG = [
     (["protocols=[svm]"], "protocols"),
     (["data=shards", "data.root=/x", "target.name=builtin"], r"builtin goes with data=builtin"),
     (["parallel=tensor"], "parallel"),
-    (["parallel=fsdp", "compress=true"], "compress=true is for parallel=ddp and zero1"),
     (["parallel=fsdp", "ema=0.9"], "ema does not go with parallel=fsdp"),
     (["images=-2"], r"images=-2: give a number, 0 for the paper's, or -1: none"),
     (["batch_size=24"], r"warmup_lr=0\.1 is above 0\.009375, .*: lower it"),

@@ -14,8 +14,8 @@ from PIL import Image
 
 from common.data import BadExample, _draw_seeded
 from common.sampling import mix
-from hashtag_pretrain import data
-from hashtag_pretrain.config import Config, Sampling, Test
+from hashtag_pretrain import config, data
+from hashtag_pretrain.config import Config, Sampling
 from hashtag_pretrain.data import HELD_OUT, TRAINED, UNUSED
 from hashtag_pretrain.inputs.augment import Augment, training_image
 from hashtag_pretrain.shards.index import hash_key
@@ -92,7 +92,7 @@ def test_roles_counts_and_frequencies_are_those_of_a_loop_over_the_images(root, 
     assert found.images == len(trained)
     assert found.frequencies() == pytest.approx([count / len(trained) for count in counts])
     assert found.dropped == sum(not each for each in labels) == 5
-    assert found.listed == 3
+    assert found.listed == dict.fromkeys(EXCLUDED, 1)
     assert [found.labels(i).tolist() for i in range(COUNT)] == labels
     assert found.all_with(HELD_OUT).tolist() == [i for i, r in enumerate(roles) if r == HELD_OUT]
 
@@ -111,7 +111,7 @@ def test_held_out_excluded_and_untagged_images_are_never_drawn_and_all_others_ar
     assert drawn(found, cfg) == {i for i, role in enumerate(roles) if role == TRAINED}
     assert found.held_out.order is not None
     assert found.held_out.order.tolist() == [i for i, r in enumerate(roles) if r == HELD_OUT]
-    few = data.build(replace(cfg, test=Test(images=2)))
+    few = data.build(replace(cfg, test=config.Test(images=2)))
     assert len(few.held_out) == 2
 
 
@@ -229,6 +229,13 @@ def test_the_digest_tells_other_data_and_no_other_place(root, tmp_path):
     others.append(replace(cfg, sampling=Sampling("uniform")))
     digests = {data.build(each).digest() for each in others}
     assert len({known, *digests}) == 4
+    made = []
+    for seed in (0, 1):  # other pixels under the same keys and tags
+        file = ("0.png", image_bytes(seed)), ("0.json", b'{"tags": ["cat"]}')
+        write_tar(tmp_path / str(seed) / "shards" / "0.tar", file)
+        make_vocabulary(*NAMES).write(tmp_path / str(seed) / "vocabulary.json")
+        made.append(data.build(options(tmp_path / str(seed), held_out=0.0)).digest())
+    assert made[0] != made[1]
     make_vocabulary(*NAMES).write(tmp_path / "other.json")
     assert data.build(options(root, vocabulary=str(tmp_path / "other.json"))).digest() != known
 
@@ -240,8 +247,42 @@ def test_a_run_says_what_it_trains_on(root):
     trained = roles_by_hand(root, 1.0).count(TRAINED)
     assert f"{trained} images to train on" in said
     assert "5 without a tag of the vocabulary's 7, 3 in exclude.txt" in said
+    assert "exclude.txt: no image has 1 of its keys, such as no such key" in said
+    assert "several images" not in said
     assert f"an epoch has {found.length:.0f} images" in said
     assert f"{24 / found.length:.2f} epochs" in said
+
+
+def test_a_key_of_several_images_that_is_not_to_be_trained_on_is_told(tmp_path):
+    for name in "ab":
+        file = ("1.png", image_bytes(0, side=16)), ("1.json", b'{"tags": ["cat"]}')
+        own = (f"{name}.png", image_bytes(1, side=16)), (f"{name}.json", b'{"tags": ["dog"]}')
+        write_tar(tmp_path / "shards" / f"{name}.tar", [*file, *own])
+    make_vocabulary(*NAMES).write(tmp_path / "vocabulary.json")
+    (tmp_path / "list.txt").write_text("1\na\n")
+    cfg = settings(tmp_path, "", data=shards(tmp_path, exclude="list.txt", held_out=0.0))
+    said = data.build(cfg).describe(cfg, 24)
+    assert "1 images to train on" in said
+    assert ", 3 in list.txt" in said
+    assert "list.txt: 1 of its keys, such as 1, are of several images, which are all left" in said
+
+
+def test_the_window_of_the_options_is_the_streams(root):
+    mixed = []
+    for window in (1, 3):
+        cfg = options(root, window=window)
+        stream = data.stream_of(data.build(cfg), cfg)
+        mixed.append({index // 10 for _, index in stream.share(0, 0, 1)})
+    assert len(mixed[0]) == 1 < len(mixed[1])  # of a batch of 8 from shards of 10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pieces_come_in_pinned_memory(root):
+    cfg = options(root)
+    ((piece, _),) = data.batches(data.build(cfg), cfg, 0, 1)
+    assert piece.images.is_pinned()
+    assert piece.tags.is_pinned()
 
 
 def test_batches_are_the_streams_images_under_their_own_seeds(root):
@@ -370,7 +411,7 @@ def test_damaged_shards_stop_or_are_counted_and_named(tmp_path):
     found = data.build(cfg)
     assert len(found.tagged.shards) in (19, 20)
     assert "000002" in found.describe(cfg, 8)
-    strict = settings(tmp_path, "", data=shards(tmp_path, bad_images="skip", bad_share=0.0))
+    strict = settings(tmp_path, "", data=shards(tmp_path, bad_images="skip", bad_share=1e-9))
     damaged = sum(each.damaged for each in found.tagged.shards.summaries)
     if damaged > 1:
         with pytest.raises(ValueError, match=f"{damaged} damaged files .* more than the 1"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from common.data import _draw_seeded
-from hashtag_pretrain import data
-from hashtag_pretrain.config import Config, Sampling, TargetData, Test
+from hashtag_pretrain import config, data
+from hashtag_pretrain.config import Config, Sampling, TargetData
 from hashtag_pretrain.evaluate import (
     Scores,
     average_precision,
@@ -49,7 +49,8 @@ def model_of(cfg: Config) -> torch.nn.Module:
 def test_hits_are_those_of_a_loop_over_the_held_out_images(trained):
     cfg, metrics = trained
     model, found = model_of(cfg), data.build(cfg)
-    hits = {1: [], 5: []}
+    hits: dict[int, list[bool]] = {1: [], 5: []}
+    recalls = []
     for place in range(len(found.held_out)):
         image, labels, _ = _draw_seeded(found.held_out, place, 0)
         with torch.no_grad():
@@ -57,9 +58,12 @@ def test_hits_are_those_of_a_loop_over_the_held_out_images(trained):
         order = sorted(range(len(NAMES)), key=lambda label: -scores[label])
         for k, each in hits.items():
             each.append(any(label in labels for label in order[:k]))
+        recalls.append(sum(label in order[:5] for label in labels) / len(labels))
     assert len(hits[1]) > 5
     assert 0 < np.mean(hits[1]) < 1
-    assert metrics == {f"hit{k}": pytest.approx(100 * np.mean(each)) for k, each in hits.items()}
+    assert 0 < np.mean(recalls) < np.mean(hits[5])
+    wanted = {f"hit{k}": 100 * np.mean(each) for k, each in hits.items()}
+    assert metrics == pytest.approx(wanted | {"recall5": 100 * np.mean(recalls)})
 
 
 def test_batches_of_any_size_and_a_cap_on_the_logits_leave_the_hits_alone(trained, monkeypatch):
@@ -67,7 +71,7 @@ def test_batches_of_any_size_and_a_cap_on_the_logits_leave_the_hits_alone(traine
     model, found = model_of(cfg), data.build(cfg)
     monkeypatch.setattr("hashtag_pretrain.evaluate._SCORES", 5 * len(NAMES))
     for size, kept in ((3, 6), (64, len(found.held_out))):
-        scores = score_hashtags(model, replace(cfg, test=Test(batch_size=size)), found)
+        scores = score_hashtags(model, replace(cfg, test=config.Test(batch_size=size)), found)
         assert scores.metrics() == pytest.approx(metrics)
         assert len(scores.logits) == len(scores.tags) == kept
         assert [each.tolist() for each in scores.tags] == [
@@ -77,7 +81,10 @@ def test_batches_of_any_size_and_a_cap_on_the_logits_leave_the_hits_alone(traine
 
 def scores_of(logits: list[list[float]], tags: list[list[int]]) -> Scores:
     return Scores(
-        torch.zeros(0, 2), [np.array(each, np.int64) for each in tags], torch.tensor(logits)
+        torch.zeros(0, 2),
+        torch.zeros(0),
+        [np.array(each, np.int64) for each in tags],
+        torch.tensor(logits),
     )
 
 
@@ -166,7 +173,7 @@ def test_without_pretraining_the_random_trunk_is_probed_and_a_result_left(root, 
         probe=Probe(size=16, resize=16, held_out=0.5, decays=[0.001]),
     )
     metrics = run(cfg)
-    assert metrics.keys() == {"hit1", "hit5", "probe", "probe5"}
+    assert metrics.keys() == {"hit1", "hit5", "recall5", "probe", "probe5"}
     assert columns(cfg) == ("probe",)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"result.json", "tags.csv", "probe.csv", "predictions.png"} <= names

@@ -1,6 +1,7 @@
 """Figures: frequencies and scores from head to tail, and held-out images with predictions."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from common.images import UnreadableImage
 from hashtag_pretrain import config
 from hashtag_pretrain.config import Config, Data, Sampling
 from hashtag_pretrain.data import Hashtags, build
@@ -37,7 +39,7 @@ from hashtag_pretrain.figures.sampling import (
 from hashtag_pretrain.inputs.augment import Augment
 from hashtag_pretrain.model import Network, build_model, normalise
 
-from .small import make_shards, make_vocabulary, random_tags
+from .small import image_bytes, make_shards, make_vocabulary, random_tags, write_tar
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 NAMES = ("cat", "dog", "owl", "fox", "bee", "ant", "elk", "yak")
@@ -185,6 +187,26 @@ def test_examples_are_held_out_images_with_their_tags_and_the_likeliest_labels(
             ("cat", "dog")[label] for label in expected.argsort(descending=True).tolist()
         ]
         assert sum(value for _, value in example.predicted) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_image_that_cannot_be_read_is_not_drawn_where_it_may_be_skipped(
+    tmp_path: Path, cfg: Config, model: nn.Module
+) -> None:
+    files = [
+        part
+        for key in "abcdefghijkl"
+        for part in ((f"{key}.png", b"no image"), (f"{key}.json", b'{"tags": ["cat"]}'))
+    ]
+    files[0] = ("a.png", image_bytes())
+    write_tar(tmp_path / "shards" / "0.tar", files)
+    make_vocabulary("cat", "dog").write(tmp_path / "vocabulary.json")
+    options = replace(cfg.data, root=str(tmp_path), held_out=0.5)
+    held_out = build(replace(cfg, data=options))
+    held_out.held_out.order = np.array([0, 1, 2])
+    skipping = replace(cfg, data=replace(options, bad_images="skip"))
+    assert len(find_examples(skipping, held_out, model)) == 1
+    with pytest.raises(UnreadableImage, match=r"0\.tar: [bc] cannot be read"):
+        find_examples(cfg, held_out, model)
 
 
 def test_examples_go_from_the_most_frequent_labels_to_the_rarest(data: Hashtags) -> None:

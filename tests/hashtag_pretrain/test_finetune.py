@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.data import BadExample
 from common.run import checkpoint
 from common.sampling import SampleStream
 from hashtag_pretrain.model import Network, build_model
@@ -22,6 +23,7 @@ from hashtag_pretrain.targets.finetune import (
     score_finetune,
     train_one,
 )
+from hashtag_pretrain.targets.holdout import split
 
 from .small_target import READING, guard, small_target
 
@@ -150,6 +152,25 @@ def test_a_search_that_is_started_again_goes_on_and_ends_equal(tmp_path):
         assert torch.equal(value, second.model.state_dict()[name])
     checkpoint.unlock(where / "all")
     checkpoint.unlock(where)
+
+
+def test_a_damaged_training_image_is_skipped_where_asked_and_a_test_image_never(tmp_path):
+    target = small_target(tmp_path)
+    held_out = split(target.train.labels, SMALL.held_out, 0)[1]
+    target.train[int(held_out[0])][0].write_bytes(b"no image")
+    for policy in ("raise", "skip"):
+        reading = replace(READING, bad_images=policy)
+        options = replace(SMALL, epochs=1)
+        expected = (
+            pytest.warns(UserWarning, match="image 1 skipped")
+            if policy == "skip"
+            else pytest.raises(BadExample, match="cannot be read")
+        )
+        with expected:
+            fit_finetune(small_model(), target.train, 3, options, seed=0, reading=reading)
+    target.test[0][0].write_bytes(b"no image")
+    with pytest.raises(BadExample, match="cannot be read"):
+        score_finetune(small_model(), target.test, SMALL, replace(READING, bad_images="skip"))
 
 
 def test_a_rate_that_diverges_loses_the_search(tmp_path):

@@ -88,7 +88,7 @@ def test_the_32x8d_computes_what_torchvisions_does_and_loads_strictly_both_ways(
         buffer.fill_(1)
     stir(theirs)
     ours.load_state_dict(theirs.state_dict(), assign=True)
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.rand(1, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
     theirs.load_state_dict(ours.state_dict())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import chain, pairwise, product
 from math import ceil, floor
+from time import process_time
 
 import numpy as np
 import pytest
@@ -392,3 +393,15 @@ def test_uniform_numbers_are_uniform_and_independent_of_other_keys() -> None:
         assert ((counts - 1000) ** 2 / 1000).sum() < 160  # chi-square with 99 degrees of freedom
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.015
     assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 0.015
+
+
+@pytest.mark.slow
+def test_a_process_gives_more_than_a_million_images_a_second():
+    """600,000 images in shards of 10,000, batches of 8,064."""
+    factors = np.maximum(1, np.random.default_rng(0).random(10_000) ** 4 * 8)
+    counts, totals = np.full(60, 10_000), np.full(60, factors.sum())
+    stream = ReplicationStream(counts, totals, lambda _: factors, 8064, seed=0)
+    start = process_time()
+    for step in range(stream.steps_per_epoch):
+        stream.share(step, 0, 1)
+    assert stream.steps_per_epoch * 8064 / (process_time() - start) > 1e6

@@ -29,6 +29,9 @@ from hashtag_pretrain.net.parallel import (
     share_norms,
     summing,
 )
+from hashtag_pretrain.targets.finetune import FineTune, Setting, train_one
+from hashtag_pretrain.targets.sets import read_target
+from tests.hashtag_pretrain.small_target import READING, write_images
 
 WORLD, LOCAL, STEPS = 2, 24, 3
 State = dict[str, Tensor]
@@ -61,7 +64,8 @@ def sgd(network: nn.Module, how: str) -> torch.optim.Optimizer:
 def seen(commands, tmp_path_factory) -> list[dict]:
     """What both ranks saw."""
     folder = tmp_path_factory.mktemp("parallel")
-    done = commands.run(folder, str(folder), script=__file__)
+    # From the repository, where `tests` is found.
+    done = commands.run("", str(folder), script=__file__)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
@@ -149,6 +153,14 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(seen, how):
 
 def test_recomputed_blocks_may_be_sharded(seen):
     assert_near(seen[0]["fsdp", "recomputed"], alone(steps=1))
+
+
+def test_a_fine_tuned_network_is_saved_as_it_ends(seen):
+    """With the mean of the ranks' running statistics, so that a run resumed at its end has them."""
+    saved, ended = seen[0]["finetuned"]
+    assert saved.keys() == ended.keys()
+    assert all(torch.equal(saved[name], value) for name, value in ended.items())
+    assert all(torch.equal(seen[1]["finetuned"][1][name], ended[name]) for name in ended)
 
 
 # Batch norm
@@ -278,13 +290,26 @@ def statistics(rank: int) -> dict:
     return {"local": before, "shared": dict(run.model.named_buffers())}
 
 
+def finetune(rank: int, folder: Path) -> tuple[State, State]:
+    """The last checkpoint of a fine-tuned model, and the model itself."""
+    target = write_images(folder / "target") if rank == 0 else folder / "target"
+    dist.barrier()
+    options = FineTune(epochs=1, batch_size=6, size=16, resize=16, augment="none")
+    train, model = read_target("folder", target).train, make()
+    train_one(model, train, 3, Setting(0.1, 0, 1), options, 0, READING, folder=folder / "fit")
+    checkpoint.unlock(folder / "fit")
+    return checkpoint.load(folder / "fit/checkpoint-00000003.pt")["parts"]["model"], (
+        model.state_dict()
+    )
+
+
 def work(rank: int, folder: Path) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD)
     timeout = datetime.timedelta(seconds=90)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timeout)
-    seen: dict = {"statistics": statistics(rank)}
+    seen: dict = {"statistics": statistics(rank), "finetuned": finetune(rank, folder)}
     for how in WAYS:
         seen |= train(rank, how, folder)
     for how in ("ddp", "fsdp"):

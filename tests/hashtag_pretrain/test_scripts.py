@@ -1,11 +1,15 @@
 """The commands of hashtag_pretrain as a user types them."""
 
 import json
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands import Commands
+from tests.hashtag_pretrain.wordnets import find_whole
 from tests.train_scripts import TrainScript, lines
 
 SMALL = [
@@ -98,3 +102,117 @@ def test_real_photos_with_the_words_of_their_captions_as_tags_are_trained_on(
     done = commands.run("hashtag_pretrain", *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+def do(commands: Commands, *words: str, script: str = "train.py") -> str:
+    """What a command prints that must succeed."""
+    done = commands.run("hashtag_pretrain", *words, script=script, forking=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def prepare(commands: Commands, *words: str) -> str:
+    return do(commands, *words, "processes=0", script="prepare.py")
+
+
+@pytest.mark.slow
+def test_captions_become_labels_by_wordnet_and_200_steps_learn_them(
+    shared_data, commands, tmp_path
+):
+    wordnet, out = find_whole(), tmp_path / "shards"
+    prepare(
+        commands, "shards", "source=coco", f"root={shared_data / 'coco_mini'}", f"out={out}",
+        "short=64",
+    )  # fmt: skip
+    said = prepare(
+        commands, "vocabulary", f"shards={out}", f"wordnet={wordnet}", "least=2",
+        f"out={tmp_path / 'vocabulary.json'}",
+    )  # fmt: skip
+    assert "unknown" in said  # words that are no nouns
+    labels = json.loads((tmp_path / "vocabulary.json").read_text())
+    assert len(labels) > 50
+    assert {"airport", "man"} & labels.keys()
+    assert all(wnid.startswith("n") for label in labels.values() for wnid in label["synsets"])
+    words = ["experiment=smoke", "data=shards", f"data.root={tmp_path}", "data.held_out=0.2"]
+    words += ["data.vocabulary=vocabulary.json", "data.workers=0", "target.name=''"]
+    words += ["protocols=[]", "images=3200", "batch_size=16", "per_gpu=16", "lr=1.6"]
+    words += ["save_every=200", "augment={size: 32, resize: 40, crop: random}"]
+    do(commands, *words, f"hydra.run.dir={tmp_path / 'run'}")
+    losses = [row["loss"] for row in lines(tmp_path / "run") if "lr" in row]
+    assert len(losses) == 200
+    assert np.mean(losses[-20:]) < np.mean(losses[:5]) - 0.3
+
+
+NOUNS = {  # CIFAR-10's classes: their synset, and other words for them
+    "airplane": ("n02691156", "aeroplane"), "automobile": ("n02958343", "motorcar"),
+    "bird": ("n01503061", "bird"), "cat": ("n02121620", "true_cat"),
+    "deer": ("n02430045", "cervid"), "dog": ("n02084071", "Domestic-Dog"),
+    "frog": ("n01639765", "toad frog"), "horse": ("n02374451", "Equus_caballus"),
+    "ship": ("n04194289", "ship"), "truck": ("n04490091", "motortruck"),
+}  # fmt: skip
+
+
+def tag_photos(cifar: Path, folder: Path, files: list[Path]) -> None:
+    """Write list.txt of photos with hashtags: of five, one has a wrong class's; half are synonyms.
+
+    Also wnids.txt, the classes' synsets.
+    """
+    rng, rows = random.Random(0), []
+    for path in files:
+        own = path.parent.name if rng.random() < 0.8 else rng.choice(list(NOUNS))
+        tags = {rng.choice([own, NOUNS[own][1]]).replace(" ", "_"), rng.choice(["love", "photo"])}
+        rows.append(f"{path}\t{' '.join(f'#{tag}' for tag in sorted(tags))}")
+    (folder / "list.txt").write_text("\n".join(rows))
+    (folder / "wnids.txt").write_text("\n".join(wnid for wnid, _ in NOUNS.values()))
+
+
+def copy_target(folder: Path, train: list[Path], test: list[Path]) -> Path:
+    """A target of 50 and 30 photos of each class."""
+    for split, several, count in (("train", train, 50), ("test", test, 30)):
+        for name in NOUNS:
+            (folder / split / name).mkdir(parents=True)
+            mine = [file for file in several if file.parent.name == name]
+            for file in mine[:count]:
+                shutil.copy(file, folder / split / name)
+    return folder
+
+
+@pytest.mark.slow
+def test_photos_tagged_by_synonyms_with_noise_give_a_trunk_that_is_probed_and_searched(
+    shared_data, commands, tmp_path
+):
+    """CIFAR-10: class names, synonyms and noise as tags; probe; a copy in the test folder."""
+    wordnet, cifar, out = find_whole(), shared_data / "cifar10_jpeg", tmp_path / "shards"
+    files = sorted((cifar / "train").glob("*/*.jpg"))
+    random.Random(0).shuffle(files)
+    tag_photos(cifar, tmp_path, files[:2000])
+    prepare(
+        commands, "shards", "source=list", f"list={tmp_path / 'list.txt'}",
+        f"root={cifar / 'train'}", f"out={out}", "per_shard=250",
+    )  # fmt: skip
+    prepare(
+        commands, "vocabulary", f"shards={out}", f"wordnet={wordnet}", "rule=vocabulary",
+        f"classes={tmp_path / 'wnids.txt'}", f"out={tmp_path / 'vocabulary.json'}",
+    )  # fmt: skip
+    assert len(json.loads((tmp_path / "vocabulary.json").read_text())) == 10
+    tested = sorted((cifar / "test").glob("*/*.jpg"))
+    target = copy_target(tmp_path / "target", files[2000:], tested)
+    words = ["experiment=mini", "data=shards", f"data.root={tmp_path}", "data.workers=0"]
+    words += ["data.vocabulary=vocabulary.json", "data.held_out=0.02", "batch_size=64"]
+    words += [f"target={{name: cifar10, root: {target}}}", "per_gpu=64", "lr=1.0"]
+    do(commands, *words, "images=12_800", f"hydra.run.dir={tmp_path / 'tags'}")
+    losses = [row["loss"] for row in lines(tmp_path / "tags") if "lr" in row]
+    assert losses[-1] < losses[0] - 0.2
+    result = json.loads((tmp_path / "tags" / "result.json").read_text())
+    assert result["metrics"]["probe"] > 20  # of ten classes
+    copied = files[7]
+    shutil.copy(copied, target / "test" / copied.parent.name / "copy.jpg")
+    said = prepare(
+        commands, "duplicates", f"train={out}", f"test={target / 'test'}", "network=small",
+        f"init={tmp_path / 'tags'}", "size=32", "threshold=1e-4", f"out={tmp_path / 'found'}",
+    )  # fmt: skip
+    assert "of 301 test images" in said
+    listed = (tmp_path / "found" / "duplicates.txt").read_text().split("\n")
+    assert f"{copied.parent.name}/copy.jpg" in listed
+    excluded = (tmp_path / "found" / "exclude.txt").read_text().split("\n")
+    assert str(copied.relative_to(cifar / "train").with_suffix("")) in excluded

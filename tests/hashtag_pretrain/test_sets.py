@@ -162,6 +162,9 @@ def test_duplicated_test_images_are_listed_by_name(tmp_path):
     root = write_images(tmp_path / "images")
     write(tmp_path / "list.txt", f"green/1.png\n{root}/test/red/0.png\n")
     assert read_target("folder", root, duplicates=tmp_path / "list.txt").duplicates == {5, 8}
+    write(tmp_path / "list.txt", "")
+    assert read_target("folder", root, duplicates=tmp_path / "list.txt").duplicates == frozenset()
+    assert read_target("folder", root).duplicates is None
     write(tmp_path / "list.txt", "green/9.png\n")
     with pytest.raises(ValueError, match=r"green/9\.png"):
         read_target("folder", root, duplicates=tmp_path / "list.txt")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from common.tables.plan import compose_rows
 from hashtag_pretrain.config import Config
 from hashtag_pretrain.model import build_model
 from hashtag_pretrain.tables import TABLES
+from hashtag_pretrain.transfer import TransferConfig
+from hashtag_pretrain.weights.formats import URLS
 
 CONF = Path(__file__).resolve().parents[2] / "hashtag_pretrain" / "conf"
 BY_NAME = {table.name: table for table in TABLES}
@@ -49,19 +52,24 @@ PARAMETERS = {4: 44_177_704, 8: 88_791_336, 16: 194_026_792, 32: 468_530_472, 48
 
 
 @cache
-def groups(words: tuple[str, ...]) -> DictConfig:
+def groups(config: str, words: tuple[str, ...]) -> DictConfig:
     ConfigStore.instance().store("schema", Config)  # other tests keep theirs under this name
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(words))
+        return compose(config, list(words))
 
 
-def read(words: Sequence[str]) -> Config:
+def places(words: Sequence[str]) -> list[str]:
+    """The folders that somebody must give with these words."""
+    if "transfer=detection" in words:
+        return ["init=x", "detection.root=x"]
+    return ["data.root=x", "target.root=y"] if "data=shards" in words else []
+
+
+def read(config: str, words: Sequence[str]) -> Any:
     """The settings that these words give."""
-    chosen = tuple(word for word in words if word.startswith(("data=", "experiment=")))
-    cfg = groups(chosen).copy()
-    rest = ["output_dir=unused", *(word for word in words if word not in chosen)]
-    if "data=shards" in chosen:
-        rest += ["data.root=x", "target.root=y"]
+    chosen = tuple(word for word in words if word.startswith(("data=", "experiment=", "transfer=")))
+    cfg = groups(config, chosen).copy()
+    rest = ["output_dir=unused", *places(words), *(word for word in words if word not in chosen)]
     for each in OverridesParser.create().parse_overrides(rest):  # as `compose` does, only sooner
         OmegaConf.update(cfg, each.key_or_group, each.value())
     return to_dataclass(cfg)
@@ -69,8 +77,16 @@ def read(words: Sequence[str]) -> Config:
 
 @cache
 def rows() -> dict[str, Config]:
-    """The settings of every row at every scale that has it."""
-    return {label: read(words) for label, words in compose_rows(TABLES)}
+    """The settings of every row of train.py's tables at every scale that has it."""
+    tables = [table for table in TABLES if table.config == "config"]
+    return {label: read("config", words) for label, words in compose_rows(tables)}
+
+
+@cache
+def transfers() -> dict[str, TransferConfig]:
+    """Likewise of transfer.py's."""
+    tables = [table for table in TABLES if table.config == "transfer"]
+    return {label: read("transfer", words) for label, words in compose_rows(tables)}
 
 
 @cache
@@ -88,7 +104,7 @@ def key(cfg: Config) -> tuple[str, int]:
 
 def test_every_row_of_every_table_composes_at_every_scale_and_builds_its_network():
     expected = sum(len(table.at(scale).rows) for table in TABLES for scale in table.scales)
-    assert len(rows()) == expected > 55
+    assert len(rows()) + len(transfers()) == expected > 55
     for label, cfg in rows().items():
         mini = " mini: " in label
         assert cfg.data.name == ("builtin" if mini else "shards"), label
@@ -99,15 +115,27 @@ def test_every_row_of_every_table_composes_at_every_scale_and_builds_its_network
         assert cfg.batch_size % cfg.per_gpu == 0
 
 
+def test_figure_6_trains_detectors_on_trunks_of_the_papers_networks():
+    """Each width that wsl has, beside ImageNet's own weights of one of them."""
+    found = {label: (cfg.network.name, cfg.init) for label, cfg in transfers().items()}
+    assert {cfg.protocol for cfg in transfers().values()} == {"detection"}
+    widths = (8, 16, 32, 48)
+    wanted = {
+        f"fig6 paper: 32x{w}d, hashtags, seed 0": (f"resnext101_32x{w}d", "wsl") for w in widths
+    }
+    wanted["fig6 paper: 32x8d, ImageNet, seed 0"] = ("resnext101_32x8d", "imagenet")
+    assert found == wanted
+    assert {name for name, init in found.values() if init == "wsl"} == URLS["wsl"].keys()
+
+
 def test_the_words_of_each_scale_compose_as_a_command_line_gives_them():
     """Such as `protocols=[probe]`, which Hydra must not take for the name of a file."""
-    words = {(*table.scales[scale],) for table in TABLES for scale in table.scales}
-    for each in words:
-        place = ["data.root=x", "target.root=y"] if "data=shards" in each else []
+    words = {(t.config, *t.scales[scale]) for t in TABLES for scale in t.scales}
+    for config, *each in words:
         ConfigStore.instance().store("schema", Config)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = to_dataclass(compose("config", [*each, *place, "output_dir=unused"]))
-        assert cfg.protocols
+            cfg = to_dataclass(compose(config, [*each, *places(each), "output_dir=unused"]))
+        assert cfg.protocols if config == "config" else cfg.protocol == "detection"
 
 
 def test_the_known_figures_stand_in_their_rows_and_no_others():
@@ -144,7 +172,7 @@ def test_rows_of_one_scale_are_in_no_other():
     for table in TABLES:
         for row in table.rows:
             for scale in table.scales:
-                there = f"{table.name} {scale}: {row.name}, seed 0" in rows()
+                there = f"{table.name} {scale}: {row.name}, seed 0" in rows() | transfers()
                 assert there == (row.only in ("", scale)), (table.name, row.name)
 
 
@@ -177,14 +205,18 @@ def test_rows_differ_by_what_they_name():
     }
 
 
-def test_each_loss_has_the_same_rates():
+def test_each_loss_has_the_same_rates_for_the_gradient_of_a_tag():
+    """The sigmoid's mean over the 36 tags has a gradient 36 times smaller, so larger rates."""
     rates: dict[tuple[str, str], list[float]] = {}
     for label, cfg in rows().items():
         if label.startswith("loss mini"):
-            rates.setdefault((cfg.loss.kind, cfg.loss.over), []).append(cfg.lr)
+            mean = (cfg.loss.kind, cfg.loss.over) == ("sigmoid", "mean")
+            found = rates.setdefault((cfg.loss.kind, cfg.loss.over), [])
+            found.append(cfg.lr / 36 if mean else cfg.lr)
     assert len(rates) == 3
-    assert len({tuple(sorted(each)) for each in rates.values()}) == 1
-    assert all(len(each) >= 3 for each in rates.values())
+    for each in rates.values():
+        assert len(each) >= 3
+        assert sorted(each) == pytest.approx(sorted(rates["softmax", "mean"]))
 
 
 def test_rows_of_a_table_share_everything_but_what_they_are_about():
@@ -196,4 +228,4 @@ def test_rows_of_a_table_share_everything_but_what_they_are_about():
                 for label, cfg in rows().items()
                 if label.startswith(f"{table.name} {scale}: ") and cfg.images >= 0
             }
-            assert len(found) == 1, (table.name, scale)
+            assert len(found) == (table.config == "config"), (table.name, scale)

@@ -287,6 +287,20 @@ def test_a_runs_newest_checkpoint_is_taken_and_its_pixels_are_told(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("loading", [load_trunk, initialise])
+def test_a_runs_weights_are_refused_for_images_that_are_normalised_otherwise(tmp_path, loading):
+    run, model, own = small(), small(), ([0.5] * 3, [0.25] * 3)
+    options = {"network.mean": own[0], "network.std": own[1]}
+    checkpoint.save(tmp_path, 1, model=run, options=options)
+    checkpoint.unlock(tmp_path)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"with network\.mean=\[0\.5,0\.5,0\.5\] .*: give these"):
+        loading(model, tmp_path, pixels=(own[0], [0.2] * 3))
+    assert holds(model, before)
+    assert not loading(model, tmp_path, pixels=own).notes
+    assert holds(model, run.state_dict(), but="fc." if loading is load_trunk else "-")
+
+
 def test_of_a_run_with_averaged_weights_these_are_taken(tmp_path):
     run, model = small(), small()
     average = torch.optim.swa_utils.AveragedModel(small(), use_buffers=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hashtag_pretrain.targets.zero_shot import ZeroShot, find_tags, score_zero_shot, sum_tags
-from hashtag_pretrain.words.vocabulary import Vocabulary
+from hashtag_pretrain.words.vocabulary import Vocabulary, build
 
 from .small_target import READING, small_target
 
@@ -32,6 +32,13 @@ def test_a_class_has_the_tags_whose_keys_contain_its_synset():
 
 def test_a_class_that_is_a_word_has_its_own_tag():
     assert find_tags(vocabulary(), ["Scarlet", "Ursus arctos", "tench"]) == [[3], [0], []]
+
+
+def test_wnids_that_are_tags_themselves_name_their_classes():
+    """As `prepare.py vocabulary rule=none` makes of ImageNet's folders."""
+    wnids = ["n01440764", "n01443537", "n01484850"]
+    found, _ = build({wnids[1]: 4, wnids[0]: 3}, None, rule="none")
+    assert find_tags(found, wnids) == [[1], [0], []]
 
 
 def test_classes_without_any_tag_are_refused():

@@ -53,10 +53,15 @@ def write_excerpt(folder: Path, *, version: str = "3.0") -> Path:
     return folder
 
 
-@cache
-def read_whole() -> WordNet:
-    """WordNet 3.0 itself; skips where it is absent."""
+def find_whole() -> Path:
+    """The folder of WordNet 3.0 itself; skips where it is absent."""
     folder = Path(os.environ.get("WORDNET", FOLDER))
     if not (folder / "data.noun").is_file():
         pytest.skip(f"WordNet 3.0 is not at {folder}: apt install wordnet-base, or set WORDNET")
-    return read_wordnet(folder)
+    return folder
+
+
+@cache
+def read_whole() -> WordNet:
+    """WordNet 3.0 itself."""
+    return read_wordnet(find_whole())
