@@ -201,7 +201,7 @@ class Hashtags:
         """What a checkpoint keeps, to tell other data: the images of each shard, their factors."""
         shards = self.tagged.shards
         content = [self.tagged.vocabulary.digest, shards.counts, self.totals.round(3)]
-        content.append([each.sha256 for each in shards.summaries])
+        content += [[each.sha256 for each in shards.summaries], sorted(self.tagged.excluded)]
         text = " ".join(str(np.asarray(each).tolist()) for each in content)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

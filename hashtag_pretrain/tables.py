@@ -81,7 +81,7 @@ TABLES = [
         columns=["finetune", "finetune5"],
         scales={"paper": TUNE["paper"]},
         note="The weights that were published score 82.7 / 96.6, 84.2 / 97.2 and 85.1 / 97.5 for "
-        "8d, 16d and 32d as others measured them: transfer.py init=FILE protocol=finetune.",
+        "8d, 16d and 32d as others measured them: transfer.py init=FILE protocol=evaluate.",
     ),
     Table(
         "fig1",

@@ -4,6 +4,7 @@ n images in K classes. Rates are those of a batch of 256 and grow with the batch
 """
 
 import copy
+import hashlib
 import math
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -125,7 +126,15 @@ def fit_finetune(
         one = copy.deepcopy(model)
         try:
             train_one(
-                one, train.only(numbers), classes, setting, options, seed, reading, folder=where
+                one,
+                train.only(numbers),
+                classes,
+                setting,
+                options,
+                seed,
+                reading,
+                folder=where,
+                begins=begins,
             )
         except Diverged:
             if name == "all":
@@ -143,10 +152,12 @@ def fit_finetune(
         return score_finetune(one, train.only(numbers), options, reading, training=True).accuracy()
 
     ledger = None
+    begins = ""
     if folder is not None:
         where = folder / "finetune"
         checkpoint.lock(where)
-        ledger = Ledger(where, asdict(options) | {"seed": seed, "images": len(train)})
+        begins = fingerprint(model, train, reading)
+        ledger = Ledger(where, asdict(options) | {"seed": seed, "begins": begins})
     return search(
         train.labels,
         grid,
@@ -169,8 +180,12 @@ def train_one(
     reading: Reading,
     *,
     folder: Path | None = None,
+    begins: str = "",
 ) -> None:
-    """Fine-tune the model in place, resuming from `folder`; its last layer becomes a new one."""
+    """Fine-tune the model in place, resuming from `folder`; its last layer becomes a new one.
+
+    begins: what a checkpoint keeps of where this one started, see `fingerprint`.
+    """
     seed_everything(seed)
     device = dist.device()
     replace_head(model, classes)
@@ -184,6 +199,7 @@ def train_one(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     parts |= {"setting": asdict(setting), "classes": classes, "seed": seed}
     parts |= {"batch_size": options.batch_size, "epochs": options.epochs}
+    parts |= {"initial weights and images": begins}
     start = checkpoint.resume(folder, steps=steps, **parts) if folder else 0
     network = dist.wrap(model)
     batches = train_loader(
@@ -211,6 +227,16 @@ def train_one(
         if stopping:
             dist.exit_preempted(step)
     share_norms(model)
+
+
+def fingerprint(model: nn.Module, train: Listing, reading: Reading) -> str:
+    """What tells the weights, images and pixels that a fine-tuning starts from, from others."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    found.update(train.names.tobytes() + train.labels.numpy().tobytes())
+    found.update(repr((list(reading.mean), list(reading.std))).encode())
+    return found.hexdigest()[:16]
 
 
 def replace_head(model: nn.Module, classes: int) -> None:

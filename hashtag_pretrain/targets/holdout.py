@@ -85,8 +85,8 @@ class Ledger:
         content = dist.gather(files.read_json(self.path))[0]
         if content and content.get("options") != options:
             raise ValueError(
-                f"{self.path} is of a search with other options: give the same ones, or another "
-                "hydra.run.dir=."
+                f"{self.path} is of a search that began with other weights, images or options: "
+                "give the same ones, or another hydra.run.dir=."
             )
         self.scores: dict[str, float] = content.get("scores", {})
 

@@ -80,7 +80,14 @@ def read_folders(name: str, root: Path, classes: str | Path = "") -> Target:
             f"{root / 'train'} has {len(wanted)} class folders, CIFAR-10 has 10: complete them, or "
             "set target.name=folder."
         )
-    require_there(wanted, class_folders(test), str(classes or root / "train"), test)
+    tested = class_folders(test)
+    require_there(wanted, tested, str(classes or root / "train"), test)
+    more = [] if classes else sorted(set(tested) - set(wanted))
+    if more:
+        raise ValueError(
+            f"{test / more[0]} is a class that {root / 'train'} has not ({len(more)} such): "
+            "complete the one, take away the other, or give target.classes=FILE."
+        )
     return Target(name, wanted, list_images(root / "train", wanted), list_images(test, wanted))
 
 

@@ -154,6 +154,26 @@ def test_a_search_that_is_started_again_goes_on_and_ends_equal(tmp_path):
     checkpoint.unlock(where)
 
 
+def test_a_folder_of_other_weights_images_or_pixels_is_not_gone_on_with(tmp_path):
+    target = small_target(tmp_path / "images")
+    options = replace(SMALL, epochs=1)
+    fit_finetune(small_model(), target.train, 3, options, seed=0, reading=READING, folder=tmp_path)
+    other = small_model()
+    with torch.no_grad():
+        other.get_parameter("conv1.weight").mul_(1.01)
+    fewer = target.train.only(torch.arange(1, len(target.train)))
+    darker = replace(READING, mean=(0.4, 0.4, 0.4))
+    for model, train, reading in (
+        (other, target.train, READING),
+        (small_model(), fewer, READING),
+        (small_model(), target.train, darker),
+    ):
+        with pytest.raises(ValueError, match="began with other weights, images or options"):
+            fit_finetune(model, train, 3, options, seed=0, reading=reading, folder=tmp_path)
+    for where in (tmp_path / "finetune" / "all", tmp_path / "finetune"):
+        checkpoint.unlock(where)
+
+
 def test_a_damaged_training_image_is_skipped_where_asked_and_a_test_image_never(tmp_path):
     target = small_target(tmp_path)
     held_out = split(target.train.labels, SMALL.held_out, 0)[1]

@@ -117,6 +117,11 @@ def empty_class(root):
     (root / "val/n02132136/x.JPEG").unlink()
 
 
+def one_more(root):
+    imagenet(root)
+    touch(root / "val/n02132320/x.JPEG")
+
+
 def odd_name(root):
     imagenet(root)
     touch(root / "train/cat/x.JPEG")
@@ -131,6 +136,7 @@ def odd_name(root):
         ("imagenet", no_val, "val is not a folder"),
         ("imagenet", missing_class, "'n02132136'"),
         ("imagenet", empty_class, "has no images"),
+        ("imagenet", one_more, "n02132320 is a class that .*train has not"),
         ("imagenet", odd_name, "WordNet id"),
         ("cifar10", imagenet, "CIFAR-10 has 10"),
         ("cub", lambda root: cub(root, "1 1\n2 0\n"), "image 3"),
