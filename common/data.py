@@ -31,12 +31,14 @@ class BadImages:
 
     "raise" stops at the first. "skip" puts another example in its place (the next index of the
     same group, so every process stays in step) and stops once more than `limit` of the data set,
-    at least one image, was skipped in this process. `skipped` maps index to message.
+    at least one image, was skipped in this process. `skipped` maps index to message. option: the
+    key of the policy, for messages.
     """
 
     policy: str = "raise"
     limit: float = 0.001
     skipped: dict[int, str] = field(default_factory=dict)
+    option: str = "data.bad_images"
 
     def __post_init__(self) -> None:
         if self.policy not in ("raise", "skip"):
@@ -161,7 +163,7 @@ class _Loader:
             raise ValueError(f"workers is {workers}: choose 0 (none) or more")
         advice = ""
         if bad is not None and bad.policy == "raise":  # the caller has a choice
-            advice = ", or set data.bad_images=skip to count and replace such images in training"
+            advice = f", or set {bad.option}=skip to count and replace such images in training"
         seed, groups = (stream.seed, stream.groups) if stream else (0, None)
         self.bad, self.workers = bad or BadImages(), workers
         self.size = len(dataset)  # type: ignore[arg-type]

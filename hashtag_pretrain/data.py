@@ -29,6 +29,8 @@ from hashtag_pretrain.shards.archive import Shards
 from hashtag_pretrain.shards.index import Tags
 from hashtag_pretrain.shards.order import ReplicationStream
 from hashtag_pretrain.shards.subsets import excluded, held_out, nested, noisy
+from hashtag_pretrain.targets.finetune import require_enough
+from hashtag_pretrain.targets.holdout import split
 from hashtag_pretrain.targets.sets import Target, read_target
 from hashtag_pretrain.words.vocabulary import Vocabulary
 
@@ -241,9 +243,20 @@ def build(cfg: Config) -> Hashtags:
             f"files and {options.vocabulary}, which prepare.py writes."
         )
     vocabulary = Vocabulary.read(locate(root, options.vocabulary))
+    if len(vocabulary) == 1 and cfg.loss.kind == "softmax":
+        raise ValueError(
+            f"data.vocabulary={options.vocabulary} has one label, of which a softmax is always "
+            "sure: give two or more, or loss.kind=sigmoid."
+        )
     shards = Shards(root / options.shards, vocabulary)
     require_sound(shards, options)
     tagged = Tagged(shards, vocabulary, options)
+    if tagged.excluded and not tagged.listed:
+        raise ValueError(
+            f"data.exclude={options.exclude}: none of its {len(tagged.excluded)} keys, such as "
+            f"{min(tagged.excluded)}, is in {shards.folder}: give the list of these shards, which "
+            "prepare.py duplicates writes, or leave it out."
+        )
     factors = find_factors(tagged, cfg)
     per_shard = partial(shard_factors, tagged, factors)
     totals = np.array([per_shard(shard).sum() for shard in tagged.each_shard("images weighed")])
@@ -308,12 +321,18 @@ def shard_factors(tagged: Tagged, factors: np.ndarray, shard: int) -> np.ndarray
 
 
 def find_target(cfg: Config, root: Path) -> Target | None:
-    """The target data set of the options."""
+    """The target data set of the options; ValueError where a protocol could not use it."""
     if not cfg.target.name:
         return None
     if cfg.target.name == "builtin":
-        return read_target("folder", root / "target")
-    return read_target(cfg.target.name, Path(cfg.target.root), classes=cfg.target.classes)
+        target = read_target("folder", root / "target")
+    else:
+        target = read_target(cfg.target.name, Path(cfg.target.root), classes=cfg.target.classes)
+    if "probe" in cfg.protocols and len(cfg.probe.decays) > 1:
+        split(target.train.labels, cfg.probe.held_out, cfg.seed)
+    if "finetune" in cfg.protocols:
+        require_enough(target.train, cfg.finetune)
+    return target
 
 
 def locate(root: Path, name: str) -> Path:
@@ -338,6 +357,14 @@ def read_keys(name: str, root: str) -> frozenset[str]:
 
 def stream_of(data: Hashtags, cfg: Config) -> ReplicationStream:
     """The order of training, a function of the seed alone."""
+    length, processes = int(data.length), dist.world_size()
+    if processes <= length < cfg.batch_size:
+        most = min(cfg.per_gpu, length // processes)
+        share = most * processes
+        raise ValueError(
+            f"an epoch draws {length} images, fewer than batch_size={cfg.batch_size}: give at most "
+            f"batch_size={length // share * share} per_gpu={most}."
+        )
     return ReplicationStream(
         data.tagged.shards.counts,
         data.totals,

@@ -47,7 +47,9 @@ def evaluate(model: nn.Module, cfg: Config, data: Hashtags) -> dict[str, float]:
         draw_sampling(folder / "tags.png", report)
         draw_predictions(folder / "predictions.png", cfg, data, model)
     network, options = cfg.network, cfg.data
-    reading = Reading(network.mean, network.std, options.workers, options.bad_images)
+    reading = Reading(
+        network.mean, network.std, options.workers, options.bad_images, "data.bad_images"
+    )
     if data.target and "probe" in cfg.protocols:
         metrics |= probe(
             model, data.target, cfg.probe, seed=cfg.seed, reading=reading, folder=folder

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from .net.resnext import ResNeXt
 from .net.small import Small
+from .net.swag import SWAG, RegNet, Transformer, build_swag
 
 # Blocks of the four stages, groups, width of a group
 RESNEXTS: dict[str, tuple[tuple[int, int, int, int], int, int]] = {
@@ -34,8 +35,9 @@ WARMUP, TIMED = 3, 20  # steps of `choose_format`
 class Network:
     """What is trained, Sec. 2."""
 
-    name: str = "resnext101_32x16d"  # a key of RESNEXTS, or small
+    name: str = "resnext101_32x16d"  # a key of RESNEXTS, a value of SWAG, or small
     width: int = 16  # of small: channels of its stem
+    side: int = 224  # of vit_*: pixels of its images, 384 or more in SWAG's E2E
     zero_gamma: bool = True  # gamma of the last norm of each block starts at 0
     fc_std: float = 0.01  # of the last layer's initial weights
     checkpoint: bool = False  # recompute the blocks in the backward pass: a third of time more
@@ -46,13 +48,20 @@ class Network:
 
     def __post_init__(self) -> None:
         """ValueError where an option has no such value."""
-        choices = {"name": (*RESNEXTS, "small"), "memory_format": ("auto", *FORMATS)}
+        choices = {
+            "name": (*RESNEXTS, "small", *SWAG.values()),
+            "memory_format": ("auto", *FORMATS),
+        }
         for option, allowed in choices.items():
             value = getattr(self, option)
             if value not in allowed:
                 raise ValueError(f"network.{option}={value}: choose from {', '.join(allowed)}.")
-        if self.width < 1:
-            raise ValueError(f"network.width={self.width}: give 1 or more.")
+        if self.checkpoint and self.name in SWAG.values():
+            raise ValueError(f"network.checkpoint is not for network.name={self.name}.")
+        for option, least in (("width", 1), ("side", 16)):
+            if getattr(self, option) < least:
+                value = getattr(self, option)
+                raise ValueError(f"network.{option}={value}: give {least} or more.")
         if self.fc_std < 0:
             raise ValueError(f"network.fc_std={self.fc_std}: give 0 or more.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -67,8 +76,10 @@ def build_model(network: Network, classes: int) -> nn.Module:
 
     `.features` gives the (N, D) that `fc` reads; D is `fc.in_features`. Names are torchvision's.
     """
-    model: ResNeXt | Small
-    if network.name == "small":
+    model: ResNeXt | Small | RegNet | Transformer
+    if network.name in SWAG.values():
+        model = build_swag(network.name, network.side, classes)
+    elif network.name == "small":
         model = Small(
             network.width,
             classes=classes,
@@ -133,7 +144,7 @@ def choose_format(
 def narrowest(model: nn.Module) -> int:
     """The fewest channels that a convolution reads in a group; the stem's images do not count."""
     convolutions = [each for each in model.modules() if isinstance(each, nn.Conv2d)]
-    return min(each.in_channels // each.groups for each in convolutions[1:])
+    return min((each.in_channels // each.groups for each in convolutions[1:]), default=8)
 
 
 def time_steps(model: nn.Module, images: Tensor, *, amp: bool = False) -> float:

@@ -55,12 +55,12 @@ from hashtag_pretrain.inputs.sources import (
     read_list,
 )
 from hashtag_pretrain.inputs.whole import WholeImages, find_copies
-from hashtag_pretrain.model import Network, build_model, normalise
+from hashtag_pretrain.model import RESNEXTS, Network, build_model, normalise
 from hashtag_pretrain.shards.archive import Shards
 from hashtag_pretrain.shards.index import Summary, find_shards, load_summary
 from hashtag_pretrain.shards.writer import Sample, write_shards
 from hashtag_pretrain.targets.sets import read_names
-from hashtag_pretrain.weights.initialise import load_trunk
+from hashtag_pretrain.weights.initialise import load_trunk, read_weights
 from hashtag_pretrain.words.canonical import RULES
 from hashtag_pretrain.words.vocabulary import Vocabulary, build
 from hashtag_pretrain.words.wordnet import FOLDER, read_wordnet
@@ -113,6 +113,7 @@ class Options:
         require_choice("source", self.source, ("", "folder", "list", "coco"))
         require_choice("rule", self.rule, RULES)
         require_choice("ambiguous", self.ambiguous, ("keep", "drop"))
+        require_choice("network", self.network, (*RESNEXTS, "small"))  # with stages, for R-MAC
         require_range("quality", self.quality, 1, 100)
         for name in ("per_shard", "least", "k", "batch_size"):
             require_range(name, getattr(self, name), 1)
@@ -241,12 +242,14 @@ def find_duplicates(options: Options) -> None:
     out.mkdir(parents=True, exist_ok=True)
     network = Network(options.network, memory_format="contiguous")
     model = build_model(network, 1000)
-    print(load_trunk(model, options.init))
+    weights = read_weights(model, options.init)
+    mean, std = weights.pixels or (network.mean, network.std)
+    print(load_trunk(model, weights, pixels=(mean, std)))
     model.to(device).eval()
 
     @torch.inference_mode()
     def describing(images: Tensor) -> Tensor:
-        images = normalise(images.to(device), network.mean, network.std)
+        images = normalise(images.to(device), mean, std)
         return describe(model, images, whole=options.whole)
 
     copies = find_copies(

@@ -44,6 +44,7 @@ from hashtag_pretrain.targets.outcome import report
 from hashtag_pretrain.targets.probe import Probe, probe
 from hashtag_pretrain.targets.sets import Target, read_target
 from hashtag_pretrain.targets.zero_shot import ZeroShot, find_tags, score_zero_shot
+from hashtag_pretrain.weights.formats import FORMS
 from hashtag_pretrain.weights.initialise import Pixels, export_trunk, initialise, load_trunk
 from hashtag_pretrain.words.vocabulary import Vocabulary
 
@@ -55,7 +56,6 @@ COLUMNS = {  # protocol: the metrics that are printed, percent
     "detection": ("box_AP", "mask_AP"),
     "export": (),
 }
-FORMS = ("torchvision", "detection", "detectron2")
 
 
 @dataclass
@@ -72,7 +72,8 @@ class TransferTarget:
 class TransferConfig:
     """One transfer."""
 
-    init: str = MISSING  # run of train.py, file, wsl | swsl | ssl | imagenet; none: random weights
+    # Run of train.py, file, wsl | swsl | ssl | swag | imagenet; none: random weights
+    init: str = MISSING
     protocol: str = "probe"  # probe | finetune | zero_shot | evaluate | detection | export
     form: str = "torchvision"  # of export: torchvision | detection | detectron2
     seed: int = 0
@@ -114,17 +115,28 @@ class TransferConfig:
         """How the images of the target are read."""
         return Reading(*self.pixels(), self.workers, self.bad_images)
 
+    def origin(self) -> dict[str, Any]:
+        """What fine-tuning starts from, by key."""
+        network, target = self.network, self.target
+        return {
+            "init": self.init,
+            "network.name": network.name,
+            "network.width": network.width,
+            "target.name": target.name,
+            "target.root": target.root,
+        }
+
 
 # What may differ when a detection run is resumed.
 MAY_CHANGE = (
-    "init",
     "processes",
     "threads",
     "workers",
     "bad_images",
     "log_every",
-    "network",
-    "target",
+    "network.checkpoint",
+    "network.memory_format",
+    "network.compile",
     "probe",
     "finetune",
     "zero_shot",
@@ -133,7 +145,7 @@ MAY_CHANGE = (
     "detection.save_every",
 )
 
-ConfigStore.instance().store("transfer_schema", TransferConfig)
+ConfigStore.instance().store("hashtag_transfer_schema", TransferConfig)
 
 
 def transfer(cfg: TransferConfig) -> dict[str, float]:
@@ -159,7 +171,7 @@ def transfer(cfg: TransferConfig) -> dict[str, float]:
         if cfg.protocol == "probe":
             metrics = probe(model, target, cfg.probe, **same)
         else:
-            metrics = finetune(model, target, cfg.finetune, **same)
+            metrics = finetune(model, target, cfg.finetune, **same, origin=cfg.origin())
     columns = COLUMNS[cfg.protocol]
     columns += ("lower_bound",) if "lower_bound" in metrics else ()
     seconds = time.time() - started
@@ -258,6 +270,7 @@ def train_detector(cfg: TransferConfig, trunk: nn.Module) -> dict[str, float]:
         options.steps,
         workers=cfg.workers,
         collate=detect.collate,
+        bad=cfg.reading().policy(),
     )
     log = Log(cfg.output_dir, options.steps, every=cfg.log_every, start=start)
     network = dist.wrap(model)

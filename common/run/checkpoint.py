@@ -217,6 +217,7 @@ def _require_same(parts: dict[str, Any], stored: dict[str, Any], path: Path) -> 
     """
     before: list[str] = []
     now: list[str] = []
+    missing: list[str] = []
     changed: dict[str, list] = {}
     for name, part in parts.items():
         if isinstance(part, Options):
@@ -224,7 +225,7 @@ def _require_same(parts: dict[str, Any], stored: dict[str, Any], path: Path) -> 
             before += [f"{key}={values[0]}" for key, values in fixed.items()]
             now += [f"{key}={values[1]}" for key, values in fixed.items()]
         elif name not in stored:
-            raise CheckpointError(f"{path} holds no {name!r}, only: {', '.join(stored)}.")
+            missing.append(name)
         elif not hasattr(part, "load_state_dict") and not _same(plain(part, name), stored[name]):
             before.append(f"{name}={stored[name]}")
             now.append(f"{name}={part}")
@@ -233,6 +234,8 @@ def _require_same(parts: dict[str, Any], stored: dict[str, Any], path: Path) -> 
             f"{path} was written with {', '.join(dict.fromkeys(before))}, this run has "
             f"{', '.join(dict.fromkeys(now))}: give the same, or another output folder."
         )
+    if missing:  # what no option explains
+        raise CheckpointError(f"{path} holds no {missing[0]!r}, only: {', '.join(stored)}.")
     return changed
 
 

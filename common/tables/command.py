@@ -25,7 +25,7 @@ import difflib
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import PREEMPTED, UserError
@@ -42,8 +42,12 @@ def main(
     *,
     script: Path | str,
     words: Sequence[str] | None = None,
+    compare: Callable[[Table, dict[str, list[Path]], Path], str] | None = None,
 ) -> None:
     """Run and print the tables that the command line names (`words`: instead of sys.argv).
+
+    compare: (table, folders of the finished runs by row, path without ending) -> what is printed
+    below a table, for comparisons that need more of the runs than their metrics.
 
     Exits with 2 after a typo, 1 if a run failed, 75 if one was pre-empted, 130 after Ctrl-C and 143
     after SIGTERM.
@@ -78,6 +82,12 @@ def main(
         name = ",".join([table.name, *identity(request.extra)])
         stem = Path("outputs/tables", request.scale, clean(name))
         print("\n" + report(table, request, rows, stem=stem), flush=True)
+        finished = {
+            row.name: [run.folder for run in runs if read_result(run.folder) is not None]
+            for row, runs in zip(table.rows, rows, strict=True)
+        }
+        if compare and (text := compare(table, finished, stem)):
+            print("\n" + text, flush=True)
     stopped = sum(ending.kind == "stopped" for ending in endings)
     if stopped:
         print(f"\n{_runs(stopped)} pre-empted; the same command goes on from here.")

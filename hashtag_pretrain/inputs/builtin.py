@@ -214,7 +214,7 @@ def dress(world: World, scene: Scene, concepts: list[int], rng: np.random.Genera
         color = world.colors[hue]
         red, green, blue = (
             float(v)
-            for v in np.clip(np.array(color_rgb(color)) / 255 * rng.uniform(0.6, 1.2), 0, 1)
+            for v in np.clip(np.array(color_rgb(color)) / 255 * rng.uniform(*BRIGHTNESS), 0, 1)
         )
         solids[k] = replace(
             solids[k], shape=world.shapes[shape], color=color, rgb=(red, green, blue)

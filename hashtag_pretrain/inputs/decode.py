@@ -56,8 +56,9 @@ def decode_crop(data: bytes, name: str, choose: Callable[[int, int], View]) -> T
     choose: the view of an image of a height and width, as Augment.draw. name: for messages. Raises
     UnreadableImage.
     """
+    file = BytesIO(data)
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(
                     f"its {image.width} x {image.height} pixels are more than "
@@ -65,7 +66,10 @@ def decode_crop(data: bytes, name: str, choose: Callable[[int, int], View]) -> T
                 )
             view, pixels = _read(image, choose)
     except DAMAGE as error:
-        raise UnreadableImage(f"{name} cannot be read as an image ({error}): replace it") from error
+        reason = str(error).replace(f" {file!r}", "")  # which has no name
+        raise UnreadableImage(
+            f"{name} cannot be read as an image ({reason}): replace it"
+        ) from error
     return view.cut(pixels)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..words.tags import normalise
+from ..words.vocabulary import refuse_repeats
 from .writer import IMAGES, is_outside, split_name
 
 SHOWN = 20  # faults of a kind that are named
@@ -119,7 +120,7 @@ class Found:
         file = tar.extractfile(member) if member.size <= MOST_JSON else None
         tags = None if file is None else _parse_tags(file.read())
         if tags is None:
-            self.note("bad JSON", f'{member.name} is not {{"tags": ["...", ...]}}')
+            self.note("bad JSON", f'{member.name} is not {{"tags": ["...", ...]}}, each key once')
             self.sample.noted = True
             return
         names = [normalise(tag) for tag in tags]
@@ -210,9 +211,9 @@ def _scan_members(tar: tarfile.TarFile, found: Found) -> int:
 
 
 def _parse_tags(data: bytes) -> list[str] | None:
-    """The strings in "tags"; None where there is no list of strings."""
+    """The strings in "tags"; None where there is no list of strings, or a key stands twice."""
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=refuse_repeats)
     except (ValueError, RecursionError):
         return None
     tags = content.get("tags") if isinstance(content, dict) else None

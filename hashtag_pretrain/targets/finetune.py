@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from common import dist
 from common.config import require_choice, require_range
-from common.data import BadImages, eval_loader, seed_everything, train_loader
+from common.data import eval_loader, seed_everything, train_loader
 from common.optim import NORMS, one_cycle, parameter_groups, warmup_multistep
 from common.run import checkpoint
 from common.run.log import Diverged, require_finite
 from common.sampling import SampleStream
 
 from ..net.parallel import share_norms
-from .holdout import Found, Ledger, describe, search
+from .holdout import Found, Ledger, describe, search, split
 from .images import Images, Listing, Reading, centre_view, random_view, require_sizes
 from .outcome import Outcome, Scores, report
 from .sets import Target
@@ -90,14 +90,23 @@ def finetune(
     seed: int,
     reading: Reading,
     folder: Path | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Top-1 and top-5 on the test images in percent: {"finetune": ..., "finetune5": ...}.
 
     The model stays as it is: copies are trained. folder: for checkpoints, from which a run that is
-    started again goes on, and finetune.csv, the accuracy by class.
+    started again goes on, and finetune.csv, the accuracy by class. origin: options by their keys,
+    plain values, that have to be the same when it is.
     """
     found = fit_finetune(
-        model, target.train, len(target.classes), options, seed=seed, reading=reading, folder=folder
+        model,
+        target.train,
+        len(target.classes),
+        options,
+        seed=seed,
+        reading=reading,
+        folder=folder,
+        origin=origin,
     )
     outcome = score_finetune(found.model, target.test, options, reading)
     return report(outcome, target, "finetune", folder)
@@ -112,8 +121,10 @@ def fit_finetune(
     seed: int,
     reading: Reading,
     folder: Path | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> Found[Setting, nn.Module]:
     """The network of all training images, its setting found on some that were held out."""
+    require_enough(train, options)
     grid = [
         Setting(lr, decay, head_lr)
         for lr in options.lrs
@@ -157,7 +168,9 @@ def fit_finetune(
         where = folder / "finetune"
         checkpoint.lock(where)
         begins = fingerprint(model, train, reading)
-        ledger = Ledger(where, asdict(options) | {"seed": seed, "begins": begins})
+        same = (origin or {}) | {"images": str(train.folder), "seed": seed}
+        same |= {f"finetune.{name}": value for name, value in asdict(options).items()}
+        ledger = Ledger(where, same | {"digest of weights, images and pixels": begins})
     return search(
         train.labels,
         grid,
@@ -168,6 +181,19 @@ def fit_finetune(
         splits=options.splits,
         ledger=ledger,
     )
+
+
+def require_enough(train: Listing, options: FineTune) -> None:
+    """ValueError where a fit, of a part of the images where there is a grid, has no full batch."""
+    count = len(train)
+    if len(options.lrs) * len(options.decays) * len(options.head_lrs) > 1:
+        count = len(split(train.labels, options.held_out, 0)[0])
+    if options.batch_size > count:
+        most = count // dist.world_size() * dist.world_size()
+        raise ValueError(
+            f"finetune.batch_size={options.batch_size} is more than the {count} training images of "
+            f"{train.folder} that are not held out: give at most {most}."
+        )
 
 
 def train_one(
@@ -190,7 +216,7 @@ def train_one(
     device = dist.device()
     replace_head(model, classes)
     model.to(device).train()
-    per_epoch = max(1, len(train) // options.batch_size)
+    per_epoch = len(train) // options.batch_size
     steps = options.epochs * per_epoch
     lr = setting.lr * options.batch_size / 256
     groups = parameter_sets(model, setting, lr, options.learn)
@@ -208,7 +234,7 @@ def train_one(
         start,
         steps,
         workers=reading.workers,
-        bad=BadImages(reading.bad_images),
+        bad=reading.policy(),
     )
     bar = tqdm(batches, describe(setting), leave=False, disable=None if dist.is_main() else True)
     for step, (images, labels) in enumerate(bar, start + 1):
@@ -285,7 +311,7 @@ def score_finetune(
     before, device = model.training, dist.device()
     model.eval()
     images = Images(test, centre_view(options.size, options.resize))
-    bad = BadImages(reading.bad_images if training else "raise")
+    bad = reading.policy() if training else None
     scores = Scores()
     for batch, labels in eval_loader(images, options.images, workers=reading.workers, bad=bad):
         with torch.autocast(device.type, torch.bfloat16, enabled=options.amp):

@@ -77,22 +77,31 @@ def search(
 class Ledger:
     """The scores of a search so far, in folder/scores.json, for a run that is started again.
 
-    options: what the scores depend on, plain values; a file of other ones stops the run.
+    options: what the scores depend on, plain values by name; a file of other ones stops the run.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         self.path, self.options = folder / "scores.json", options
         content = dist.gather(files.read_json(self.path))[0]
-        if content and content.get("options") != options:
+        before = content.get("options", options)
+        other = [name for name in options if before.get(name) != options[name]]
+        if other:
+            was = ", ".join(f"{name}={before.get(name)}" for name in other)
+            now = ", ".join(f"{name}={options[name]}" for name in other)
             raise ValueError(
-                f"{self.path} is of a search that began with other weights, images or options: "
-                "give the same ones, or another hydra.run.dir=."
+                f"{self.path} is of a fine-tuning that began with {was}, this one has {now}: give "
+                "the same, or another hydra.run.dir=."
             )
         self.scores: dict[str, float] = content.get("scores", {})
+        self.write()
 
     def add(self, name: str, score: float) -> None:
         """Keep a score; nan as -inf, which JSON readers of Python know."""
         self.scores[name] = -math.inf if math.isnan(score) else score
+        self.write()
+
+    def write(self) -> None:
+        """Write the file, on the main process."""
         if dist.is_main():
             content = {"options": self.options, "scores": self.scores}
             files.write_text(self.path, json.dumps(content, indent=1) + "\n")

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -14,13 +13,16 @@ from torchvision.transforms import v2
 
 from common import dist
 from common.config import require_choice
+from common.data import BadImages
 from common.images import read_image
 from common.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+from ..model import normalise
 
 AUGMENTATIONS = ("crop", "shift", "none")
 
 
-class Listing(Sequence[tuple[Path, int]]):
+class Listing:
     """Images below `folder` with a label each: `listing[i]` is (path, label).
 
     names: their paths in `folder`. ImageNet-9k has 10 million: the names are one array of bytes,
@@ -37,13 +39,7 @@ class Listing(Sequence[tuple[Path, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @overload
-    def __getitem__(self, i: int) -> tuple[Path, int]: ...
-    @overload
-    def __getitem__(self, i: slice) -> "Listing": ...
-    def __getitem__(self, i: "int | slice") -> "tuple[Path, int] | Listing":
-        if isinstance(i, slice):
-            return self.only(torch.arange(len(self))[i])
+    def __getitem__(self, i: int) -> tuple[Path, int]:
         return self.folder / os.fsdecode(self.names[i]), int(self.labels[i])
 
     def only(self, indices: Tensor) -> "Listing":
@@ -110,9 +106,12 @@ class Reading:
     std: Sequence[float] = IMAGENET_STD
     workers: int = 0  # loader processes per process
     bad_images: str = "raise"  # raise | skip: what an unreadable training image does
+    option: str = "bad_images"  # the key of that
+
+    def policy(self) -> BadImages:
+        """What a loader of training images does; test images are never skipped."""
+        return BadImages(self.bad_images, option=self.option)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> float32 on this process's device, (image / 255 - mean) / std."""
-        values = images.to(dist.device(), non_blocking=True).float() / 255
-        mean, std = (values.new_tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
-        return (values - mean) / std
+        return normalise(images.to(dist.device(), non_blocking=True), self.mean, self.std)

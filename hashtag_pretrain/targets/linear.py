@@ -1,4 +1,4 @@
-"""A linear classifier on features that are kept: softmax regression by L-BFGS or by SGD.
+"""A linear classifier on features that are kept: softmax regression by L-BFGS.
 
 n images of D features in K classes; m of them are this process's. It minimises the mean
 cross-entropy + decay / 2 |W|^2; scikit-learn's C is 1 / (n decay). Each process keeps the features
@@ -12,14 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
-from torch import Tensor, nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch import Tensor
 
 from common import dist
 
 BLOCK = 16_384  # rows of features at a time
-MOMENTUM = 0.9  # of SGD
 
 
 @dataclass(frozen=True)
@@ -144,31 +141,3 @@ def solve_lbfgs(problem: Problem, iterations: int) -> Linear:
     )
     both = torch.from_numpy(found.x).to(problem.mean).view(K, D + 1)
     return problem.as_given(both[:, :D], both[:, D])
-
-
-def solve_sgd(problem: Problem, *, lr: float, epochs: int, batch_size: int) -> Linear:
-    """The classifier after `epochs` with a rate that falls to 0 as half a cosine.
-
-    Every process takes its share of each step from its own rows, in an order of its own.
-    """
-    K, D = problem.classes, len(problem.mean)
-    weight = nn.Parameter(problem.mean.new_zeros(K, D))
-    bias = nn.Parameter(problem.mean.new_zeros(K))
-    groups: list[dict] = [
-        {"params": [weight], "weight_decay": problem.decay},
-        {"params": [bias]},
-    ]
-    optimizer = SGD(groups, lr, momentum=MOMENTUM)
-    steps = -(-problem.count() // batch_size)
-    schedule = CosineAnnealingLR(optimizer, steps * epochs)
-    generator = torch.Generator().manual_seed(dist.rank())
-    for _ in range(epochs):
-        order = problem.rows[torch.randperm(len(problem.rows), generator=generator)]
-        for rows in order.tensor_split(steps):
-            size = dist.total(torch.tensor(len(rows), device=dist.device())).clamp(min=1)
-            with torch.no_grad():
-                _, of_weight, of_bias = problem.gradient(weight, bias, rows)
-            weight.grad, bias.grad = of_weight / size, of_bias / size
-            optimizer.step()
-            schedule.step()
-    return problem.as_given(weight.detach(), bias.detach())

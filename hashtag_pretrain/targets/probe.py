@@ -3,7 +3,7 @@
 The features are computed once and kept.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import dist
-from common.config import require_choice, require_range
+from common.config import require_range
 from common.data import BadImages, eval_loader
 
 from .holdout import Found, search
 from .images import Images, Listing, Reading, centre_view, random_view, require_sizes
-from .linear import Features, Linear, make_problem, solve_lbfgs, solve_sgd
+from .linear import Features, Linear, make_problem, solve_lbfgs
 from .outcome import Outcome, Scores, report
 from .sets import Target
 
@@ -25,12 +25,8 @@ from .sets import Target
 class Probe:
     """A linear probe; Unstated: all of it, but that the trunk is frozen and the grid held out."""
 
-    solver: str = "lbfgs"  # lbfgs | sgd
     decays: list[float] = field(default_factory=lambda: [0, 1e-6, 1e-5, 1e-4, 1e-3])
-    lrs: list[float] = field(default_factory=lambda: [0.01, 0.1, 1, 10])  # sgd
-    epochs: int = 28  # sgd
-    batch_size: int = 256  # sgd
-    iterations: int = 1000  # lbfgs, at most
+    iterations: int = 1000  # of L-BFGS, at most
     standardise: bool = True  # features of mean 0 and variance 1 over the training images
     held_out: float = 0.1  # share of each class's training images that the grid is scored on
     splits: int = 1  # over which that score is averaged, for small targets
@@ -42,13 +38,12 @@ class Probe:
     amp: bool = False  # bfloat16 in the trunk
 
     def __post_init__(self) -> None:
-        require_choice("probe.solver", self.solver, ("lbfgs", "sgd"))
         require_sizes("probe", self.size, self.resize, self.augment)
         require_range("probe.held_out", self.held_out, 0.001, 0.9)
-        for name in ("epochs", "batch_size", "iterations", "splits", "views", "images"):
+        for name in ("iterations", "splits", "views", "images"):
             require_range(f"probe.{name}", getattr(self, name), 1)
-        if not self.decays or min(self.decays) < 0 or not self.lrs or min(self.lrs) <= 0:
-            raise ValueError("probe.decays needs values from 0 up, probe.lrs values above 0.")
+        if not self.decays or min(self.decays) < 0:
+            raise ValueError("probe.decays needs values from 0 up.")
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,6 @@ class Setting:
     """A point of the grid."""
 
     decay: float
-    lr: float = 0.0  # sgd
 
 
 def probe(
@@ -90,20 +84,15 @@ def fit_probe(
     augment = random_view(options.size, options.augment)
     view = centre_view(options.size, options.resize) if options.views == 1 else augment
     images = Images(train, view, options.views)
-    features = extract(model, images, options, reading)
-    lrs = options.lrs if options.solver == "sgd" else [0.0]
-    grid = [Setting(decay, lr) for decay in options.decays for lr in lrs]
+    features = extract(model, images, options, reading, reading.policy())
+    grid = [Setting(decay) for decay in options.decays]
 
     def fit(setting: Setting, numbers: Tensor, name: str) -> Linear:
         rows = features.rows(numbers)
         problem = make_problem(
             features, rows, classes, setting.decay, standardise=options.standardise
         )
-        if options.solver == "lbfgs":
-            return solve_lbfgs(problem, options.iterations)
-        return solve_sgd(
-            problem, lr=setting.lr, epochs=options.epochs, batch_size=options.batch_size
-        )
+        return solve_lbfgs(problem, options.iterations)
 
     def score(linear: Linear, numbers: Tensor) -> float:
         scores = Scores()
@@ -127,7 +116,7 @@ def score_probe(
 ) -> Outcome:
     """What trunk and classifier make of the test images."""
     images = Images(test, centre_view(options.size, options.resize))
-    features = extract(model, images, options, replace(reading, bad_images="raise"))
+    features = extract(model, images, options, reading)
     scores = Scores()
     for values, labels in features.blocks(torch.arange(len(features.labels))):
         scores.add(linear(values), labels)
@@ -135,7 +124,13 @@ def score_probe(
 
 
 @torch.no_grad()
-def extract(model: nn.Module, images: Images, options: Probe, reading: Reading) -> Features:
+def extract(
+    model: nn.Module,
+    images: Images,
+    options: Probe,
+    reading: Reading,
+    bad: BadImages | None = None,
+) -> Features:
     """`model.features` of this process's share of the images; the model is left as it was.
 
     In evaluation throughout: a norm that sees one batch would move its running statistics.
@@ -143,7 +138,6 @@ def extract(model: nn.Module, images: Images, options: Probe, reading: Reading) 
     before = {name: value.clone() for name, value in model.named_buffers()}
     training = model.training
     model.eval()
-    bad = BadImages(reading.bad_images)
     batches = eval_loader(images, options.images, workers=reading.workers, bad=bad)
     device = dist.device()
     numbers = torch.arange(dist.rank(), len(images), dist.world_size())

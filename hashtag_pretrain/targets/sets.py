@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from common.images import IMAGE_SUFFIXES, find_images
 
 from .images import Listing
@@ -56,6 +58,7 @@ def read_target(
         target = read_places(root)
     else:
         target = read_folders(name, root, classes)
+    require_classes(target, root)
     if not duplicates:
         return target
     return replace(target, duplicates=read_duplicates(duplicates, target.test))
@@ -229,6 +232,22 @@ def require_there(names: Sequence[str], there: Sequence[str], what: str, where: 
         raise ValueError(
             f"{what} has the class {missing[0]!r}, but {where} does not ({len(missing)} such of "
             f"{len(names)}): correct the list or complete the folder."
+        )
+
+
+def require_classes(target: Target, root: Path) -> None:
+    """ValueError where there are not two classes, or one has no image to learn it from."""
+    if len(target.classes) < 2:
+        raise ValueError(
+            f"{root} has one class, {target.classes[0]!r}, so that there is nothing to tell apart: "
+            "give a target of two or more."
+        )
+    counts = torch.bincount(target.train.labels, minlength=len(target.classes))
+    empty = [name for name, n in zip(target.classes, counts.tolist(), strict=True) if not n]
+    if empty:
+        raise ValueError(
+            f"{root}: its lists have no training image of the class {empty[0]!r} ({len(empty)} "
+            "such): complete them, or take the class out."
         )
 
 

@@ -1,7 +1,7 @@
 """Names and families of weight files: which network a file is of, and our trunk in others' names.
 
-WSL, SWSL, SSL, FixRes and timm all have torchvision's names; FixRes puts
-`module.` before them.
+WSL, SWSL, SSL, FixRes and timm all have torchvision's names, and so have SWAG's files there; FixRes
+puts `module.` before them.
 """
 
 import re
@@ -9,15 +9,21 @@ import re
 from common.weights.formats import State, few
 
 from ..model import RESNEXTS
+from ..net.swag import SWAG
 
 FORMS = ("torchvision", "detection", "detectron2")  # of `rename_trunk`
 COUNTER = "num_batches_tracked"  # of batch norms: no weight
 LICENCE = "These weights are under CC-BY-NC 4.0: not for commercial use."
 NONCOMMERCIAL = re.compile(
-    r"ig_resnext101|semi_(weakly_)?supervised_|fb_(wsl|swsl|ssl)_|resnext_?101_32x48d(_v2)?\.pth",
+    r"ig_resnext101|semi_(weakly_)?supervised_|fb_(wsl|swsl|ssl)_|resnext_?101_32x48d(_v2)?\.pth|_swag-",
     re.IGNORECASE,
 )
-OTHERS = {"trunk_output.": "RegNet", "encoder.layers.": "vision transformer"}  # of SWAG
+REGNET = "trunk_output.block4.block4-0.proj.0.weight"  # as wide as its features
+KNOWN = (  # of ResNets, RegNets, vision transformers
+    {"conv1.weight", "layer1.0.conv1.weight"},
+    {REGNET},
+    {"class_token", "conv_proj.weight", "encoder.pos_embedding"},
+)
 
 WSL = "https://download.pytorch.org/models/ig_resnext101_"
 SEMI = "https://dl.fbaipublicfiles.com/semiweaksupervision/model_files/semi_"
@@ -46,24 +52,31 @@ URLS = {
 }
 
 
+def name_head(tensors: State) -> State:
+    """The tensors with `fc` for the last layer of torchvision's transformers."""
+    return {name.replace("heads.head.", "fc."): value for name, value in tensors.items()}
+
+
 def require_known(tensors: State, source: str) -> None:
-    """Raise ValueError, saying what it is, where a file is not of torchvision's ResNets."""
-    if {"conv1.weight", "layer1.0.conv1.weight"} <= set(tensors):
-        return
-    for start, kind in OTHERS.items():
-        if any(name.startswith(start) for name in tensors):
-            raise ValueError(
-                f"{source} is a {kind}, as SWAG's are, and the networks here are ResNets: take "
-                "torchvision.models with weights='IMAGENET1K_SWAG_E2E_V1' for it."
-            )
-    raise ValueError(
-        f"{source} is in no known format (it holds {few(tensors, 3)}): known are checkpoints of "
-        "this folder and files with torchvision's names, as of WSL, SWSL, SSL, FixRes and timm."
-    )
+    """Raise ValueError where a file has not the names of torchvision's networks."""
+    if not any(names <= set(tensors) for names in KNOWN):
+        raise ValueError(
+            f"{source} is in no known format (it holds {few(tensors, 3)}): known are checkpoints "
+            "of this folder and files with torchvision's names, as of WSL, SWSL, SSL, FixRes, timm "
+            "and torchvision's files of SWAG."
+        )
 
 
 def find_network(tensors: State) -> str:
     """The options that make the network of these tensors; empty where none do."""
+    if REGNET in tensors:
+        name = SWAG.get(len(tensors[REGNET]))
+        return f"network.name={name}" if name else ""
+    if "class_token" in tensors:
+        patch, places = tensors["conv_proj.weight"].shape[-1], tensors["encoder.pos_embedding"]
+        name = SWAG.get(places.shape[2], "")
+        side = round((places.shape[1] - 1) ** 0.5) * patch
+        return f"network.name={name} network.side={side}" if name.endswith(f"_{patch}") else ""
     stages = [
         len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
         for stage in (1, 2, 3, 4)
@@ -86,6 +99,8 @@ def rename_trunk(state: State, form: str) -> State:
     """
     if form not in FORMS:
         raise ValueError(f"form={form}: choose from {', '.join(FORMS)}.")
+    if form != "torchvision" and "conv1.weight" not in state:
+        raise ValueError(f"form={form} is for ResNets: give form=torchvision.")
     trunk = {name: value for name, value in state.items() if not name.startswith("fc.")}
     if form == "torchvision":
         return trunk

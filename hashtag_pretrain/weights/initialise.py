@@ -28,15 +28,21 @@ from .formats import (
     NONCOMMERCIAL,
     URLS,
     find_network,
+    name_head,
     rename_trunk,
     require_known,
 )
 
-IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}  # torchvision's
+TORCHVISION = {  # its names of the words of `init`
+    "imagenet": "IMAGENET1K_V1",
+    "imagenet-v2": "IMAGENET1K_V2",
+    "swag": "IMAGENET1K_SWAG_E2E_V1",
+    "swag-linear": "IMAGENET1K_SWAG_LINEAR_V1",
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Pixels = tuple[Sequence[float], Sequence[float]]  # mean and std of red, green, blue in 0..1
 LARGE = 2**28  # bytes of a file that is mapped instead of read
-HASHED = re.compile(r"(ig_|semi_|resne)\w*-([0-9a-f]{8})\.pth")  # SHA-256 in the name
+HASHED = re.compile(r"(ig_|semi_|resne|regnet_|vit_)\w*-([0-9a-f]{8})\.pth")  # SHA-256 in the name
 
 
 @dataclass
@@ -53,16 +59,18 @@ class Weights:
     notes: list[str] = field(default_factory=list)
 
 
-def load_trunk(model: nn.Module, source: str | Path, *, pixels: Pixels | None = None) -> Report:
+def load_trunk(
+    model: nn.Module, source: str | Path | Weights, *, pixels: Pixels | None = None
+) -> Report:
     """Load all weights but those of the last layer, in place, which stays as initialised.
 
-    source: a run's folder, whose newest checkpoint is taken; a file; imagenet or imagenet-v2,
-    torchvision's; wsl, swsl or ssl, which were trained on hashtags or with their help. Words are
-    downloaded once. pixels: mean and std of the images to come. Raises ValueError where the
-    weights are of another network, or a run's of other pixels, with the options of theirs; then
-    nothing is changed.
+    source: what `read_weights` gave; a run's folder, whose newest checkpoint is taken; a file; a
+    word: imagenet, imagenet-v2, swag or swag-linear, torchvision's; wsl, swsl or ssl. All but the
+    first two were trained on hashtags or with their help. Words are downloaded once. pixels: mean
+    and std of the images to come. Raises ValueError where the weights are of another network, or a
+    run's of other pixels, with the options of theirs; then nothing is changed.
     """
-    weights = read_weights(model, str(source))
+    weights = source if isinstance(source, Weights) else read_weights(model, str(source))
     compare_pixels(weights, pixels)
     weights.tensors = without_fc(weights.tensors)
     return load(model, weights)
@@ -132,9 +140,10 @@ def without_fc(state: State) -> State:
 
 def read_weights(model: nn.Module, source: str) -> Weights:
     """The weights that a word, a run's folder or a file means."""
-    if source in IMAGENET or source in URLS:
-        weights = Weights(download(source, find_network(model.state_dict())), source)
-        weights.notes += [LICENCE] if source in URLS else []
+    if source in TORCHVISION or source in URLS:
+        found = download(source, find_network(model.state_dict()))
+        weights = Weights(name_head(found), source)
+        weights.notes += [LICENCE] if not source.startswith("imagenet") else []
         return weights
     path = find_file(source)
     require_digest(path)
@@ -142,7 +151,7 @@ def read_weights(model: nn.Module, source: str) -> Weights:
     parts = content.get("parts") if isinstance(content, dict) else None
     average = parts.get("average") if isinstance(parts, dict) else None
     with converting(path):  # a run's averaged weights are what it scored
-        tensors = tensors_by_name({"model": average} if average else content)
+        tensors = name_head(tensors_by_name({"model": average} if average else content))
     tensors.pop("n_averaged", None)
     require_known(tensors, str(path))
     weights = Weights(tensors, str(path))
@@ -213,7 +222,7 @@ def read_content(path: Path) -> Any:
 
 def download(word: str, network: str) -> State:
     """Weights by the word of `init` for a network in the words of `find_network`, kept by torch."""
-    name = network.removeprefix("network.name=")
+    name = network.removeprefix("network.name=").partition(" ")[0]
     if word in URLS:
         if name not in URLS[word]:
             raise ValueError(f"init={word}: {name} has none; there are {few(URLS[word])}.")
@@ -224,7 +233,7 @@ def download(word: str, network: str) -> State:
             )
         )
     try:
-        return dict(get_model_weights(name)[IMAGENET[word]].get_state_dict(check_hash=True))
+        return dict(get_model_weights(name)[TORCHVISION[word]].get_state_dict(check_hash=True))
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"init={word}: torchvision has none for {name}; give a file, or init='' to start at "

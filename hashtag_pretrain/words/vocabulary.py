@@ -249,7 +249,7 @@ def write_whole(path: str | Path, text: str) -> None:
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     """The file's labels, whose fields have the right types."""
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_refuse_repeats)
+        content = json.loads(path.read_bytes(), object_pairs_hook=refuse_repeats)
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist: it is to be a vocabulary, which `prepare.py vocabulary` makes"
@@ -265,7 +265,7 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; of two equal keys `json` would keep the second in silence."""
     content = dict(pairs)
     if len(content) < len(pairs):

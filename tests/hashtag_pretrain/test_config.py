@@ -128,7 +128,9 @@ WRONG = [
     (["network.name=resnext101_32x64d"], r"network\.name=resnext101_32x64d"),
     (["augment.resize=100"], r"augment\.resize=100"),
     (["test.batch_size=0"], r"test\.batch_size"),
-    (["probe.solver=svd"], r"probe\.solver"),
+    (["probe.iterations=0"], r"probe\.iterations"),
+    (["network={name: vit_b_16, checkpoint: true}"], r"checkpoint is not for .*=vit_b_16"),
+    (["network.side=8"], r"network\.side=8: give 16 or more"),
     (["finetune.learn=head"], r"finetune\.learn"),
 ]
 
@@ -157,12 +159,13 @@ def test_a_run_resumes_only_with_the_options_that_shape_its_weights(tmp_path):
     run(cfg)
     for changed in (
         replace(cfg, lr=0.8),
+        replace(cfg, ema=0.9),
         replace(cfg, images=16),
         replace(cfg, data=replace(cfg.data, noise=0.1)),
         replace(cfg, data=replace(cfg.data, exclude=str(tmp_path / "list"))),
     ):
         (tmp_path / "list").write_text("\n".join(f"{i:06d}" for i in range(30)))
-        with pytest.raises(CheckpointError, match=r"lr=|images=|data\.noise=|data="):
+        with pytest.raises(CheckpointError, match=r"lr=|ema=0\.0, .*ema=0\.9|images=|noise=|data="):
             run(changed)
     (root / "vocabulary.json").rename(root / "words.json")
     same = replace(cfg, save_every=7, data=replace(cfg.data, vocabulary="words.json"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from hashtag_pretrain.words.vocabulary import Vocabulary
 
 from .runs import NAMES, settings, shards, write_root
 from .small import image_bytes, make_vocabulary, write_tar
+from .small_target import write_images
 
 COUNT = 60
 EXCLUDED = [f"{i:06d}" for i in (3, 17, 40)]
@@ -334,6 +336,40 @@ def test_pieces_that_cannot_be_shared_out_name_what_can(root, monkeypatch):
         data.pieces_of(cfg)
 
 
+@pytest.mark.parametrize(
+    ("processes", "per_gpu", "said"),
+    [
+        (1, 4, "batch_size=52 per_gpu=4"),
+        (2, 8, "batch_size=48 per_gpu=8"),
+        (1, 64, "=55 per_gpu=55"),
+    ],
+)
+def test_a_batch_of_more_images_than_an_epoch_has_stops_with_one_that_can_be_shared_out(
+    root, monkeypatch, processes, per_gpu, said
+):
+    cfg = replace(options(root, held_out=0.0), batch_size=64, per_gpu=per_gpu)
+    cfg = replace(cfg, sampling=Sampling("natural"))
+    found = data.build(cfg)
+    monkeypatch.setattr("common.dist.world_size", lambda: processes)
+    with pytest.raises(ValueError, match=rf"draws 55 images, .*give at most .*{said}\.") as error:
+        data.stream_of(found, cfg)
+    words = dict(re.findall(r"(\w+)=(\d+)", str(error.value).partition(": ")[2]))
+    able = replace(cfg, **{name: int(value) for name, value in words.items()})
+    assert data.pieces_of(able) >= 1
+    assert data.stream_of(found, able).steps_per_epoch == 1
+
+
+def test_a_target_that_a_protocol_cannot_use_stops_before_pretraining(root, tmp_path):
+    target = config.TargetData("folder", str(write_images(tmp_path, train=1, test=1)))
+    cfg = replace(options(root), target=target)
+    with pytest.raises(ValueError, match="have no class with two"):
+        data.build(replace(cfg, protocols=["probe"]))
+    one = config.FineTune(lrs=[0.1], decays=[0.0], head_lrs=[1])
+    with pytest.raises(ValueError, match=r"finetune\.batch_size=256 is more than the 3 training"):
+        data.build(replace(cfg, protocols=["finetune"], finetune=one))
+    assert data.build(replace(cfg, protocols=["probe"], probe=config.Probe(decays=[0.1]))).target
+
+
 def test_what_is_missing_is_one_sentence(root, tmp_path):
     wrong = [
         (shards(tmp_path / "none"), r"data\.root=.*none does not exist: .*prepare\.py"),
@@ -341,12 +377,19 @@ def test_what_is_missing_is_one_sentence(root, tmp_path):
         (shards(root, shards="tars"), r"/tars has no shards"),
         (shards(root, exclude="list.txt"), r"data\.exclude=list\.txt: there is no such file"),
         (shards(root, exclude=str(tmp_path / "utf16")), "utf16 is no UTF-8"),
+        (
+            shards(root, exclude=str(tmp_path / "others")),
+            r"others: none of its 2 keys, such as a, is",
+        ),
+        (shards(root, vocabulary=str(tmp_path / "one.json")), r"one\.json has one label, of which"),
         (shards(root, exclude=str(tmp_path / "all")), r"none of the 60 images .* data\.exclude"),
         (shards(root, vocabulary=str(tmp_path / "o.json")), r"none of the 60 .* data\.vocabulary"),
     ]
     (tmp_path / "utf16").write_text("key", encoding="utf-16")
     (tmp_path / "all").write_text("\n".join(f"{i:06d}" for i in range(COUNT)))
-    make_vocabulary("other").write(tmp_path / "o.json")
+    (tmp_path / "others").write_text("b\na\n")
+    make_vocabulary("other", "another").write(tmp_path / "o.json")
+    make_vocabulary("cat").write(tmp_path / "one.json")
     for options, sentence in wrong:
         with pytest.raises(ValueError, match=sentence) as error:
             data.build(settings(root, "", data=options))

@@ -20,6 +20,7 @@ from hashtag_pretrain.targets.finetune import (
     make_schedule,
     parameter_sets,
     replace_head,
+    require_enough,
     score_finetune,
     train_one,
 )
@@ -168,7 +169,7 @@ def test_a_folder_of_other_weights_images_or_pixels_is_not_gone_on_with(tmp_path
         (small_model(), fewer, READING),
         (small_model(), target.train, darker),
     ):
-        with pytest.raises(ValueError, match="began with other weights, images or options"):
+        with pytest.raises(ValueError, match=r"began with .*digest of weights, images and pixels="):
             fit_finetune(model, train, 3, options, seed=0, reading=reading, folder=tmp_path)
     for where in (tmp_path / "finetune" / "all", tmp_path / "finetune"):
         checkpoint.unlock(where)
@@ -189,8 +190,17 @@ def test_a_damaged_training_image_is_skipped_where_asked_and_a_test_image_never(
         with expected:
             fit_finetune(small_model(), target.train, 3, options, seed=0, reading=reading)
     target.test[0][0].write_bytes(b"no image")
-    with pytest.raises(BadExample, match="cannot be read"):
+    with pytest.raises(BadExample, match=r"replace the file$"):  # there is no other choice
         score_finetune(small_model(), target.test, SMALL, replace(READING, bad_images="skip"))
+
+
+@pytest.mark.parametrize(("head_lrs", "most"), [([1], 18), ([1, 10], 12)])
+def test_a_batch_of_more_images_than_there_are_stops_with_the_most(tmp_path, head_lrs, most):
+    options = replace(SMALL, batch_size=most + 1, head_lrs=head_lrs)
+    train = small_target(tmp_path).train
+    with pytest.raises(ValueError, match=rf"finetune\.batch_size={most + 1} .* at most {most}\."):
+        fit_finetune(small_model(), train, 3, options, seed=0, reading=READING)
+    require_enough(train, replace(options, batch_size=most))
 
 
 def test_a_rate_that_diverges_loses_the_search(tmp_path):

@@ -73,5 +73,5 @@ def test_an_interrupted_search_goes_on_with_the_scores_that_it_has(tmp_path):
     found, fitted = run(scores, Ledger(tmp_path, {"seed": 0}))
     assert (found.setting, found.scores) == ("c", [1.0, -math.inf, 2.0])
     assert fitted == [("c", 17, "all")]
-    with pytest.raises(ValueError, match="other weights, images or options"):
+    with pytest.raises(ValueError, match="began with seed=0, this one has seed=1: give"):
         Ledger(tmp_path, {"seed": 1})

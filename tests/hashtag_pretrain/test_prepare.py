@@ -12,10 +12,11 @@ import torch
 from PIL import Image, ImageOps
 
 from common.errors import UserError
+from common.run import checkpoint
 from hashtag_pretrain import prepare
 from hashtag_pretrain.inputs.sources import Photo, give_keys, read_captions, read_list
 from hashtag_pretrain.inputs.whole import WholeImages, find_copies
-from hashtag_pretrain.model import Network, build_model
+from hashtag_pretrain.model import Network, build_model, normalise
 from hashtag_pretrain.shards.archive import Shards
 from hashtag_pretrain.words.vocabulary import Vocabulary
 
@@ -261,6 +262,34 @@ def test_copies_between_shards_and_a_folder_are_found_by_name(shared_data, tmp_p
     shutil.rmtree(test / "x")
     with pytest.raises(ValueError, match="has neither shards"):
         WholeImages(test, 32)
+
+
+def test_duplicates_are_looked_for_with_the_pixels_of_the_run(tmp_path, monkeypatch, capsys):
+    folder = make_shards(tmp_path / "shards", [["a"]] * 2, side=32)
+    mean, std = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
+    options = {"network.mean": mean, "network.std": std}
+    checkpoint.save(tmp_path / "run", 1, model=build_model(Network("small"), 5), options=options)
+    checkpoint.unlock(tmp_path / "run")
+    used = []
+
+    def noting(images, *pixels):
+        used.append(pixels)
+        return normalise(images, *pixels)
+
+    monkeypatch.setattr(prepare, "normalise", noting)
+    call(
+        "duplicates",
+        train=folder,
+        test=folder,
+        init=tmp_path / "run",
+        network="small",
+        out=tmp_path / "out",
+        size=32,
+        processes=0,
+    )
+    assert used
+    assert all(pixels == (mean, std) for pixels in used)
+    assert "want pixels" not in capsys.readouterr().out
 
 
 def test_the_command_writes_what_other_commands_read(tmp_path, capsys):

@@ -44,13 +44,6 @@ class TestHashtagPretrain(TrainScript):
         rates = [line["lr"] / logged[0]["lr"] for line in logged]
         assert rates == pytest.approx([1 / 2**k for k in range(6)], rel=1e-3)
 
-    def test_a_target_that_is_missing_is_one_sentence(self, commands, tmp_path):
-        done = self.run(commands, tmp_path, "target={name: folder, root: /no/such/folder}")
-        assert done.returncode == 2
-        assert "target.root=/no/such/folder" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (tmp_path / "metrics.jsonl").exists()
-
 
 def test_the_demo_compares_no_pretraining_natural_and_square_root_sampling(
     commands: Commands, tmp_path: Path
@@ -73,11 +66,11 @@ def test_the_demo_compares_no_pretraining_natural_and_square_root_sampling(
 
 @pytest.mark.slow
 def test_a_table_runs_its_rows_and_prints_them(commands, tmp_path):
-    words = ["fig4", "scale=mini", "rows=natural", *SMALL]
+    words = ["fig3", "scale=mini", "rows=10%", *SMALL]
     script = Path(__file__).resolve().parents[2] / "hashtag_pretrain" / "tables.py"
     done = commands.run(tmp_path, *words, script=str(script), forking=True)
     assert done.returncode == 0, done.stderr
-    assert "| natural" in done.stdout
+    assert "| 10% of the tags" in done.stdout
 
 
 @pytest.mark.slow

@@ -122,6 +122,11 @@ def one_more(root):
     touch(root / "val/n02132320/x.JPEG")
 
 
+def one_class(root):
+    for split in ("train", "test"):
+        touch(root / split / "cat/x.png")
+
+
 def odd_name(root):
     imagenet(root)
     touch(root / "train/cat/x.JPEG")
@@ -143,6 +148,8 @@ def odd_name(root):
         ("cub", lambda root: cub(root, "1 1\n2 0\n3\n"), "line 3"),
         ("cub", lambda root: cub(root, "1 1\n2 1\n3 1\n"), "without images"),
         ("cub", imagenet, "images.txt"),
+        ("cub", lambda root: cub(root, "1 1\n2 1\n3 0\n"), "no training image of the class '002"),
+        ("folder", one_class, "has one class, 'cat'"),
         ("places365", lambda root: places(root, label=2), "beyond the 2"),
         ("places365", imagenet, "categories_places365.txt cannot be read"),
         ("birds", imagenet, "target.name=birds"),
@@ -206,4 +213,4 @@ def test_images_are_normalised_by_mean_and_std():
 def test_a_listing_keeps_names_of_any_characters(tmp_path):
     listing = Listing(tmp_path, ["ä/ö ü.png", "b/c.png"], [1, 0])
     assert listing[0] == (tmp_path / "ä/ö ü.png", 1)
-    assert [path.name for path, _ in listing[:1]] == ["ö ü.png"]
+    assert [path.name for path, _ in listing] == ["ö ü.png", "c.png"]

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.regnet import BlockParams
 
 from common.run import checkpoint
 from hashtag_pretrain.model import Network, build_model
 from hashtag_pretrain.net.resnext import ResNeXt
+from hashtag_pretrain.net.swag import SWAG, RegNet, Transformer
 from hashtag_pretrain.weights import initialise as weights
 from hashtag_pretrain.weights.formats import URLS, find_network
 from hashtag_pretrain.weights.initialise import export_trunk, initialise, load_trunk
@@ -165,6 +168,56 @@ def test_torchvisions_networks_are_found_by_their_shapes(name):
     assert find_network(state) == f"network.name={name}"
 
 
+@pytest.mark.parametrize("name", SWAG.values())
+def test_swags_networks_have_their_parameters_and_are_found_by_their_shapes(name, monkeypatch):
+    widths = BlockParams.from_init_params
+
+    def compute(*args: float, **options: float) -> BlockParams:
+        with torch.device("cpu"):
+            return widths(*args, **options)
+
+    monkeypatch.setattr(BlockParams, "from_init_params", compute)
+    with torch.device("meta"):  # shapes need no values, but for the widths of the blocks
+        model = build_model(Network(name), 1000)
+    published = torchvision.models.get_model_weights(name)["IMAGENET1K_SWAG_LINEAR_V1"]
+    assert sum(each.numel() for each in model.parameters()) == published.meta["num_params"]
+    side = " network.side=224" if "vit" in name else ""
+    assert find_network(model.state_dict()) == f"network.name={name}{side}"
+    assert SWAG[model.fc.in_features] == name
+
+
+def tiny_swag(kind: str) -> tuple[nn.Module, Callable[[nn.Module], nn.Module]]:
+    """A network of torchvision of ten classes, and ours around such."""
+    if kind == "regnet":
+        params = BlockParams.from_init_params(
+            depth=6, w_0=8, w_a=8.0, w_m=2.0, group_width=8, se_ratio=0.25
+        )
+        return torchvision.models.RegNet(params, 10, stem_width=8), RegNet
+    net = torchvision.models.VisionTransformer(32, 16, 2, 2, 8, 16, num_classes=10)
+    nn.init.normal_(net.heads.head.weight)  # which torchvision leaves at zero
+    return net, Transformer
+
+
+@pytest.mark.parametrize("kind", ["regnet", "vit"])
+def test_torchvisions_file_of_swag_loads_whole_and_gives_the_same_logits(tmp_path, kind):
+    torch.manual_seed(2)
+    theirs, make = tiny_swag(kind)
+    model = make(copy.deepcopy(tiny_swag(kind)[0])).eval()
+    file = save(theirs.state_dict(), tmp_path / f"{kind}_swag-0000.pth")
+    report = initialise(model, file, complete=True)
+    assert report.kept == []
+    assert report.notes == [weights.LICENCE]
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), theirs.eval()(images))
+    model.fc = nn.Identity()
+    torch.testing.assert_close(model.features(images), model(images))
+
+
+def test_a_transformer_says_which_images_it_takes():
+    with torch.device("meta"), pytest.raises(ValueError, match=r"side=32 .*, not of 24: give si"):
+        Transformer(tiny_swag("vit")[0])(torch.rand(1, 3, 24, 24))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet101", "wide_resnet50_2"])
 def test_a_network_that_is_not_here_is_not_found(name):
     with torch.device("meta"):
@@ -175,8 +228,7 @@ def test_a_network_that_is_not_here_is_not_found(name):
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["stem.0.weight", "trunk_output.block1.x"], "is a RegNet, as SWAG's are"),
-        (["class_token", "encoder.layers.x"], "is a vision transformer, as SWAG's are"),
+        (["class_token", "encoder.layers.x"], "in no known format (it holds class_token, "),
         (["a", "b"], "in no known format (it holds a, b)"),
     ],
 )
@@ -220,8 +272,9 @@ def test_a_word_downloads_the_networks_own_file_and_checks_it(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("wsl", "init=wsl: small network.width=8 has none; there are resnext101_32x8d, "),
-        ("imagenet", "init=imagenet: torchvision has none for small network.width=8; give a file"),
+        ("wsl", "init=wsl: small has none; there are resnext101_32x8d, "),
+        ("imagenet", "init=imagenet: torchvision has none for small; give a file"),
+        ("swag", "init=swag: torchvision has none for small; give a file"),
     ],
 )
 def test_a_word_without_weights_for_the_network_is_told(word, sentence):
