@@ -9,7 +9,7 @@
         [wordnet=/usr/share/wordnet] [rule=strict] [ambiguous=keep|drop] [classes=wnids.txt]
         [most=17000] [least=1] [stop=words.txt]
     python prepare.py duplicates train=SHARDS|FOLDER test=FOLDER init=FILE network=resnet50 out=...
-        [threshold=0.3] [k=21] [size=224] [whole=true] [device=cuda]
+        [width=16] [threshold=0.3] [k=21] [size=224] [whole=true] [device=cuda]
 
 `shards` takes the names of folders, the words of a list (PATH<tab>tag tag tag, a line for each
 image) or those of captions as tags; short=256 stores larger images smaller, and what cannot be
@@ -101,6 +101,7 @@ class Options:
     test: str = ""
     init: str = ""
     network: str = "resnet50"  # as the paper's descriptors
+    width: int = 16  # of network=small, as network.width of its run
     size: int = 224  # pixels of the squares that are described
     threshold: float = 0.3
     k: int = 21
@@ -115,10 +116,11 @@ class Options:
         require_choice("ambiguous", self.ambiguous, ("keep", "drop"))
         require_choice("network", self.network, (*RESNEXTS, "small"))  # with stages, for R-MAC
         require_range("quality", self.quality, 1, 100)
-        for name in ("per_shard", "least", "k", "batch_size"):
+        for name in ("per_shard", "least", "k", "batch_size", "width"):
             require_range(name, getattr(self, name), 1)
-        for name in ("short", "most", "threshold"):
+        for name in ("short", "most"):
             require_range(name, getattr(self, name), 0)
+        require_range("threshold", self.threshold, 0, 2)  # of unit vectors
         require_range("size", self.size, 32)
 
 
@@ -131,17 +133,23 @@ def main(words: Sequence[str] | None = None) -> None:
     missing = [name for name in NEEDED[words[0]] if not getattr(options, name)]
     if missing:
         raise ValueError(f"{missing[0]}= is missing: python prepare.py {words[0]} {missing[0]}=...")
-    match words[0]:
-        case "shards":
-            make_shards(options)
-        case "index":
-            index(options)
-        case "check":
-            check(options)
-        case "vocabulary":
-            make_vocabulary(options)
-        case "duplicates":
-            find_duplicates(options)
+    commands = {
+        "shards": make_shards,
+        "index": index,
+        "check": check,
+        "vocabulary": make_vocabulary,
+        "duplicates": find_duplicates,
+    }
+    try:
+        commands[words[0]](options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not options.out or error.errno is None:
+            raise
+        raise UserError(
+            f"out={options.out} is not written ({error}): make room there, or give another out=."
+        ) from error
 
 
 def make_shards(options: Options) -> None:
@@ -238,9 +246,9 @@ def find_duplicates(options: Options) -> None:
     """Write which test images are among the training images; UserError names unreadable ones."""
     train = WholeImages(options.train, options.size)
     test = WholeImages(options.test, options.size)
-    out, device = Path(options.out), torch.device(options.device or dist.device())
+    out, device = Path(options.out), device_of(options)
     out.mkdir(parents=True, exist_ok=True)
-    network = Network(options.network, memory_format="contiguous")
+    network = Network(options.network, options.width, memory_format="contiguous")
     model = build_model(network, 1000)
     weights = read_weights(model, options.init)
     mean, std = weights.pixels or (network.mean, network.std)
@@ -264,6 +272,19 @@ def find_duplicates(options: Options) -> None:
     )
     print(*write_report(out, copies.pairs, copies.train_name, copies.test_name), sep="\n")
     report(copies.faults)
+
+
+def device_of(options: Options) -> torch.device:
+    """Where the images are described; ValueError for a device that is not there."""
+    if not options.device:
+        return dist.device()
+    try:
+        device = torch.device(options.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device={options.device} is not there ({reason}): give cpu.") from None
+    return device
 
 
 def processes_of(options: Options) -> int:

@@ -54,7 +54,7 @@ def read_list(path: str | Path, root: str | Path = "") -> list[Photo]:
     path = Path(path)
     folder = os.fspath(root) or os.path.dirname(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # tags may have U+2028 and others
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a list of images ({error})") from None
     photos = []
@@ -94,9 +94,13 @@ def read_captions(root: str | Path, split: str, stop: Collection[str] = ()) -> l
 def give_keys(photos: list[Photo], root: str | Path) -> list[Photo]:
     """The photos with keys: their paths in `root` without the extension, each one only once."""
     seen: set[int] = set()
+    paths: set[str] = set()
     found = []
     for photo in photos:
         path = os.path.relpath(photo.path, root)
+        if path in paths:
+            raise ValueError(f"{photo.path} stands twice in the list: give it one line of all tags")
+        paths.add(path)
         if path.startswith(".."):
             path = os.path.abspath(photo.path).lstrip("/")
         folder, base = os.path.split(path.replace(os.sep, "/"))
@@ -107,7 +111,7 @@ def give_keys(photos: list[Photo], root: str | Path) -> list[Photo]:
             if hash_key(name) not in seen:
                 break
         else:
-            raise ValueError(f"{photo.path} stands twice in the list, or another file as {name}")
+            raise ValueError(f"{photo.path} has the key {name} of another file: rename one of them")
         seen.add(hash_key(name))
         found.append(replace(photo, key=name))
     return found

@@ -186,12 +186,13 @@ def read_rows(path: Path, columns: int) -> list[list[str]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a list ({error}).") from error
-    rows = [line.split() for line in lines if line.strip()]
-    odd = [number for number, row in enumerate(rows, 1) if len(row) != columns]
+    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    odd = [number for number, row in rows if len(row) != columns]
     if odd or not rows:
         where = f"line {odd[0]}" if odd else "it is empty"
-        raise ValueError(f"{path}: every line needs {columns} words ({where}).")
-    return rows
+        words = "one word" if columns == 1 else f"{columns} words"
+        raise ValueError(f"{path}: every line needs {words} ({where}).")
+    return [row for _, row in rows]
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -200,7 +201,7 @@ def read_names(path: str | Path) -> list[str]:
     known: set[str] = set()
     for name in names:
         if name in known:
-            raise ValueError(f"{path} lists {name!r} twice: give each class once.")
+            raise ValueError(f"{path} lists {name!r} twice: give each name once.")
         known.add(name)
     return names
 

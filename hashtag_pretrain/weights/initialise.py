@@ -236,8 +236,8 @@ def download(word: str, network: str) -> State:
         return dict(get_model_weights(name)[TORCHVISION[word]].get_state_dict(check_hash=True))
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"init={word}: torchvision has none for {name}; give a file, or init='' to start at "
-            "random."
+            f"init={word}: torchvision has none for {name}; give a file of weights or the folder "
+            "of a run."
         ) from error
 
 

@@ -110,8 +110,18 @@ def test_keys_are_paths_without_an_extension_and_differ():
     names = ["/d/a.jpg", "/d/a.png", "/d/b.c.jpg", "/e/a.jpg"]
     found = give_keys([Photo(name, []) for name in names], "/d")
     assert [photo.key for photo in found] == ["a", "a_png", "b_c", "e/a"]
-    with pytest.raises(ValueError, match=r"/d/a\.jpg stands twice in the list"):
-        give_keys([Photo("/d/a.jpg", [])] * 3, "/d")
+    with pytest.raises(ValueError, match=r"a\.jpg stands twice in the list: give it one line"):
+        give_keys([Photo("/d/a.jpg", []), Photo("/d/x/../a.jpg", ["other"])], "/d")
+    names = ["/d/a_png.jpg", "/d/a_png_png.gif", "/d/a_png.png"]
+    with pytest.raises(ValueError, match=r"/d/a_png\.png has the key a_png_png of another file"):
+        give_keys([Photo(name, []) for name in names], "/d")
+
+
+def test_separators_of_unicode_in_a_tag_end_no_line_of_a_list(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("a.jpg\tdog\u2028cat\x85x\x0b\x1cy\r\nb.jpg\t猫 \r\n".encode())
+    first, second = read_list(path)
+    assert (first.tags, second.tags) == (["dog", "cat", "x", "y"], ["猫"])
 
 
 def test_words_of_real_captions_become_tags(shared_data, tmp_path):
@@ -201,6 +211,16 @@ def test_a_vocabulary_is_made_of_the_tags_of_shards(tmp_path, capsys):
         call("vocabulary", shards=folder, out=out, wordnet=tmp_path)
 
 
+@pytest.mark.parametrize("out", ["full", "file/vocabulary.json"])
+def test_an_output_that_cannot_be_written_stops_in_a_sentence(out, tmp_path):
+    folder = make_shards(tmp_path / "shards", [["a"], ["b"]])
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"out=\S*{out} is not written \(.*give another out="):
+        call("vocabulary", shards=folder, out=tmp_path / out, rule="none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "shards"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -211,6 +231,7 @@ def test_a_vocabulary_is_made_of_the_tags_of_shards(tmp_path, capsys):
         (["index", "shards=/none"], "has no shards"),
         (["index", "shards=x", "rule=loose"], "rule=loose is unknown"),
         (["check", "shards=x", "quality=0"], "quality=0 is out of range"),
+        (["index", "shards=x", "threshold=inf"], "threshold=inf is out of range"),
     ],
 )
 def test_what_is_missing_or_unknown_stops_in_a_sentence(words, message, tmp_path, monkeypatch):
@@ -290,6 +311,17 @@ def test_duplicates_are_looked_for_with_the_pixels_of_the_run(tmp_path, monkeypa
     assert used
     assert all(pixels == (mean, std) for pixels in used)
     assert "want pixels" not in capsys.readouterr().out
+
+
+def test_duplicates_take_a_narrow_network_and_name_a_device_that_is_not_there(tmp_path, capsys):
+    folder = make_shards(tmp_path / "shards", [["a"]] * 2, side=32)
+    torch.save(build_model(Network("small", 8), 5).state_dict(), tmp_path / "weights.pt")
+    same = {"train": folder, "test": folder, "init": tmp_path / "weights.pt", "network": "small"}
+    same |= {"out": tmp_path / "out", "size": 32, "processes": 0}
+    call("duplicates", **same, width=8)
+    assert "2 of 2 test images (100.00 %)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"device=cuda:99 is not there \(.*\): give cpu"):
+        call("duplicates", **same, width=8, device="cuda:99")
 
 
 def test_the_command_writes_what_other_commands_read(tmp_path, capsys):

@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hashtag_pretrain.targets.images import Images, Listing, centre_view, random_view
-from hashtag_pretrain.targets.sets import read_target
+from hashtag_pretrain.targets.sets import read_names, read_target
 
 from .small_target import READING, small_target, write_images
 
@@ -214,3 +214,12 @@ def test_a_listing_keeps_names_of_any_characters(tmp_path):
     listing = Listing(tmp_path, ["ä/ö ü.png", "b/c.png"], [1, 0])
     assert listing[0] == (tmp_path / "ä/ö ü.png", 1)
     assert [path.name for path, _ in listing] == ["ö ü.png", "c.png"]
+
+
+def test_a_list_of_names_says_which_line_is_wrong(tmp_path):
+    write(tmp_path / "names.txt", "\none\n\ntwo words\n")
+    with pytest.raises(ValueError, match=r"every line needs one word \(line 4\)"):
+        read_names(tmp_path / "names.txt")
+    write(tmp_path / "names.txt", "one\n\none\n")
+    with pytest.raises(ValueError, match=r"lists 'one' twice: give each name once"):
+        read_names(tmp_path / "names.txt")
