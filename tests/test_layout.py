@@ -49,7 +49,11 @@ PLAN = {
     "hashtag_pretrain": Project(
         "hashtags", wings=("words", "shards", "duplicates", "targets"), also=("PIL", "scipy")
     ),
-    "lowshot_hallucination": Project("hallucinate", wings=("features",)),
+    "lowshot_hallucination": Project(
+        "hallucinate",
+        wings=("features", "backbone", "baselines", "protocol"),
+        also=("efficientnet_lite_pytorch",),
+    ),
     "learning_by_asking": Project("ask", wings=("oracle",)),
 }
 PROJECTS = [name for name in PLAN if (REPOSITORY / name).is_dir()]
@@ -67,6 +71,10 @@ WITH_COMMON = {
     "figures": "draws",
     "labels": "files of automatic labels",
     "hashtag_pretrain/targets": "data sets, training and scores of a transfer",
+    "lowshot_hallucination/features": "files of features, images",
+    "lowshot_hallucination/backbone": "training a trunk",
+    "lowshot_hallucination/baselines": "progress, checks of options",
+    "lowshot_hallucination/protocol": "draws of the test, files of a predictor",
     "large_minibatch/analysis": "reads the folders of runs",
     "large_minibatch/mask_rcnn": "COCO's instances",
     "panoptic/files/detection.py": "run lengths",

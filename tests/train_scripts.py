@@ -15,8 +15,8 @@ from common.run import checkpoint
 from tests.commands import Commands
 
 
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return checkpoint.load(folder / f"checkpoint-{step:08d}.pt")["parts"]["model"]
+def weights(folder: Path, step: int, part: str = "model") -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / f"checkpoint-{step:08d}.pt")["parts"][part]
 
 
 def lines(folder: Path) -> list[dict]:
@@ -25,6 +25,7 @@ def lines(folder: Path) -> list[dict]:
 
 class TrainScript:
     project: str
+    part: str = "model"  # of a checkpoint: what is trained
     figure: str  # file of the folder that shows what the model predicts
     metrics: tuple[str, ...]
     typos: tuple[tuple[str, str], ...]  # on the command line, and what the sentence has to name
@@ -54,7 +55,7 @@ class TrainScript:
         shutil.copy(smoke(self.project) / "checkpoint-00000003.pt", tmp_path)
         resumed = self.run(commands, tmp_path)
         assert resumed.returncode == 0, resumed.stderr
-        a, b = weights(smoke(self.project), 6), weights(tmp_path, 6)
+        a, b = (weights(f, 6, self.part) for f in (smoke(self.project), tmp_path))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
         assert sorted({line["step"] for line in lines(tmp_path)}) == [4, 5, 6]
@@ -64,8 +65,8 @@ class TrainScript:
         again = self.run(commands, folder, "log_every=2")
         assert again.returncode == 0, again.stderr
         assert "log_every=2 from step 6 on; it was 1" in again.stderr
-        before = weights(smoke(self.project), 6)
-        assert all(torch.equal(before[key], value) for key, value in weights(folder, 6).items())
+        before, after = (weights(f, 6, self.part) for f in (smoke(self.project), folder))
+        assert all(torch.equal(before[key], value) for key, value in after.items())
         assert "step 1/6" not in again.stdout + again.stderr
 
     def test_another_batch_size_or_seed_does_not_resume(self, smoke, commands, tmp_path):

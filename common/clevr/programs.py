@@ -13,9 +13,10 @@ where their trees are: their lists may differ in order, and some of CLEVR's do.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Final, Literal
 
-from .functions import END, FUNCTIONS, NULL, START, parse_token, signature, token
+from .functions import ATTRIBUTES, END, FUNCTIONS, NULL, START, parse_token, signature, token
 
 # A list that shares nodes stands for a tree that can be exponentially larger, so lists are
 # measured before they are spelt out. CLEVR's longest program has 25 functions.
@@ -219,3 +220,39 @@ def _count_inputs(text: str, position: int) -> int:
         return len(signature(text).inputs)
     except ValueError as error:
         raise ProgramError(f"token {position}: {error}", "unknown") from None
+
+
+def canonical(tokens: Sequence[str]) -> tuple[str, ...]:
+    """The one spelling of the prefix sequences that differ in nothing but order or repetition.
+
+    Successive filters stand as in the data (shape, material, color, size in prefix order), each
+    once. The operands of union, intersect and equal_* are sorted; those of less_than and
+    greater_than stay. START, END and what follows END or NULL are left out. A malformed program
+    keeps its tokens as they are.
+    """
+    program = _strip(tokens)
+    try:
+        from_prefix(tokens)
+    except ProgramError:
+        return tuple(program)
+    stack: list[tuple[str, ...]] = []  # finished subtrees, the leftmost on top
+    for text in reversed(program):
+        name = signature(text).name
+        children = [stack.pop() for _ in signature(text).inputs]
+        if name in ("union", "intersect") or name.startswith("equal_"):
+            children.sort()
+        below = tuple(chain.from_iterable(children))
+        filters = list(takewhile(_is_filter, below)) if _is_filter(text) else []
+        run = sorted({text, *filters}, key=_place_in_run) if filters else [text]
+        stack.append((*run, *below[len(filters) :]))
+    return stack[0]
+
+
+def _is_filter(text: str) -> bool:
+    return text.startswith("filter_")
+
+
+def _place_in_run(text: str) -> tuple[int, str]:
+    """Key that sorts filters as the data has them in prefix order."""
+    attribute = parse_token(text)[0].removeprefix("filter_")
+    return -list(ATTRIBUTES).index(attribute), text

@@ -7,8 +7,11 @@ import pytest
 from common.clevr.functions import (
     ANSWERS,
     ATTRIBUTES,
+    END,
     FUNCTIONS,
+    NULL,
     SPECIAL,
+    START,
     TOKENS,
     Kind,
     parse_token,
@@ -20,6 +23,7 @@ from common.clevr.programs import (
     Node,
     ProgramError,
     Tree,
+    canonical,
     check_nodes,
     from_prefix,
     to_list,
@@ -206,3 +210,74 @@ def test_a_program_too_deep_is_refused_even_where_shared_nodes_hide_it():
 def test_a_program_error_keeps_its_reason_between_processes():
     error = pickle.loads(pickle.dumps(ProgramError("no", "deep")))
     assert (str(error), error.reason) == ("no", "deep")
+
+
+def shuffle(tree: Tree, draw: random.Random) -> Tree:
+    """The same question written otherwise: filters of a run and symmetric operands mixed."""
+    run = []
+    while tree.token.startswith("filter_"):
+        run += [tree.token] * draw.randint(1, 2)
+        (tree,) = tree.children
+    children = [shuffle(child, draw) for child in tree.children]
+    name = parse_token(tree.token)[0]
+    if name in ("union", "intersect") or name.startswith("equal_"):
+        draw.shuffle(children)
+    out = Tree(tree.token, tuple(children))
+    draw.shuffle(run)
+    for text in run:
+        out = Tree(text, (out,))
+    return out
+
+
+def test_programs_that_differ_in_order_and_repetition_alone_have_one_canonical_form():
+    draw = random.Random(1)
+    for tree in random_trees(300):
+        form = canonical(to_prefix(tree))
+        assert canonical(form) == form
+        for _ in range(3):
+            other = to_prefix(shuffle(tree, draw))
+            assert canonical([START, *other, END, NULL]) == form
+
+
+@pytest.mark.parametrize(
+    ("program", "form"),
+    [
+        (  # the order of the data, a repetition merged, two colours kept
+            "count filter_size[large] filter_color[red] filter_color[blue] filter_shape[cube] "
+            "filter_color[red] scene",
+            "count filter_shape[cube] filter_color[blue] filter_color[red] filter_size[large] "
+            "scene",
+        ),
+        (  # a relation ends the run
+            "count filter_size[small] relate[left] unique filter_shape[cube] scene",
+            "count filter_size[small] relate[left] unique filter_shape[cube] scene",
+        ),
+        (
+            "count union filter_shape[cube] scene filter_color[red] scene",
+            "count union filter_color[red] scene filter_shape[cube] scene",
+        ),
+        (
+            "equal_integer count filter_shape[cube] scene count filter_color[red] scene",
+            "equal_integer count filter_color[red] scene count filter_shape[cube] scene",
+        ),
+        (  # not symmetric
+            "less_than count filter_shape[cube] scene count filter_color[red] scene",
+            "less_than count filter_shape[cube] scene count filter_color[red] scene",
+        ),
+        (  # malformed: kept in its order
+            "count filter_size[large] filter_shape[cube]",
+            "count filter_size[large] filter_shape[cube]",
+        ),
+        ("count filter_color[pink] filter_shape[cube] scene", None),
+        ("<START> <START> count scene", "<START> count scene"),
+        ("<START> <END> count scene", ""),
+    ],
+)
+def test_the_canonical_form_of_a_program_is_as_worked_out_by_hand(program: str, form: str | None):
+    expected = program if form is None else form
+    assert canonical(program.split()) == tuple(expected.split())
+
+
+def test_the_canonical_form_of_a_very_long_program_is_found_without_recursion():
+    program = ["count", *["filter_color[red]", "relate[left]", "unique"] * 700, "scene"]
+    assert canonical(program) == tuple(program)

@@ -1,0 +1,1 @@
+"""What the field compares with: the linear classifier of the benchmark, the analogies."""

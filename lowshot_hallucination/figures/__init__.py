@@ -1,0 +1,1 @@
+"""Pictures: real and imagined features, gains, the prior."""

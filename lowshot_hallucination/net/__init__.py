@@ -1,0 +1,1 @@
+"""The layers and networks: trunks, prototypes, matching networks, embeddings."""

@@ -1,0 +1,1 @@
+"""Weight files of the benchmark and of torchvision."""
