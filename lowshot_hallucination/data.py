@@ -49,11 +49,12 @@ def build(cfg: Config) -> LowShot:
     """
     path = Path(cfg.features)
     if path.is_dir():
-        lowshot = from_folder(path, picks=read_picks(cfg))
-        if cfg.problem.split:
-            names = lowshot.split.names
-            split = read_class_split(cfg.problem.split, names, cfg.problem.seed)
-            lowshot = replace(lowshot, split=split)
+        lowshot = from_folder(path, cfg.problem.split, cfg.problem.seed, read_picks(cfg))
+    elif cfg.problem.split_files:
+        raise ValueError(
+            f"problem.split_files={cfg.problem.split_files} names rows of a whole training set: "
+            f"give features= a folder with the files train and test instead of {path}."
+        )
     else:
         features = read_features(path, cfg.labels)
         names = number_names(features.labels)
@@ -115,7 +116,11 @@ def describe(lowshot: LowShot, cfg: Config) -> str:
         f"{how}; {len(lowshot.train)} + {len(lowshot.test)} rows of {lowshot.train.width} "
         f"features{trunk}; classes: {', '.join(sizes)}; protocol {cfg.test.protocol}"
     )
-    return "\n".join([text, *lowshot.notes])
+    few = min(len(split.novel_1), len(split.novel_2))
+    notes = list(lowshot.notes)
+    if cfg.test.top > 1 and few <= cfg.test.top:
+        notes.append(f"top-{cfg.test.top} of {few} novel classes is always right: give test.top=1")
+    return "\n".join([text, *notes])
 
 
 def prepare(cfg: Config) -> str:
@@ -127,6 +132,7 @@ def prepare(cfg: Config) -> str:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     images = build_images(cfg.data)
+    require_images(cfg, images)
     plain = cache_folder() / "lowshot_hallucination" / f"features-{key_of(cfg, images)}"
     views = cfg.data.views
     folder = plain.with_name(f"{plain.name}-{views}views") if views else plain
@@ -138,6 +144,22 @@ def prepare(cfg: Config) -> str:
                 print(f"Features of {images.name} are made once, in {folder}.")
             make_features(cfg, images, folder, run=plain.with_suffix(".trunk"))
     return str(folder)
+
+
+def require_images(cfg: Config, images: Images) -> None:
+    """ValueError where a class has fewer images than an episode or a test takes."""
+    counts = np.bincount(images.source.train.labels, minlength=len(images.split.names))
+    least = dict.fromkeys(images.split.novel, max(cfg.test.shots))
+    if cfg.stage == "meta" and not cfg.is_fixed():
+        of_episode = max(cfg.episodes.shots) + cfg.episodes.queries
+        least |= dict.fromkeys(images.split.base, of_episode)
+    for k, count in least.items():
+        if counts[k] < count:
+            words = "test.shots" if k in images.split.novel else "episodes.shots, episodes.queries"
+            raise ValueError(
+                f"class {images.split.names[k]!r} has {counts[k]} images for its support, fewer "
+                f"than the {count} of {words}: add images, or lower these."
+            )
 
 
 def make_features(cfg: Config, images: Images, folder: Path, run: Path | None) -> None:

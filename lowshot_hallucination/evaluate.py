@@ -29,6 +29,7 @@ from lowshot_hallucination.protocol.prior import curve
 
 CHOSEN = "chosen.json"
 SHOWN = 6  # classes of the picture
+TOPS = ("novel5", "base5", "all5", "prior5")  # of which there is a top-1 as well
 SCORES = ("novel5", "base5", "all5", "prior5", "balanced5", "novel1", "all1", "prior1")
 
 
@@ -53,7 +54,7 @@ class Outcome:
 
 
 def columns(cfg: Config) -> tuple[str, ...]:
-    """What a run's table shows: top-5 of novel classes among themselves, and of all."""
+    """What a run's table shows: top-5 (test.top) of novel classes by themselves, and of all."""
     return tuple(f"{kind}_{n}" for kind in ("novel", "all") for n in cfg.test.shots)
 
 
@@ -73,7 +74,7 @@ def evaluate(
     chosen = {n: choose([each for each in found if each.n == n], cfg) for n in cfg.test.shots}
     tested = Tester(learner, generate, cfg, lowshot, "test")
     outcomes = tested.run({n: [choice] for n, choice in chosen.items()})
-    metrics = summarise(outcomes)
+    metrics = summarise(outcomes, cfg.test.top)
     n = min(cfg.test.shots)
     if cfg.learner.method not in FITTED and chosen[n].n_aug > n:
         metrics |= tested.measure_shift(n, chosen[n])
@@ -98,12 +99,12 @@ def candidates(learner: nn.Module, cfg: Config) -> list[Choice]:
 
 
 def choose(found: Sequence[Outcome], cfg: Config) -> Choice:
-    """The choice of the highest novel top-5 on cv, the first of equal ones, and then its prior."""
+    """The choice of the highest novel accuracy on cv, the first of equal ones; then its prior."""
     by_choice: dict[Choice, list[Outcome]] = {}
     for outcome in found:
         by_choice.setdefault(outcome.choice, []).append(outcome)
     means = {
-        choice: statistics.fmean(each.scores["novel5"] for each in outcomes)
+        choice: statistics.fmean(each.scores[f"novel{cfg.test.top}"] for each in outcomes)
         for choice, outcomes in by_choice.items()
     }
     best = max(means, key=lambda choice: means[choice])
@@ -150,7 +151,9 @@ class Tester:
             everything[problem.class_ids[novel]] = True
             novel = everything
         scores = score(logits, labels, novel, prior=choice.mu, protocol=protocol)
-        return Outcome(n, draw, choice, scores, curve(logits, labels, novel, priors))
+        return Outcome(
+            n, draw, choice, scores, curve(logits, labels, novel, priors, self.cfg.test.top)
+        )
 
     @torch.no_grad()
     def logits(self, problem: Problem, n: int, draw: int, choice: Choice) -> Tensor:
@@ -223,14 +226,18 @@ class Tester:
         draw_features(path, shift, [self.names[k] for k in problem.class_ids[ids].tolist()])
 
 
-def summarise(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Means over the draws: novel_1 is the top-5 of n = 1, novel_top1_1 its top-1, in percent."""
+def summarise(outcomes: Sequence[Outcome], top: int = 5) -> dict[str, float]:
+    """Means over the draws: novel_1 is the top-5 of n = 1, novel_top1_1 its top-1, in percent.
+
+    top: 1 puts the top-1 in the place of the top-5.
+    """
     metrics = {}
     for n in sorted({each.n for each in outcomes}):
         drawn = [each.scores for each in outcomes if each.n == n]
         for name in SCORES:
             word = name[:-1] + ("_top1" if name.endswith("1") else "")
-            metrics[f"{word}_{n}"] = statistics.fmean(scores[name] for scores in drawn)
+            shown = name if name not in TOPS else name.replace("5", str(top))
+            metrics[f"{word}_{n}"] = statistics.fmean(scores[shown] for scores in drawn)
     return metrics
 
 
@@ -267,7 +274,7 @@ def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
     learned = next((n for n in others if "with G" in n and n in finished), "")
     controls = [n for n in finished if n not in (first, learned)]
     picture = Path(cfg.output_dir, "gains.png")
-    text = gains(finished, first, controls, learned=learned, picture=picture)
+    text = gains(finished, first, controls, learned=learned, picture=picture, top=cfg.test.top)
     files.write_text(Path(cfg.output_dir, "gains.md"), text + "\n")
     print(f"\n{text}")
     features = folders[learned] / "features.png" if learned else Path()

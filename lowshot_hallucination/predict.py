@@ -51,7 +51,7 @@ from lowshot_hallucination.hallucinate import build_generator
 from lowshot_hallucination.model import build_learner
 from lowshot_hallucination.net.trunks import Network, Trunk
 from lowshot_hallucination.protocol.predictor import Predictor
-from lowshot_hallucination.weights.initialise import open_trunk
+from lowshot_hallucination.weights.initialise import open_trunk, read_parts
 
 SHOWN = 5  # classes of an image
 FEW = 5  # novel classes that a prior of their group makes sense for
@@ -145,7 +145,7 @@ def open_run(options: Options) -> Run:
         inner = sorted({str(path.parent) for path in folder.glob("*/checkpoint-*[0-9].pt")})
         remedy = f"give one of {', '.join(inner)}" if inner else "give the folder of a run"
         raise ValueError(f"run={folder} has no checkpoint: {remedy}.")
-    parts = checkpoint.load(found[-1])["parts"]
+    parts = read_parts(found[-1])
     if not {"learner", "generator", "data", "options"} <= set(parts):
         raise ValueError(f"{found[-1]} is of another stage: give a run of stage=meta.")
     cfg = read_settings(parts["options"], options)

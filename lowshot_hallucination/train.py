@@ -38,7 +38,7 @@ from lowshot_hallucination.features.images import build_images
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.hallucinate import build_generator, joint_loss, shared_spread
 from lowshot_hallucination.model import PrototypeLearner, build_learner
-from lowshot_hallucination.weights.initialise import find_file
+from lowshot_hallucination.weights.initialise import find_file, read_parts
 
 
 def train(cfg: Config) -> dict[str, float]:
@@ -145,7 +145,7 @@ def build_both(cfg: Config, lowshot: LowShot, device: torch.device) -> tuple[nn.
 def load_parts(source: str, **parts: nn.Module) -> None:
     """Load parts of a run's newest checkpoint, or of the checkpoint that `source` names."""
     path = find_file(source)
-    stored = checkpoint.load(path)["parts"]
+    stored = read_parts(path)
     for name, part in parts.items():
         if name not in stored:
             raise UserError(f"{path} holds no {name}: give a run of stage=meta.")
@@ -191,7 +191,8 @@ def train_trunk(cfg: Config) -> dict[str, float]:
     options = Options(cfg, MAY_CHANGE)
     metrics = data.train_trunk(cfg, build_images(cfg.data), cfg.output_dir, options)
     seconds, names = time.time() - started, ("base_top1", "base_top5")
-    result.write(cfg.output_dir, metrics, steps=0, seconds=seconds, columns=names)
+    steps = int(find_file(cfg.output_dir).stem.rpartition("-")[2])
+    result.write(cfg.output_dir, metrics, steps=steps, seconds=seconds, columns=names)
     return metrics
 
 

@@ -54,7 +54,7 @@ PLAN = {
         wings=("features", "backbone", "baselines", "protocol"),
         also=("efficientnet_lite_pytorch",),
     ),
-    "learning_by_asking": Project("ask", wings=("oracle",)),
+    "learning_by_asking": Project("ask", wings=("oracle", "asking", "language")),
 }
 PROJECTS = [name for name in PLAN if (REPOSITORY / name).is_dir()]
 FOLDERS = ["common", *PROJECTS]
@@ -71,6 +71,9 @@ WITH_COMMON = {
     "figures": "draws",
     "labels": "files of automatic labels",
     "hashtag_pretrain/targets": "data sets, training and scores of a transfer",
+    "learning_by_asking/asking": "features, questions, processes",
+    "learning_by_asking/language": "CLEVR's programs and words",
+    "learning_by_asking/oracle": "scenes, the log of a run",
     "lowshot_hallucination/features": "files of features, images",
     "lowshot_hallucination/backbone": "training a trunk",
     "lowshot_hallucination/baselines": "progress, checks of options",

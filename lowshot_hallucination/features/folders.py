@@ -31,6 +31,11 @@ def folder_source(
         notes = (
             f"{queries_share:.0%} of the images of each class are queries, by data.split_seed",
         )
+    if len(names) < 4:
+        raise ValueError(
+            f"{root} has {len(names)} classes ({', '.join(names)}): expected four or more of "
+            f"{root}/<class>/<image>, two of them base and two novel."
+        )
     if split_file:
         split = read_class_split(split_file, names, seed)
     else:

@@ -5,11 +5,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .formats import Features, read_folder
-from .splits import PARTS, ClassSplit
+from .splits import PARTS, ClassSplit, read_class_split
 
 _ROWS = 8192  # rows hashed together
 
@@ -70,6 +71,12 @@ class LowShot:
 
     def require_rows(self, shots: int) -> None:
         """ValueError where a novel class has fewer than `shots` rows for its support."""
+        for number, picks in enumerate(self.picks or [], 1):
+            if picks.shape[1] < shots:
+                raise ValueError(
+                    f"split file {number} has {picks.shape[1]} rows a class, fewer than the "
+                    f"{shots} of test.shots: test fewer shots."
+                )
         counts = self.count_rows(self.train)
         for k in self.split.novel:
             if counts[k] < shots:
@@ -109,22 +116,49 @@ def number_names(labels: np.ndarray) -> list[str]:
 
 
 def from_folder(
-    folder: str | Path, split: ClassSplit | None = None, picks: Sequence[np.ndarray] = ()
+    folder: str | Path, split_file: str = "", seed: int = 0, picks: Sequence[np.ndarray] = ()
 ) -> LowShot:
-    """The problem in a feature folder. split: in the place of that of its classes.json."""
+    """The problem in a feature folder, which needs no classes.json where a split is given.
+
+    split_file: JSON of base and novel classes (`read_class_split`), in the place of the split in
+    classes.json; its halves are drawn by `seed`.
+    """
     train, test, content = read_folder(folder)
     path = Path(folder) / "classes.json"
-    if split is None:
-        if any(not isinstance(content.get(key), list) for key in ("names", *PARTS)):
-            raise ValueError(
-                f"{path} does not say which classes are base and novel ({', '.join(PARTS)}): give "
-                "problem.split=FILE.json."
-            )
-        split = ClassSplit(content["names"], *(content[part] for part in PARTS))
+    require_plain(content, path)
+    if split_file:
+        numbered = number_names(np.array([train.labels.max(), test.labels.max()]))
+        split = read_class_split(split_file, content.get("names", numbered), seed)
+    else:
+        split = find_split(content, path)
     options = content.get("trunk", {}).get("options", {})
     trunk = ", ".join(f"{key}={value}" for key, value in options.items())
-    notes = tuple(content.get("notes", ()))
-    return LowShot(train, test, split, list(picks) or None, trunk, notes)
+    return LowShot(train, test, split, list(picks) or None, trunk, tuple(content.get("notes", ())))
+
+
+def require_plain(content: dict[str, Any], path: Path) -> None:
+    """ValueError where an entry of classes.json is not of its kind."""
+    trunk = content.get("trunk", {})
+    if not isinstance(trunk, dict) or not isinstance(trunk.get("options", {}), dict):
+        raise ValueError(f"{path}: trunk must be an object with options: extract again.")
+    for key, kind in (("names", str), ("notes", str), *((part, int) for part in PARTS)):
+        entries = content.get(key, [])
+        if not isinstance(entries, list) or any(type(entry) is not kind for entry in entries):
+            words = "texts" if kind is str else "class numbers"
+            raise ValueError(f"{path}: {key} must be a list of {words}.")
+
+
+def find_split(content: dict[str, Any], path: Path) -> ClassSplit:
+    """The split in a classes.json; ValueError names the file where there is none."""
+    if any(not content.get(key) for key in ("names", *PARTS)):
+        raise ValueError(
+            f"{path} does not say which classes are base and novel (names, {', '.join(PARTS)}, "
+            "each with a class or more): give problem.split=FILE.json."
+        )
+    try:
+        return ClassSplit(content["names"], *(content[part] for part in PARTS))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def from_one_table(

@@ -14,7 +14,7 @@ from common.tables.markdown import markdown
 from ..protocol.intervals import Interval, find_gain, find_interval
 
 DRAWS = "draws.csv"  # of a run: phase, n, draw and accuracies in percent, a line for each draw
-METRICS = {"novel5": "novel, top-5", "all5": "all, top-5"}
+METRICS = {f"{kind}{top}": f"{kind}, top-{top}" for top in (5, 1) for kind in ("novel", "all")}
 Scores = dict[int, np.ndarray]  # n -> (seeds, draws), percent
 Cells = dict[int, tuple[Interval, str]]  # n -> the gain, and over which row where that varies
 
@@ -35,19 +35,21 @@ def gains(
     *,
     learned: str = "",
     picture: Path | None = None,
+    top: int = 5,
 ) -> str:
     """Markdown: each row's gain over the baseline, and the learned G's over its best control.
 
     folders: name of a row -> its runs, one per seed in the same order; a row without training may
     have one. baseline, controls, learned: names of rows; with `learned`, its gain over the control
     of the highest mean at each n is added. Being chosen on the test draws, that control is an
-    upper bound of what the controls reach. picture: a PNG of the gains to be written.
+    upper bound of what the controls reach. picture: a PNG of the gains to be written. top: 5 or 1.
     """
     for name in (baseline, *controls, *filter(None, [learned])):
         if name not in folders:
             raise ValueError(f"there is no row {name!r}: choose of {', '.join(folders)}.")
     parts, compared = [], []
-    for metric, words in METRICS.items():
+    for metric in (f"novel{top}", f"all{top}"):
+        words = METRICS[metric]
         rows = {name: read_scores(runs, metric) for name, runs in folders.items()}
         ns = require_same_draws(rows)
         lines = [Comparison(name, metric, over(rows, name, [baseline])) for name in rows]
@@ -159,8 +161,10 @@ def draw_gains(path: Path, lines: Sequence[Comparison]) -> None:
     names = list(dict.fromkeys(line.name for line in lines))
     colors = dict(zip(names, palette(len(names)), strict=True))
     figure = Figure(figsize=(9, 4.2), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(METRICS), sharey=True)
-    for panel, (metric, words) in zip(panels, METRICS.items(), strict=True):
+    metrics = list(dict.fromkeys(line.metric for line in lines))
+    panels = figure.subplots(1, len(metrics), sharey=True)
+    for panel, metric in zip(panels, metrics, strict=True):
+        words = METRICS[metric]
         shown = [line for line in lines if line.metric == metric]
         for number, line in enumerate(shown):
             shift = 0.5 * ((number + 0.5) / len(shown) - 0.5)  # so that no bar hides another

@@ -13,7 +13,7 @@ WORDS = {"all": "all images", "novel": "those of novel classes", "base": "those 
 
 @dataclass(frozen=True)
 class Curve:
-    """Top-5 accuracy in percent at each prior, all classes in the label space."""
+    """Accuracy in percent at each prior, all classes in the label space."""
 
     priors: Sequence[float]  # mu in 0..1
     novel: Sequence[float]

@@ -31,10 +31,12 @@ class Test:
     # a of prototypes M + a (p - M), to choose from on cv where learner.shrink=cv
     shrinks: list[float] = field(default_factory=lambda: [round(1 - i / 10, 1) for i in range(10)])
     priors: list[float] = field(default_factory=lambda: [round(i / 20, 2) for i in range(21)])  # mu
+    top: int = 5  # of the figures that are shown and chosen by: top-5, or 1 where classes are few
     protocol: str = "new"  # | hg: all 1,000 classes compete, novel ones with the base ones
 
     def __post_init__(self) -> None:
         require_choice("test.protocol", self.protocol, ("new", "hg"))
+        require_choice("test.top", str(self.top), ("1", "5"))
         least = {"draws": 1, "base_support": 0, "z_seeds": 1}
         for name, low in least.items():
             require_range(f"test.{name}", getattr(self, name), low)

@@ -102,6 +102,14 @@ def find_file(source: str | Path) -> Path:
     return files[-1]
 
 
+def read_parts(path: Path) -> dict[str, Any]:
+    """The parts of a checkpoint; ValueError where the file is another one."""
+    parts = checkpoint.load(path).get("parts")
+    if not isinstance(parts, dict):
+        raise ValueError(f"{path} is no checkpoint of a run: give a run's folder.")
+    return parts
+
+
 def require_pixels(options: Trunk, content: Any, path: Path) -> None:
     """Raise ValueError where a run's trunk was trained on pixels of another mean and std."""
     parts = content.get("parts") if isinstance(content, dict) else None
@@ -114,8 +122,7 @@ def require_pixels(options: Trunk, content: Any, path: Path) -> None:
 
 def restore(source: str | Path) -> Network:
     """The trunk of a backbone's run, a folder or a checkpoint, as it was trained, in eval mode."""
-    path = find_file(source)
-    parts = checkpoint.load(path)["parts"]
+    parts = read_parts(find_file(source))
     if not {"trunk", "classes", "model"} <= set(parts):
         raise ValueError(f"{source} is no run of stage=backbone: it holds {', '.join(parts)}.")
     network = build_trunk(Trunk(**parts["trunk"]), len(parts["classes"]))

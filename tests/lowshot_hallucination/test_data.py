@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lowshot_hallucination import data
+from common.run import checkpoint
+from lowshot_hallucination import data, train
 from lowshot_hallucination.backbone.loop import Backbone
 from lowshot_hallucination.config import Config, Problem
+from lowshot_hallucination.features.episodes import Episodes
 from lowshot_hallucination.features.formats import Features, read_folder, write_folder, write_hdf5
-from lowshot_hallucination.features.images import ImageData, build_images
+from lowshot_hallucination.features.images import ImageData, Images, build_images
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.hallucinate import Hallucination
+from lowshot_hallucination.model import Learner
 from lowshot_hallucination.net.trunks import Trunk
 from lowshot_hallucination.protocol.draws import Test
 
@@ -109,6 +112,18 @@ def test_split_files_give_the_rows_of_each_draw_and_as_many_as_are_tested(tmp_pa
     assert [picks[5, :2].tolist() for picks in lowshot.picks] == [[51, 52], [52, 53]]
     with pytest.raises(ValueError, match=r"splitfile_3\.json"):
         build(root, problem=Problem(split_files=str(tmp_path)), test=Test(shots=[1], draws=3))
+    with pytest.raises(ValueError, match=r"split_files=.* a folder with the files train and test"):
+        build(write_table(tmp_path, "npz"), problem=Problem(split_files=str(tmp_path)))
+
+
+def test_the_header_says_where_top_5_of_few_classes_tells_nothing(tmp_path):
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"base": NAMES[:4], "novel": NAMES[4:8]}))
+    cfg = settings(write_root(tmp_path / "f"), "unused", problem=Problem(split=str(file)))
+    assert "top-5 of 2 novel classes is always right" in data.describe(data.build(cfg), cfg)
+    assert "always right" not in data.describe(build(cfg.features), cfg)
+    cfg.test.top = 1
+    assert "always right" not in data.describe(data.build(cfg), cfg)
 
 
 def test_rescaling_divides_everything_by_the_mean_of_the_base_classes(tmp_path):
@@ -169,6 +184,7 @@ def of_images(photos: Path, **options: Any) -> Config:
         "data": ImageData("folder", str(photos), size=16, resize=16, crop="none", jitter=0.0),
         "trunk": Trunk("small", channels=8),
         "backbone": Backbone(epochs=2, batch_size=4),
+        "episodes": Episodes(shots=[1, 2], queries=1),
         "test": Test(shots=[1], draws=2),
     }
     return settings("", "unused", **plain | options)
@@ -196,6 +212,37 @@ def test_features_of_images_are_made_once_and_serve_as_a_feature_folder(photos, 
     assert (folder / "train.npy").stat().st_mtime_ns == before
     lowshot = data.build(replace(cfg, features=str(folder)))
     assert "name=small" in data.describe(lowshot, cfg)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_class_of_too_few_images_is_named_before_a_trunk_is_trained(photos, tmp_path):
+    def said(**options: Any) -> str:
+        with pytest.raises(ValueError, match="has 3 images") as caught:
+            data.prepare(of_images(photos, **options))
+        return str(caught.value)
+
+    assert "fewer than the 4 of test.shots" in said(test=Test(shots=[1, 4], draws=2))
+    episodes = Episodes(shots=[1, 2], queries=2)
+    assert "fewer than the 4 of episodes.shots, episodes.queries" in said(episodes=episodes)
+    assert not (tmp_path / "cache").exists()
+    nearest = Learner(method="nearest")
+    plain = Hallucination(kind="none")
+    data.require_images(*problem_of(photos, learner=nearest, hallucination=plain))
+
+
+def test_the_record_of_a_trunk_says_its_steps(photos, tmp_path):
+    cfg = replace(of_images(photos), output_dir=str(tmp_path / "run"))
+    try:
+        train.train_trunk(cfg)
+    finally:
+        checkpoint.unlock(cfg.output_dir)
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["steps"] == 2 * (9 // 4)  # two epochs of 9 base images in batches of 4
+
+
+def problem_of(photos: Path, **options: Any) -> tuple[Config, Images]:
+    cfg = of_images(photos, episodes=Episodes(shots=[9], queries=9), **options)
+    return cfg, build_images(cfg.data)
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -169,6 +169,14 @@ def test_folders_that_lack_something_are_refused_with_its_name(tmp_path: Path) -
     refuse("class 'd' has no images", name="folder")
 
 
+def test_a_folder_of_fewer_than_four_classes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / "only" / f"{number}.png")
+    with pytest.raises(ValueError, match=r"has 1 classes \(only\): expected four or more"):
+        build_images(ImageData(name="folder", root=str(tmp_path)))
+
+
 def test_a_class_of_one_image_cannot_be_parted(tmp_path: Path) -> None:
     make_folder(tmp_path, count=1)
     with pytest.raises(ValueError, match=r"class 'a' has 1 image"):

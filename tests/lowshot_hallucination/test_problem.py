@@ -130,11 +130,55 @@ def test_a_folder_gives_its_own_split_or_the_one_handed_over(tmp_path):
     assert (problem.split, problem.picks) == (SPLIT, None)
     assert problem.trunk == "name=small, head=linear"
     assert problem.notes == ("files in sorted order",)
+    file = tmp_path / "split.json"
+    lists = {"base_1": ["dog"], "base_2": ["cat"], "novel_1": ["bee"], "novel_2": ["ant"]}
+    file.write_text(json.dumps(lists))
     other = ClassSplit(SPLIT.names, [3], [2], [1], [0])
-    assert from_folder(tmp_path / "f", other).split == other
+    assert from_folder(tmp_path / "f", str(file)).split == other
     (tmp_path / "f" / "classes.json").write_text(json.dumps({"names": SPLIT.names}))
+    assert from_folder(tmp_path / "f", str(file)).split == other
     with pytest.raises(ValueError, match="does not say which classes are base and novel"):
         from_folder(tmp_path / "f")
+
+
+def test_a_folder_without_classes_json_has_numbered_classes_and_needs_a_split(tmp_path):
+    write_folder(tmp_path / "f", table([5] * 4), table([3] * 4, seed=1), SPLIT, {})
+    (tmp_path / "f" / "classes.json").unlink()
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"base": [3, 2], "novel": ["1", 0]}))
+    split = from_folder(tmp_path / "f", str(file)).split
+    assert (split.names, split.base, split.novel) == (["0", "1", "2", "3"], [2, 3], [0, 1])
+    with pytest.raises(ValueError, match=r"give problem\.split=FILE"):
+        from_folder(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base_1": ["0"]}, "base_1 must be a list of class numbers"),
+        ({"names": [1, 2, 3, 4]}, "names must be a list of texts"),
+        ({"notes": "sorted"}, "notes must be a list of texts"),
+        ({"trunk": "resnet10"}, "trunk must be an object"),
+        ({"trunk": {"options": [1]}}, "trunk must be an object"),
+        ({"novel_1": []}, "does not say which classes are base and novel"),
+        ({"novel_1": [9]}, "novel_1 has class 9"),
+    ],
+)
+def test_a_classes_json_with_an_entry_of_another_kind_is_named(tmp_path, change, said):
+    write_folder(tmp_path / "f", table([5] * 4), table([3] * 4, seed=1), SPLIT, {})
+    path = tmp_path / "f" / "classes.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"classes\.json:? .*{said}|classes\.json {said}"):
+        from_folder(tmp_path / "f")
+
+
+def test_split_files_with_fewer_rows_than_the_shots_stop():
+    features = table([5] * 4)
+    picks = np.stack([features.rows_of([k])[:2] for k in range(4)])
+    problem = LowShot(features, table([3] * 4, seed=1), SPLIT, [picks])
+    problem.require_rows(2)
+    with pytest.raises(ValueError, match=r"split file 1 has 2 rows a class, fewer than the 3"):
+        problem.require_rows(3)
 
 
 def test_the_digest_tells_other_rows_labels_and_splits_and_not_other_precision_or_files():

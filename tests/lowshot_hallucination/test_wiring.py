@@ -291,6 +291,9 @@ def test_what_is_no_run_of_this_kind_is_refused_in_one_sentence(whole, tmp_path)
     for source, named in (("empty", "empty has no checkpoint"), ("bad.pt", r"bad\.pt")):
         with pytest.raises(ValueError, match=named):
             run(replace(alone, init=str(tmp_path / source)))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"plain\.pt is no checkpoint of a run"):
+        run(replace(alone, init=str(tmp_path / "plain.pt")))
     wide = Learner(embed_hidden=9, final_relu=True, scale=3.0, shrink="0.7")
     with pytest.raises(UserError, match=r"checkpoint-00000020\.pt, learner: these weights do not"):
         run(replace(alone, init=cfg.output_dir, learner=wide))

@@ -1,0 +1,1 @@
+"""Asking: proposals, relevance, memory, learning from what was bought."""

@@ -1,0 +1,246 @@
+"""The world of a run: images to ask about, questions to begin with, questions of the test.
+
+A split's name says what is read: `train`, `val`; with A or B behind CoGenT's; with `humans_` before
+people's questions about the same images. Files are `<split>_questions` (.h5 of the public code, or
+a folder of program_execution's prepare.py) and `<split>_features` (.h5 or .npy), beside vocab.json.
+Scenes are read for the oracle alone, which `scenes_of` is for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.clevr import builtin, scene_graph, vocabulary
+from common.clevr.accuracy import TYPES
+from common.clevr.arrays import encode, question_files
+from common.clevr.arrays.features import Features
+from common.clevr.arrays.grid import channels
+from common.clevr.dataset import Questions
+from common.clevr.scene_graph import SceneGraph
+from common.clevr.vocabulary import Vocabulary
+from common.config import require_choice
+from learning_by_asking.asking.sources import generate_passive
+from learning_by_asking.config import BuiltIn, Config, Data
+from learning_by_asking.language.sentences import add_words
+
+HUMANS = "humans_"
+
+
+@dataclass(frozen=True)
+class World:
+    """What an agent may see. Questions have the features of their images."""
+
+    init: Questions  # to begin with, D_init
+    pool: Questions  # the data set's other questions about `images`: for passive sources
+    images: np.ndarray  # (N,) rows of the features: those that are asked about, D_train
+    tests: dict[str, Questions]  # by name of the split, the first is the main one
+    words: Vocabulary
+
+    @property
+    def feature_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of a map."""
+        assert self.init.features is not None
+        C, H, W = self.init.features.shape[1:]
+        return C, H, W
+
+
+def build(cfg: Data, seed: int, *, text: bool = False) -> World:
+    """The world; ValueError names the file or the option at fault.
+
+    seed: of what is drawn. text: the vocabulary has all words of sentences.
+    """
+    words = add_words(find_vocabulary(cfg)) if text else find_vocabulary(cfg)
+    train = read_split(cfg, cfg.train, words)
+    if train.rows.programs is None or train.rows.answers is None:
+        raise ValueError(f"the split {cfg.train!r} has no programs or no answers: name another.")
+    assert train.features is not None
+    images = np.unique(train.rows.image_idxs)
+    images = images[: cfg.images or None]
+    if cfg.init >= len(train):
+        raise ValueError(
+            f"data.init={cfg.init}, but the split {cfg.train!r} has {len(train)} questions: lower "
+            "it."
+        )
+    known = np.flatnonzero(np.isin(train.rows.image_idxs, images))
+    order = np.random.default_rng((seed, 11)).permutation(known)
+    init, rest = train.subset(np.sort(order[: cfg.init])), train.subset(np.sort(order[cfg.init :]))
+    if cfg.init_images == "others":
+        images = np.setdiff1d(images, init.rows.image_idxs)
+        rest = rest.subset(np.flatnonzero(np.isin(rest.rows.image_idxs, images)))
+    if not len(images) or not len(rest):
+        raise ValueError(
+            f"data.init={cfg.init} with data.init_images={cfg.init_images} leaves no image to ask "
+            "about: lower it, or give data.init_images=all."
+        )
+    tests = {name: read_split(cfg, name, words) for name in (cfg.val, *cfg.also)}
+    for name, test in tests.items():
+        if test.rows.answers is None:
+            raise ValueError(
+                f"the split {name!r} has no answers: name one of which they are known."
+            )
+        assert test.features is not None
+        if test.features.shape[1:] != train.features.shape[1:]:
+            raise ValueError(
+                f"the maps of {name!r} have the shape {test.features.shape[1:]}, those of "
+                f"{cfg.train!r} {train.features.shape[1:]}: extract both in one way."
+            )
+    return World(init, rest, images, tests, words)
+
+
+def read_split(cfg: Data, name: str, words: Vocabulary) -> Questions:
+    """The questions of a split with the features of their images."""
+    if cfg.name != "builtin":
+        rows, features = read_files(Path(cfg.root), name, words)
+        limit = cfg.val_questions if name != cfg.train else 0
+        rows = rows.select(np.arange(min(limit, len(rows)))) if limit else rows
+        return Questions(name, rows, words, features)
+    made = build_builtin(cfg.builtin, name)
+    rows = encode.encode(made.questions, words)
+    if name != cfg.train:
+        assert rows.types is not None
+        for each in cfg.builtin.untested:
+            require_choice("data.builtin.untested", each, TYPES)
+        untested = [TYPES.index(each) for each in cfg.builtin.untested]
+        rows = rows.select(~np.isin(rows.types, untested))
+        rows = (
+            rows.select(np.arange(min(cfg.val_questions, len(rows)))) if cfg.val_questions else rows
+        )
+    return Questions(name, rows, words, Features(hide(made.features, cfg.builtin)), kind="grid")
+
+
+def hide(features: np.ndarray, cfg: BuiltIn) -> np.ndarray:
+    """The maps without the channels of the attributes that are not shown."""
+    if not cfg.hidden:
+        return features
+    world = options_of(cfg, "").world(cfg.height, cfg.width, rendered=False)
+    names = [name.partition("=")[0] for name in channels(world)]
+    shown = features.copy()
+    shown[:, [i for i, name in enumerate(names) if name in cfg.hidden]] = 0
+    return shown
+
+
+def scenes_of(cfg: Data, name: str) -> Sequence[SceneGraph]:
+    """The scene graphs of a split's images, in the order of the features: for the oracle."""
+    if cfg.name == "builtin":
+        return build_builtin(cfg.builtin, name).scenes
+    if not cfg.scenes:
+        raise ValueError("the oracle needs data.scenes=FILE with {split} in its name.")
+    graphs = scene_graph.read_scenes(cfg.scenes.replace("{split}", name.removeprefix(HUMANS)))
+    graphs.sort(key=lambda graph: graph.image_index)
+    if [graph.image_index for graph in graphs] != list(range(len(graphs))):
+        raise ValueError(f"data.scenes={cfg.scenes}: its images are not numbered 0, 1, 2 ...")
+    return graphs
+
+
+def generate_questions(cfg: Config, world: World) -> encode.QuestionArrays:
+    """Fresh questions of the template generator about the images, for source=generator_passive."""
+    scenes = scenes_of(cfg.data, cfg.data.train)
+    own = cfg.data.builtin
+    rows = generate_passive(
+        [scenes[image] for image in world.images],
+        world.words,
+        cfg.budget,
+        options=options_of(own, "") if cfg.data.name == "builtin" else None,
+        profile=own.profile if cfg.data.name == "builtin" else "full",
+        seed=cfg.seed,
+    )
+    return replace(rows, image_idxs=world.images[rows.image_idxs])
+
+
+def find_vocabulary(cfg: Data) -> Vocabulary:
+    """The vocabulary of the training split; where people's questions are read, theirs."""
+    people = [name for name in (cfg.val, *cfg.also) if name.startswith(HUMANS)]
+    if cfg.name != "builtin":
+        if not cfg.root:
+            raise ValueError("data=clevr needs data.root=<folder with vocab.json>.")
+        file = Path(cfg.root, f"{HUMANS if people else ''}vocab.json")
+        if not file.is_file():
+            raise ValueError(
+                f"{file} does not exist (data.root): program_execution/prepare.py makes it."
+            )
+        return Vocabulary.load(file)
+    words = vocabulary.build(build_builtin(cfg.builtin, cfg.train).questions)
+    for name in people:
+        words = vocabulary.expand(words, build_builtin(cfg.builtin, name).questions)
+    return words
+
+
+def read_files(root: Path, name: str, words: Vocabulary) -> tuple[encode.QuestionArrays, Features]:
+    """A split of prepared files."""
+    base = name.removeprefix(HUMANS)
+    places = {
+        "questions": [root / f"{name}_questions", root / f"{name}_questions.h5"],
+        "features": [root / f"{base}_features.npy", root / f"{base}_features.h5"],
+    }
+    found = {what: [path for path in paths if path.exists()] for what, paths in places.items()}
+    for what, paths in found.items():
+        if not paths:
+            raise ValueError(
+                f"{places[what][0]} does not exist (data.root), nor {places[what][1].name}: "
+                "program_execution/prepare.py makes them."
+            )
+    rows = question_files.open_questions(found["questions"][0], words)
+    features = Features(found["features"][0])
+    outside = np.flatnonzero((rows.image_idxs < 0) | (rows.image_idxs >= len(features)))
+    if len(outside):
+        raise ValueError(
+            f"question {rows.orig_idxs[outside[0]]} of {name!r} is about image "
+            f"{rows.image_idxs[outside[0]]}, but {found['features'][0]} has {len(features)} images."
+        )
+    return rows, features
+
+
+def build_ahead(cfg: Data) -> None:
+    """Make the built-in questions that a run will read, so that its processes find them cached."""
+    if cfg.name == "builtin":
+        for split in (cfg.train, cfg.val, *cfg.also):
+            build_builtin(cfg.builtin, split)
+
+
+def options_of(cfg: BuiltIn, combos: str) -> builtin.Options:
+    """What may be in the built-in scenes, and what is asked about them."""
+    return builtin.Options(
+        objects=(cfg.objects[0], cfg.objects[1]),
+        colors=tuple(cfg.colors),
+        shapes=tuple(cfg.shapes),
+        materials=tuple(cfg.materials),
+        sizes=tuple(cfg.sizes),
+        combos=combos,
+        attributes=tuple(cfg.attributes) or None,
+        families=tuple(cfg.families) or None,
+        filters=cfg.filters,
+    )
+
+
+def build_builtin(cfg: BuiltIn, name: str) -> builtin.BuiltIn:
+    """The built-in questions of a split, whose name says which."""
+    base = name.removeprefix(HUMANS)
+    kind = next((kind for kind in ("train", "val") if base.startswith(kind)), "")
+    combos = base.removeprefix(kind)
+    if not kind or combos not in ("", "A", "B"):
+        raise ValueError(
+            f"the built-in data have no split {name!r}: choose train or val, with A or B behind "
+            "for CoGenT's colours, with humans_ before for other words."
+        )
+    return _build_once(
+        split=kind,
+        images=cfg.train_images if kind == "train" else cfg.val_images,
+        per_image=cfg.per_image,
+        seed=cfg.seed,
+        profile=cfg.profile,
+        paraphrase=base != name,
+        options=options_of(cfg, combos),
+        features=builtin.FeatureOptions(
+            kind=cfg.features, grid=cfg.grid, height=cfg.height, width=cfg.width
+        ),
+    )
+
+
+@cache
+def _build_once(**settings: Any) -> builtin.BuiltIn:
+    """The built-in questions with these settings, made once in a process."""
+    return builtin.build(**settings)

@@ -1,0 +1,137 @@
+"""The test of a run: its answerer as it stands, and fresh ones on everything that was bought."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from common import dist
+from common.data import seed_everything, seed_of
+from learning_by_asking.agent import FIRST_LOSSES, Agent, new_answerer
+from learning_by_asking.asking.export import export_asked, export_training
+from learning_by_asking.asking.history import read_history
+from learning_by_asking.asking.learn import accuracy, train_answerer
+from learning_by_asking.config import Config
+from learning_by_asking.data import World
+from learning_by_asking.figures.curriculum import write_curriculum
+from learning_by_asking.figures.curves import compare, draw_curves
+from learning_by_asking.figures.proposals import draw_run
+from learning_by_asking.net.attention import QTypeMode
+from learning_by_asking.oracle.ledger import Ledger
+
+SHOWN = ("accuracy", "macro")
+
+
+def columns(cfg: Config) -> tuple[str, ...]:
+    """What a run's table shows."""
+    return ("online", "offline", "validity") if cfg.models else ("online", "validity")
+
+
+def test_online(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
+    """Right answers in percent of the answerer as it stands, on the main test."""
+    main = next(iter(world.tests.values()))
+    found = accuracy(agent.answerer, main, form=cfg.question_form)
+    return {"online": found["accuracy"], "online_macro": found["macro"]}
+
+
+test_online.__test__ = False  # type: ignore[attr-defined]  # it is no test of pytest's
+
+
+def evaluate(agent: Agent, cfg: Config, world: World, ledger: Ledger) -> dict[str, float]:
+    """online, offline and validity in percent, and more: by type, model, budget and split.
+
+    offline: the first of `models`, fresh, after `offline.steps` steps on what was given and bought;
+    offline_B: on the first B replies; MODEL_offline: another model; qtype: the most frequent answer
+    of each type there; SPLIT_accuracy: `offline` on further splits.
+    """
+    metrics = test_online(agent, cfg, world)
+    metrics["validity"] = 100 * ledger.valid / max(1, ledger.calls)
+    metrics["bought"], metrics["valid"] = float(ledger.spent), float(ledger.valid)
+    for name in cfg.models:
+        prefix = "" if name == cfg.models[0] else f"{name}_"
+        for budget in sorted({*cfg.offline_at, cfg.budget}):
+            learned = learn_offline(agent, cfg, world, name, budget)
+            found = accuracy(learned, next(iter(world.tests.values())), form=cfg.question_form)
+            if budget != cfg.budget:
+                metrics[f"{prefix}offline_{budget}"] = found["accuracy"]
+                continue
+            metrics[f"{prefix}offline"] = found.pop("accuracy")
+            metrics |= {f"{prefix}offline_{kind}": value for kind, value in found.items()}
+            for split, test in list(world.tests.items())[1:]:
+                score = accuracy(learned, test, form=cfg.question_form)["accuracy"]
+                metrics[f"{prefix}{split}_accuracy"] = score
+    metrics["qtype"] = guess_by_type(agent, world)
+    if dist.is_main():
+        metrics |= report(agent, cfg, world)
+    return dist.gather(metrics)[0]
+
+
+def report(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
+    """Write what was asked, and when: curriculum.csv and .png, questions.png, the questions."""
+    folder = Path(cfg.output_dir)
+    if not agent.memory.bought or not any(line.valid for line in read_history(folder)):
+        return {}
+    assert world.init.features is not None
+    losses = json.loads((folder / FIRST_LOSSES).read_text())
+    found = write_curriculum(folder, losses=losses, name=f"{cfg.source}, {cfg.policy.score}")
+    draw_run(folder, cfg, world.init.features)
+    export_asked(folder, world.words)
+    if cfg.export:
+        known = agent.memory.dataset(world.words, world.init.features)
+        export_training(folder / "data", known, world.tests)
+    return {name: value for name, value in found.items() if name != "validity"}
+
+
+def learn_offline(
+    agent: Agent, cfg: Config, world: World, name: str, budget: int
+) -> torch.nn.Module:
+    """A fresh answerer of that name, trained on D_init and the first `budget` replies."""
+    assert world.init.features is not None
+    known = agent.memory.dataset(world.words, world.init.features, budget)
+    seed_everything(seed_of(cfg.seed, 1, 50))
+    model = new_answerer(replace(cfg.answerer, name=name), world, cfg.question_form)
+    train_answerer(
+        model.to(agent.device),
+        known,
+        steps=cfg.offline.steps,
+        lr=cfg.offline.lr,
+        batch_size=cfg.offline.batch_size,
+        weight_decay=cfg.offline.weight_decay,
+        seed=seed_of(cfg.seed, 1, 51),
+        form=cfg.question_form,
+        workers=cfg.data.workers,
+    )
+    return model
+
+
+def guess_by_type(agent: Agent, world: World) -> float:
+    """Percent right of the most frequent answer of each type, counted in what was learned from."""
+    rows = agent.memory.rows()
+    test = next(iter(world.tests.values())).rows
+    assert rows.types is not None
+    assert rows.answers is not None
+    assert test.types is not None
+    assert test.answers is not None
+    typed = rows.types >= 0
+    mode = QTypeMode(torch.from_numpy(rows.types[typed]), torch.from_numpy(rows.answers[typed]))
+    right = mode(torch.from_numpy(test.types)) == torch.from_numpy(test.answers)
+    return 100 * float(right.float().mean())
+
+
+def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
+    """Print and draw the settings beside each other; the pictures are those of the first."""
+    runs = {name: {cfg.seed: folder} for name, folder in folders.items()}
+    text = compare(runs, next(iter(runs)))
+    print(f"\n{text}")
+    draw_curves(Path(cfg.output_dir, "curves.png"), runs)
+    first = next(iter(folders.values()))
+    random = next((folder for name, folder in folders.items() if "random" in name), None)
+    if random is not None and (first / FIRST_LOSSES).is_file():
+        losses = json.loads((first / FIRST_LOSSES).read_text())
+        write_curriculum(first, losses=losses, beside={"random": random}, name="by the score")
+    for name in ("questions.png", "curriculum.png"):
+        if (first / name).is_file():
+            shutil.copyfile(first / name, Path(cfg.output_dir, name))

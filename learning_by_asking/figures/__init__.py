@@ -1,0 +1,1 @@
+"""Pictures: the curriculum, accuracy over the budget, what was asked."""

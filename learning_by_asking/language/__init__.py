@@ -1,0 +1,1 @@
+"""Sentences for any program, and the parser that inverts them."""

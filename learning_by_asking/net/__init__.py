@@ -1,0 +1,1 @@
+"""The networks: answerers, relevance, the generator of programs."""

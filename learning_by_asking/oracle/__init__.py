@@ -1,0 +1,1 @@
+"""The oracle: replies, the ledger that sells them, and who answers."""

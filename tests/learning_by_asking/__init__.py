@@ -1,0 +1,1 @@
+"""Tests of learning_by_asking."""
