@@ -163,7 +163,9 @@ def open_run(options: Options) -> Run:
     for net, name in ((learner, "learner"), (generate, "generator")):
         checkpoint.load_matching(net.to(dist.device()), parts[name])
     chosen = files.read_json(folder / "chosen.json")
-    smallest = chosen.get(min(chosen, key=int), {}) if chosen else {}
+    if not chosen:
+        raise ValueError(f"{folder}/chosen.json is absent or damaged: start the run again.")
+    smallest = chosen[min(chosen, key=int)]
     if cfg.learner.shrink == "cv":
         learner.shrink = smallest.get("shrink", 1.0)
     n_aug = smallest.get("n_aug", cfg.hallucination.fill_to)

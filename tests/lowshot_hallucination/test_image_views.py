@@ -64,7 +64,8 @@ def test_one_trunk_serves_features_with_and_without_views(tmp_path, monkeypatch)
             Image.fromarray(pixels).save(tmp_path / "photos" / str(k) / f"{i}.png")
     photos = ImageData(name="folder", root=str(tmp_path / "photos"), size=16)
     recipe = Backbone(epochs=1, batch_size=2, lr=0.01)
-    cfg = Config(data=photos, trunk=TRUNK, backbone=recipe)
+    episodes, test = Episodes(shots=[1], queries=1), Test(shots=[1])
+    cfg = Config(data=photos, trunk=TRUNK, backbone=recipe, episodes=episodes, test=test)
     folders = [data.prepare(replace(cfg, data=replace(photos, views=n))) for n in (0, 2)]
     assert len({*folders}) == 2
     (trunk,) = (tmp_path / "cache" / "lowshot_hallucination").glob("*.trunk")

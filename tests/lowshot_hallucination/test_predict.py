@@ -223,6 +223,15 @@ def test_a_run_is_not_opened_with_features_of_others(home, type_words, tmp_path)
         type_words(f"run={home}/run", "features_at=other", "save=x")
 
 
+def test_a_run_whose_test_has_not_ended_is_refused(home, type_words, tmp_path):
+    run = tmp_path / "run"
+    write_run(run, Config(features=str(home / "features")))
+    for text in ("{", ""):
+        (run / "chosen.json").write_text(text)
+        with pytest.raises(ValueError, match=r"chosen\.json is absent or damaged: start the run"):
+            type_words(f"run={run}", f"export={tmp_path}/out.npz")
+
+
 def test_features_without_their_trunk_ask_for_features(home, type_words, tmp_path):
     shutil.copytree(home / "features", tmp_path / "bare")
     content = json.loads((tmp_path / "bare" / "classes.json").read_text())
