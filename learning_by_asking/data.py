@@ -23,11 +23,10 @@ from common.clevr.dataset import Questions
 from common.clevr.scene_graph import SceneGraph
 from common.clevr.vocabulary import Vocabulary
 from common.config import require_choice
+from learning_by_asking.asking.export import HUMANS
 from learning_by_asking.asking.sources import generate_passive
 from learning_by_asking.config import BuiltIn, Config, Data
 from learning_by_asking.language.sentences import add_words
-
-HUMANS = "humans_"
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,8 @@ def build(cfg: Data, seed: int, *, text: bool = False) -> World:
             raise ValueError(
                 f"the split {name!r} has no answers: name one of which they are known."
             )
+        if test.rows.programs is None and not text:
+            raise ValueError(f"the split {name!r} has no programs: give question_form=text.")
         assert test.features is not None
         if test.features.shape[1:] != train.features.shape[1:]:
             raise ValueError(
@@ -157,20 +158,25 @@ def find_vocabulary(cfg: Data) -> Vocabulary:
     if cfg.name != "builtin":
         if not cfg.root:
             raise ValueError("data=clevr needs data.root=<folder with vocab.json>.")
-        file = Path(cfg.root, f"{HUMANS if people else ''}vocab.json")
-        if not file.is_file():
-            raise ValueError(
-                f"{file} does not exist (data.root): program_execution/prepare.py makes it."
-            )
-        return Vocabulary.load(file)
+        return load_vocabulary(Path(cfg.root), people[0] if people else cfg.train)
     words = vocabulary.build(build_builtin(cfg.builtin, cfg.train).questions)
     for name in people:
         words = vocabulary.expand(words, build_builtin(cfg.builtin, name).questions)
     return words
 
 
+def load_vocabulary(root: Path, name: str) -> Vocabulary:
+    """What the questions of a split of prepared files are encoded with."""
+    file = root / f"{HUMANS if name.startswith(HUMANS) else ''}vocab.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist (data.root): program_execution/prepare.py makes it."
+        )
+    return Vocabulary.load(file)
+
+
 def read_files(root: Path, name: str, words: Vocabulary) -> tuple[encode.QuestionArrays, Features]:
-    """A split of prepared files."""
+    """A split of prepared files; `words` has more than its vocabulary at the end, or the same."""
     base = name.removeprefix(HUMANS)
     places = {
         "questions": [root / f"{name}_questions", root / f"{name}_questions.h5"],
@@ -183,7 +189,17 @@ def read_files(root: Path, name: str, words: Vocabulary) -> tuple[encode.Questio
                 f"{places[what][0]} does not exist (data.root), nor {places[what][1].name}: "
                 "program_execution/prepare.py makes them."
             )
-    rows = question_files.open_questions(found["questions"][0], words)
+    own = load_vocabulary(root, name)
+    rows = question_files.open_questions(found["questions"][0], own)
+    if (own.tokens, own.answers, own.words) != (
+        words.tokens,
+        words.answers,
+        words.words[: len(own.words)],
+    ):
+        raise ValueError(
+            f"{root}/humans_vocab.json does not extend vocab.json: make both anew with "
+            "program_execution/prepare.py."
+        )
     features = Features(found["features"][0])
     outside = np.flatnonzero((rows.image_idxs < 0) | (rows.image_idxs >= len(features)))
     if len(outside):

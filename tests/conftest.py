@@ -44,15 +44,6 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
     note_running()
 
 
-@pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
-    """Torch's threads as they were: sums in another order would not equal those of a loop."""
-    before = torch.get_num_threads()
-    yield
-    if torch.get_num_threads() != before:
-        torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the small real data sets; skips where they are absent."""

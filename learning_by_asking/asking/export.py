@@ -25,6 +25,7 @@ from common.run import sealed
 from ..language.sentences import add_words, sentence
 from .history import Asked, read_history
 
+HUMANS = "humans_"  # before the name of a split: people's questions about its images
 SPLIT = "lba"
 NAME = "asked_questions"
 IMAGES = "CLEVR_train_{:06d}.png"
@@ -102,8 +103,10 @@ def export_training(out: str | Path, train: Questions, tests: Mapping[str, Quest
     ):
         question_files.save(out / f"{name}_questions", arrays, words)
         assert split.features is not None
-        _place_features(out / f"{name}_features", split.features)
+        _place_features(out / f"{name.removeprefix(HUMANS)}_features", split.features)
     words.save(out / "vocab.json")
+    if any(name.startswith(HUMANS) for name in tests):
+        words.save(out / f"{HUMANS}vocab.json")  # by which people's questions are read
 
 
 def _spell(train: Questions, words: Vocabulary) -> list[list[int]]:

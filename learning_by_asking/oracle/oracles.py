@@ -155,7 +155,13 @@ def open_ledger(
     elif options.kind == "cached":
         oracle = Cached(options.file, vocabulary)
     else:
-        oracle = Symbolic(find_scenes(), vocabulary)
+        scenes = find_scenes()
+        if len(scenes) < len(features):
+            raise ValueError(
+                f"there are scenes of {len(scenes)} images, but features of {len(features)}: "
+                "data.scenes names the scenes of the split data.train."
+            )
+        oracle = Symbolic(scenes, vocabulary)
     if options.kind == "noisy":
         oracle = Noisy(oracle, vocabulary, flip=options.flip, seed=options.seed)
     return Ledger(
