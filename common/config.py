@@ -200,7 +200,10 @@ def explain(error: BaseException, groups: Iterable[str] = ()) -> str:
     key = str(getattr(cause, "full_key", None) or "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         given = re.match(r"Could not override '([^']+)'", text)
-        name = given.group(1) if given else key
+        if cause.parent_node is not None and OmegaConf.get_type(cause.parent_node) is dict:
+            group = key.rpartition(".")[0]
+            return f"{group} has no '{key[len(group) + 1 :]}': add it by a + before {group}."
+        name = key if not given or key.startswith(f"{given.group(1)}.") else given.group(1)
         names = _names(cause.parent_node._get_root()) if cause.parent_node is not None else ()
         return f"Unknown option '{name}'{where}.{_suggest(name, [*names, *groups])}"
     first = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__

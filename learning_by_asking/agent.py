@@ -24,6 +24,8 @@ from common.clevr.arrays.encode import QuestionArrays
 from common.clevr.functions import SPECIAL, signature
 from common.data import seed_everything, seed_of
 from common.sampling import SampleStream
+from common.weights import pickles
+from common.weights.formats import tensors_by_name
 from learning_by_asking.ask import (
     Progress,
     choose,
@@ -35,7 +37,7 @@ from learning_by_asking.ask import (
 from learning_by_asking.asking.draws import build_draw, build_generator, train_generator
 from learning_by_asking.asking.learn import answer, losses_by_type, train_answerer
 from learning_by_asking.asking.memory import Memory
-from learning_by_asking.asking.propose import Asked, Proposals, propose
+from learning_by_asking.asking.propose import Asked, Proposals, diversity, propose
 from learning_by_asking.asking.relevance import (
     Calibrated,
     Known,
@@ -46,7 +48,8 @@ from learning_by_asking.asking.sources import OwnQuestions, passive, passive_ord
 from learning_by_asking.config import Config
 from learning_by_asking.data import World
 from learning_by_asking.language.sentences import encode_sentences
-from learning_by_asking.model import Answerer, build_answerer, build_relevance
+from learning_by_asking.model import Answerer, build_answerer, build_relevance, load_iep
+from learning_by_asking.net.attention import StackedAttentionNet
 from learning_by_asking.net.generator import ProgramLSTM
 from learning_by_asking.oracle.ledger import Entry
 from learning_by_asking.oracle.replies import Reply
@@ -77,7 +80,7 @@ class Agent:
     order: np.ndarray  # places of `rows` that a passive source asks, in turn
     own: OwnQuestions | None  # of source=passive_active
     peek: Peek | None  # of policy.score=oracle_loss
-    round: dict[str, float] = field(default_factory=dict)  # of the last round, for the log
+    round: dict[str, float] = field(default_factory=dict)  # the last one's, for the log
     began: float = 0.0
 
     def parts(self) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class Agent:
     def propose(self, step: int, images: np.ndarray) -> Proposals:
         """Proposals (I, P); a passive source has one for each place."""
         if self.cfg.source == "lba":
-            return propose(
+            found = propose(
                 self.draw,
                 torch.from_numpy(images),
                 self.features(images),
@@ -172,12 +175,14 @@ class Agent:
                 generator=self.dice(step, 1),
                 relevance=self.relevance,
             )
+            self.round = diversity(found)
+            return found
         if self.cfg.source == "passive_active":
             assert self.own is not None
             found = self.own.propose(torch.from_numpy(images))
         else:
             found = passive(self.rows, images)
-        moved = ("tokens", "types", "allowed", "relevance", "log_probs", "raw")
+        moved = ("tokens", "types", "allowed", "relevance", "raw")
         return replace(found, **{name: getattr(found, name).to(self.device) for name in moved})
 
     @torch.no_grad()
@@ -258,7 +263,6 @@ class Agent:
     def take(self, step: int, entries: Sequence[Entry], replies: Sequence[Reply]) -> None:
         """Note the replies: H by v's predictions before it learns, the memory, what was asked."""
         if not entries:
-            self.round = {"validity": float("nan")}
             return
         width = max(len(entry.program) for entry in entries)
         programs = np.zeros((len(entries), width), np.int64)
@@ -278,12 +282,11 @@ class Agent:
             programs=programs,
             answers=answers,
             types=types,
-            scores=np.array([entry.score for entry in entries]),
             questions=self.words_of(programs) if self.cfg.question_form == "text" else None,
         )
         self.asked.add(images, programs)
         valid = np.array([reply.valid for reply in replies])
-        self.round = {"validity": 100 * float(valid.mean())}
+        self.round["validity"] = 100 * float(valid.mean())
         rounds = math.ceil(self.cfg.budget / self.cfg.rounds.images)
         every = self.cfg.relevance.every or max(1, rounds // 50)
         if self.cfg.relevance.kind == "refreshed" and self._learns_relevance() and not step % every:
@@ -350,6 +353,14 @@ def new_answerer(options: Answerer, world: World, form: str) -> nn.Module:
     )
 
 
+def read_baseline(path: str) -> dict[str, Tensor]:
+    """The weights of a CNN+LSTM+SA checkpoint of the public code of program_execution's paper."""
+    content = pickles.read(path)
+    if not isinstance(content, dict) or content.get("baseline_type") != "CNN+LSTM+SA":
+        raise ValueError(f"init={path} is no checkpoint of CNN+LSTM+SA: name one of that baseline.")
+    return tensors_by_name(content["baseline_state"])
+
+
 def arities(tokens: Sequence[str]) -> list[int]:
     """How many values each program token takes, -1 of a special one."""
     return [-1 if token in SPECIAL else len(signature(token).inputs) for token in tokens]
@@ -382,6 +393,11 @@ def build_agent(
     """
     seed_everything(cfg.seed)
     answerer = new_answerer(cfg.answerer, world, cfg.question_form).to(device)
+    if cfg.init:
+        assert isinstance(answerer, StackedAttentionNet)
+        report = load_iep(answerer, read_baseline(cfg.init))
+        if dist.is_main():
+            print(f"{cfg.init}: {len(report.taken)} weights taken; left: {report.left or 'none'}")
     generator: ProgramLSTM | None = None
     relevance: Calibrated | Known | None = None
     draw: Any = None

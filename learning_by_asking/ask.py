@@ -282,15 +282,6 @@ def choose_most(
     return chosen // scores.shape[1], chosen % scores.shape[1], explored
 
 
-def rank_of(picks: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
-    """How many allowed proposals of the image have a higher value than the pick, int64 (I,).
-
-    picks: (I,), from `choose`; -1 stays -1. values: (I, P), such as `entropy`, for the log.
-    """
-    own = values.gather(1, picks.clamp(min=0)[:, None])
-    return torch.where(picks >= 0, ((values > own) & allowed).sum(1), -1)
-
-
 def _best(scores: Tensor, open_: Tensor) -> Tensor:
     """Lowest index (I,) of the highest score (I, P) that is open; -1 where none is."""
     most = scores.masked_fill(~open_, -torch.inf).max(1, keepdim=True).values

@@ -204,7 +204,7 @@ def ask_each(agent: Agent, count: int) -> list[Reply]:
         place, map_ = torch.tensor([image]), agent.maps[image : image + 1]
         programs: dict[tuple[str, ...], Tensor] = {}  # (1, 1, L), by what makes them the same
         for _ in range(agent.generator.raw):
-            program, _ = agent.draw(place, map_, 1, generator)
+            program = agent.draw(place, map_, 1, generator)
             types = types_of(program, agent.words)
             chance = agent.relevance.probabilities(place, program, types, map_)
             if agent.relevance.keep(chance, types):

@@ -98,11 +98,12 @@ class Learn:
     batch_size: int = 128  # Unstated
     weight_decay: float = 0.0
 
-    def __post_init__(self) -> None:
-        require_range("steps", self.steps, 0)
-        require_range("batch_size", self.batch_size, 1)
+    def check(self, name: str) -> None:
+        """ValueError for a bad value of the group `name`."""
+        for key, least in (("steps", 0), ("batch_size", 1), ("weight_decay", 0)):
+            require_range(f"{name}.{key}", getattr(self, key), least)
         if self.lr <= 0:
-            raise ValueError(f"lr={self.lr}: give a rate above 0.")
+            raise ValueError(f"{name}.lr={self.lr}: give a rate above 0.")
 
 
 @dataclass
@@ -132,6 +133,7 @@ class Config:
     # chooses among these | generator_passive: the public generator's way of asking
     source: str = "lba"
     question_form: str = "program"  # program: tokens in prefix order | text: words
+    init: str = ""  # a public CNN+LSTM+SA checkpoint that the answerer, then sa, starts from
     offline: Learn = field(
         default_factory=lambda: Learn(steps=150_000)
     )  # fresh, on all that is known
@@ -155,12 +157,16 @@ class Config:
     oracle: Oracle = field(default_factory=Oracle)
 
     def __post_init__(self) -> None:
+        self.start.check("start")
+        self.offline.check("offline")
         require_choice("source", self.source, SOURCES)
         require_choice("question_form", self.question_form, ("program", "text"))
         for name in ("budget", "evaluate_every", "processes", "threads"):
             require_range(name, getattr(self, name), 0)
         for name in ("log_every", "save_every"):
             require_range(name, getattr(self, name), 1)
+        if self.init and self.answerer.name != "sa":
+            raise ValueError(f"init={self.init} is for answerer.name=sa, not {self.answerer.name}.")
         if self.relevance.kind == "oracle" and not self.oracle.relevance_free:
             raise ValueError("relevance.kind=oracle needs oracle.relevance_free=true.")
         if self.policy.score == "oracle_loss" and not self.oracle.relevance_free:

@@ -9,6 +9,7 @@ is what the agent would ask; `oracle` is what the scene graph says. The picture 
 proposals.png. Further words:
 
     image=17              row of the features; by default the run's first image
+    ask="What size is the red cube?"   your own question instead, in the words of our sentences
     proposals=10          how many
     seed=0                another draw
     out=FILE.png          another place for the picture
@@ -36,6 +37,7 @@ from common.run import checkpoint
 from common.tables.markdown import markdown
 from learning_by_asking import data
 from learning_by_asking.agent import Agent, build_agent
+from learning_by_asking.asking.propose import Proposals
 from learning_by_asking.config import Config
 from learning_by_asking.figures.proposals import (
     BLACK,
@@ -48,6 +50,7 @@ from learning_by_asking.figures.proposals import (
     spell,
     write_lines,
 )
+from learning_by_asking.language.parser import parse
 from learning_by_asking.oracle.oracles import Symbolic
 from learning_by_asking.oracle.replies import Reply
 
@@ -61,6 +64,7 @@ class Options:
 
     run: str = MISSING
     image: int = -1
+    ask: str = ""
     proposals: int = 10
     seed: int = 0
     out: str = "proposals.png"
@@ -94,7 +98,10 @@ def main() -> None:
     count = len(agent.world.init.features)
     if image >= count:
         raise ValueError(f"image={image}: name one of the run's images, 0 to {count - 1}.")
-    found = propose(agent, oracle, image, step + 1 + options.seed)
+    if options.ask:
+        found = [answer_own(agent, oracle, image, options.ask)]
+    else:
+        found = propose(agent, oracle, image, step + 1 + options.seed)
     if not found:
         print(f"There is nothing new and relevant to ask about image {image}: try another image=.")
         return
@@ -174,6 +181,20 @@ def propose(agent: Agent, oracle: Symbolic, image: int, step: int) -> list[Propo
     ]
 
 
+@torch.no_grad()
+def answer_own(agent: Agent, oracle: Symbolic, image: int, text: str) -> Proposal:
+    """A user's question about an image, read by the parser; ValueError for one that it cannot."""
+    program = np.array([agent.world.words.encode_program(parse(text))], np.int64)
+    images, types = torch.tensor([image]), torch.zeros(1, 1, dtype=torch.int64)
+    own = Proposals.empty(images, 1, program.shape[1], agent.device)
+    own.tokens[0, 0] = torch.from_numpy(program[0]).to(agent.device)
+    own.types, own.allowed = types.to(agent.device), torch.ones_like(own.allowed)
+    chances = agent.answer(own)[0, 0].cpu()
+    nothing = torch.tensor(torch.nan)
+    (reply,) = oracle.ask(np.array([image]), program)
+    return _proposal(agent, program[0], nothing, nothing, chances, reply)
+
+
 def _proposal(
     agent: Agent,
     program: np.ndarray,
@@ -201,7 +222,7 @@ def format_table(found: Sequence[Proposal]) -> str:
         [
             each.question,
             "–" if np.isnan(each.relevance) else f"{each.relevance:.2f}",
-            f"{each.score:.3f}",
+            "–" if np.isnan(each.score) else f"{each.score:.3f}",
             each.answer,
             f"{100 * each.probability:.0f} %",
             each.truth,
@@ -215,7 +236,8 @@ def describe(found: Sequence[Proposal]) -> list[Line]:
     """The proposals for the picture: the first is what would be asked."""
     lines = []
     for number, each in enumerate(found):
-        lines.append(Line(f"{each.score:.3f}  {each.question}", GREEN if number == 0 else BLACK))
+        score = "" if np.isnan(each.score) else f"{each.score:.3f}  "
+        lines.append(Line(f"{score}{each.question}", GREEN if number == 0 else BLACK))
         right = each.reply.valid and each.answer == each.truth
         says = f"answerer: {each.answer} ({100 * each.probability:.0f} %)"
         lines.append(Line(f"{says}, oracle: {each.truth}", GREY if right else RED))

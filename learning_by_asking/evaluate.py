@@ -17,7 +17,7 @@ from learning_by_asking.asking.history import read_history
 from learning_by_asking.asking.learn import accuracy, train_answerer
 from learning_by_asking.config import Config
 from learning_by_asking.data import World
-from learning_by_asking.figures.curriculum import write_curriculum
+from learning_by_asking.figures.curriculum import format_times, write_curriculum
 from learning_by_asking.figures.curves import compare, draw_curves
 from learning_by_asking.figures.proposals import draw_run
 from learning_by_asking.net.attention import QTypeMode
@@ -119,8 +119,8 @@ def guess_by_type(agent: Agent, world: World) -> float:
     asked = test.types if test.types is not None else np.full(len(test), -1)
     typed = rows.types >= 0
     mode = QTypeMode(torch.from_numpy(rows.types[typed]), torch.from_numpy(rows.answers[typed]))
-    right = mode(torch.from_numpy(asked)) == torch.from_numpy(test.answers)
-    return 100 * float(right.float().mean())
+    right = mode(torch.tensor(asked)).numpy() == test.answers
+    return 100 * float(right.mean())
 
 
 def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
@@ -134,6 +134,8 @@ def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
     if random is not None and (first / FIRST_LOSSES).is_file():
         losses = json.loads((first / FIRST_LOSSES).read_text())
         write_curriculum(first, losses=losses, beside={"random": random}, name="by the score")
+        histories = {"by the score": read_history(first), "random": read_history(random)}
+        print(f"\n{format_times(histories)}")
     for name in ("questions.png", "curriculum.png"):
         if (first / name).is_file():
             shutil.copyfile(first / name, Path(cfg.output_dir, name))

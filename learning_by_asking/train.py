@@ -104,6 +104,10 @@ def train(cfg: Config) -> dict[str, float]:
         if cfg.evaluate_every and step % cfg.evaluate_every == 0 and ledger.left:
             log(step, force=True, asked=ledger.spent, **test_online(agent, cfg, world))
 
+    if ledger.left and dist.is_main():
+        print(
+            f"{ledger.left} of {cfg.budget} replies were not bought: no image has a new question."
+        )
     metrics = evaluate(agent, cfg, world, ledger)
     log(max(1, step), force=True, asked=ledger.spent, **metrics)
     log.close()

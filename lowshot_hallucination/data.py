@@ -24,7 +24,7 @@ from lowshot_hallucination.backbone.extract import extract
 from lowshot_hallucination.backbone.loop import train_backbone
 from lowshot_hallucination.config import Config
 from lowshot_hallucination.features.formats import Features, read_features
-from lowshot_hallucination.features.images import Images, build_images
+from lowshot_hallucination.features.images import Images, build_images, drop_unreadable
 from lowshot_hallucination.features.problem import (
     LowShot,
     from_folder,
@@ -57,13 +57,16 @@ def build(cfg: Config) -> LowShot:
         )
     else:
         features = read_features(path, cfg.labels)
-        names = number_names(features.labels)
+        names = number_names(features.labels, features.source)
         seed, there = cfg.problem.seed, np.unique(features.labels).tolist()
+        notes: tuple[str, ...] = ()
         if cfg.problem.split:
             split = read_class_split(cfg.problem.split, names, seed)
         else:
             split = split_at_random(names, seed, among=there)
+            notes = ("base and novel classes are drawn by problem.seed",)
         lowshot = from_one_table(features, split, cfg.problem.queries_share, seed)
+        lowshot = replace(lowshot, notes=notes)
     lowshot.require_rows(max(cfg.test.shots))
     if (shared := report_shared_rows(lowshot)) and dist.is_main():
         print(f"WARNING: {shared}")
@@ -163,7 +166,11 @@ def require_images(cfg: Config, images: Images) -> None:
 
 
 def make_features(cfg: Config, images: Images, folder: Path, run: Path | None) -> None:
-    """Train a trunk in `run`, unless its options name weights, and write its features."""
+    """Train a trunk in `run`, unless its options name weights, and write its features.
+
+    Images that cannot be read show before.
+    """
+    images = drop_unreadable(images, workers=cfg.data.workers)
     where = cfg.data
     options: dict[str, Any] = {"workers": where.workers, "views": where.views, "amp": cfg.amp}
     if cfg.trunk.weights or run is None:
@@ -173,6 +180,7 @@ def make_features(cfg: Config, images: Images, folder: Path, run: Path | None) -
         weights = Path(cfg.trunk.weights)
         extract(network, images, folder, run=weights if weights.is_dir() else "", **options)
         return
+    require_images(cfg, images)
     train_trunk(cfg, images, run)
     checkpoint.unlock(run)
     extract(restore(run), images, folder, run=run, **options)

@@ -29,7 +29,7 @@ from lowshot_hallucination.protocol.prior import curve
 
 CHOSEN = "chosen.json"
 SHOWN = 6  # classes of the picture
-TOPS = ("novel5", "base5", "all5", "prior5")  # of which there is a top-1 as well
+TOPS = ("novel5", "base5", "all5", "prior5", "balanced5")  # of which there is a top-1 as well
 SCORES = ("novel5", "base5", "all5", "prior5", "balanced5", "novel1", "all1", "prior1")
 
 

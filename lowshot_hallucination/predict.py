@@ -25,6 +25,7 @@ import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is i
 
 # isort: split
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,6 +108,7 @@ def main() -> None:
     """Do what the command line says."""
     options: Options = read_options(Options, usage=__doc__, least=1)
     classes = parse_classes(options.add)
+    make_folders([options.out, options.save, options.export])
     run = open_run(options)
     predictor = build_predictor(run, options)
     reader = Reader(run)
@@ -135,6 +137,18 @@ def parse_classes(words: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"add={word}: there is no {path}.")
         classes.setdefault(name, []).append(path)
     return classes
+
+
+def make_folders(paths: Sequence[str]) -> None:
+    """Make the folders that the files `paths` go to; ValueError where one cannot be written to."""
+    for path in filter(None, paths):
+        folder = Path(path).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error}): give another place.") from error
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{path} cannot be written: you have no right to write to {folder}.")
 
 
 def open_run(options: Options) -> Run:
@@ -301,7 +315,6 @@ def report(predictor: Predictor, rows: Tensor, names: Sequence[str], options: Op
     for name, top in zip(names, tops, strict=True):
         print(f"{name}: {', '.join(f'{label} {100 * p:.1f} %' for label, p in top)}")
     out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     found = [
         {"name": name, "top": [{"class": label, "probability": round(p, 6)} for label, p in top]}
         for name, top in zip(names, tops, strict=True)

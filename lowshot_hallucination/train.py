@@ -34,7 +34,7 @@ from lowshot_hallucination.baselines.analogies import train_analogies
 from lowshot_hallucination.config import FITTED, MAY_CHANGE, Config
 from lowshot_hallucination.evaluate import columns, draw_versus, evaluate
 from lowshot_hallucination.features.episodes import Sampler
-from lowshot_hallucination.features.images import build_images
+from lowshot_hallucination.features.images import build_images, drop_unreadable
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.hallucinate import build_generator, joint_loss, shared_spread
 from lowshot_hallucination.model import PrototypeLearner, build_learner
@@ -189,7 +189,8 @@ def train_trunk(cfg: Config) -> dict[str, float]:
     """stage=backbone: a trunk on the base classes, Sec. 5; top-1 and top-5 on their test images."""
     started = time.time()
     options = Options(cfg, MAY_CHANGE)
-    metrics = data.train_trunk(cfg, build_images(cfg.data), cfg.output_dir, options)
+    images = drop_unreadable(build_images(cfg.data), workers=cfg.data.workers)
+    metrics = data.train_trunk(cfg, images, cfg.output_dir, options)
     seconds, names = time.time() - started, ("base_top1", "base_top5")
     steps = int(find_file(cfg.output_dir).stem.rpartition("-")[2])
     result.write(cfg.output_dir, metrics, steps=steps, seconds=seconds, columns=names)

@@ -5,6 +5,7 @@ overrides that make the setting, `{"focal loss": [], "cross entropy": ["loss.gam
 """
 
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,17 @@ def variants(cfg: DictConfig) -> dict[str, DictConfig]:
             f"processes={processes} does not go with versus, whose settings have one process "
             "each: give an experiment without it, such as experiment=paper."
         )
-    settings = {}
+    settings: dict[str, DictConfig] = {}
     for name, overrides in cfg.versus.items():
+        if re.search(r"[/\\]|^\.*$", str(name)):
+            raise UserError(
+                f"versus.{name} would be a folder elsewhere: give another name, without /."
+            )
         variant = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(variant, DictConfig)
         variant.output_dir = str(Path(cfg.output_dir) / str(name).replace(" ", "_"))
+        if any(variant.output_dir == other.output_dir for other in settings.values()):
+            raise UserError(f"versus.{name} has the folder of another: give another name.")
         variant.threads = cfg.threads or max(1, dist.cores() // len(cfg.versus))
         variant.versus = {}
         record = Path(variant.output_dir, ".hydra", "config.yaml")

@@ -69,20 +69,18 @@ def draw_learned(
 ) -> Draw:
     """Programs of the learned generator, for types that are drawn uniformly from `types`."""
 
-    def draw(
-        images: Tensor, maps: Tensor, count: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(images: Tensor, maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
         drawn = types[torch.randint(len(types), (len(images), count), generator=generator)]
         return model.sample(
             maps, drawn.to(maps.device),
             generator=generator, temperature=temperature, grammar=grammar,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     return draw
 
 
 def draw_empirical(rows: QuestionArrays, types: Tensor | None) -> Draw:
-    """Programs of known questions, about whichever image; their log p is NaN.
+    """Programs of known questions, about whichever image.
 
     types: the type is drawn uniformly from these first, then a question of it. None: a question.
     """
@@ -97,14 +95,12 @@ def draw_empirical(rows: QuestionArrays, types: Tensor | None) -> Draw:
     sizes = torch.tensor([len(group) for group in groups])
     starts = sizes.cumsum(0) - sizes
 
-    def draw(
-        images: Tensor, maps: Tensor, count: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(images: Tensor, maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
         shape = (len(images), count)
         group = torch.randint(len(groups), shape, generator=generator)
         place = torch.rand(shape, generator=generator, dtype=torch.float64) * sizes[group]
         chosen = order[starts[group] + place.long()]
-        return programs[chosen], torch.full(shape, torch.nan)
+        return programs[chosen]
 
     return draw
 
@@ -112,13 +108,11 @@ def draw_empirical(rows: QuestionArrays, types: Tensor | None) -> Draw:
 def draw_typed(grammar: Grammar) -> Draw:
     """Random programs of the grammar: each token any of those that may come next."""
 
-    def draw(
-        images: Tensor, maps: Tensor, count: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        programs, log_p = sample_uniform(
+    def draw(images: Tensor, maps: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        programs, _ = sample_uniform(
             grammar, len(images) * count, tokens=len(grammar.tokens), generator=generator
         )
-        return programs.view(len(images), count, -1), log_p.view(len(images), count)
+        return programs.view(len(images), count, -1)
 
     return draw
 

@@ -7,12 +7,13 @@ with the same number of steps, whatever the source.
 B questions of a batch; `form` says what an answerer reads, `program` its tokens or `text` words.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from common import dist
 from common.clevr.accuracy import TYPES, TypeAccuracy
@@ -39,15 +40,11 @@ def train_answerer(
     seed: int,
     weight_decay: float = 0.0,
     form: str = "program",
-    by_image: bool = False,
     workers: int = 0,
-    amp: bool = False,
-    log: Callable[..., None] | None = None,
 ) -> float:
     """Train an answerer on the device where it is, with Adam; the mean loss of the last tenth.
 
-    batch_size: questions a step over all processes. by_image: all questions about an image are in
-    one batch, so that its features are read once. log: called with the step, from 1, and `loss`.
+    batch_size: questions a step over all processes.
     Raises ValueError for questions without answers or programs, Diverged for a loss that is not
     finite.
     """
@@ -60,22 +57,18 @@ def train_answerer(
         seed=seed,
         start=0,
         stop=steps,
-        by_image=by_image,
         workers=workers,
     )
     network, training, last = dist.wrap(model), model.training, []
     model.train()
-    for step, batch in enumerate(batches, 1):
+    hidden = None if dist.is_main() else True  # None: hidden unless there is a terminal
+    for step, batch in enumerate(tqdm(batches, "answerer", total=steps, disable=hidden), 1):
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = answer(network, batch, form)
-        loss = F.cross_entropy(logits, batch.answers)
+        loss = F.cross_entropy(answer(network, batch, form), batch.answers)
         require_finite({"answer": loss}, step, batch.names)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if log is not None:
-            log(step, loss=loss)
         if 10 * step > 9 * steps:
             last.append(loss.detach())
     model.train(training)

@@ -26,7 +26,6 @@ COLUMNS = {  # of a table; the first two are filled up with NULL (0) to the long
     "types": np.int8,
     "rounds": np.int64,  # in which it was bought, from 1; 0: of the beginning
     "places": np.int64,  # among all that was bought, from 0; of the beginning: in its split
-    "scores": np.float32,  # of the policy; nan where there was none
 }
 
 
@@ -80,7 +79,6 @@ class Memory:
                 "types": initial.types,
                 "rounds": np.zeros(self.initial, np.int64),
                 "places": initial.orig_idxs,
-                "scores": np.full(self.initial, np.nan, np.float32),
             }
         )
 
@@ -97,13 +95,12 @@ class Memory:
         programs: np.ndarray,
         answers: np.ndarray,
         types: np.ndarray,
-        scores: np.ndarray | None = None,
         questions: np.ndarray | None = None,
     ) -> None:
         """Note the replies of a round, counted from 1.
 
-        images int (n,); programs int (n, L); answers int (n,), -1 invalid; types int (n,); scores
-        float (n,); questions int (n, Lq), the words where the answerer reads them.
+        images int (n,); programs int (n, L); answers int (n,), -1 invalid; types int (n,);
+        questions int (n, Lq), the words where the answerer reads them.
         """
         latest = max(int(table["rounds"].max(initial=1)) for table in (self.known, self.invalid))
         if round_ < latest:
@@ -117,7 +114,6 @@ class Memory:
             "types": np.asarray(types),
             "rounds": np.full(count, round_),
             "places": np.arange(self.bought, self.bought + count),
-            "scores": np.full(count, np.nan) if scores is None else np.asarray(scores),
         }
         for name, values in columns.items():
             if len(values) != count:
@@ -145,10 +141,6 @@ class Memory:
         if most is None:
             return slice(first, None)
         return slice(first, first + int((table["places"][first:] < most).sum()))
-
-    def scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Round int64 (n,) and score float32 (n,) of each of `asked()`."""
-        return self.known["rounds"][self.initial :], self.known["scores"][self.initial :]
 
     def dataset(self, words: Vocabulary, features: Features, most: int | None = None) -> Questions:
         """D_init and D_ask, those of the first `most` replies, as questions to learn from."""

@@ -30,8 +30,8 @@ TRIES = 3  # draws for an image until it is skipped in the round
 KINDS = ("lstm", "empirical", "typed")
 _NULL, _START, _END = (SPECIAL.index(name) for name in (NULL, START, END))
 
-# Images int64 (J,), their maps (J, C, H, W), R, generator -> programs int64 (J, R, L), log p (J, R)
-Draw = Callable[[Tensor, Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
+# Images int64 (J,), their maps (J, C, H, W), R, generator -> programs int64 (J, R, L)
+Draw = Callable[[Tensor, Tensor, int, torch.Generator], Tensor]
 
 
 @dataclass
@@ -110,7 +110,6 @@ class Proposals:
     types: Tensor  # int64 (I, P): what the root says, whatever was wished for; -1 none of the 13
     allowed: Tensor  # bool (I, P)
     relevance: Tensor  # float32 (I, P), NaN where no relevance model looked
-    log_probs: Tensor  # float32 (I, P) of being drawn, NaN where unknown
     raw: Tensor  # int64 (I,): programs drawn
 
     @property
@@ -130,14 +129,13 @@ class Proposals:
             types=torch.full(shape, -1, device=device),
             allowed=torch.zeros(shape, dtype=torch.bool, device=device),
             relevance=torch.full(shape, torch.nan, device=device),
-            log_probs=torch.full(shape, torch.nan, device=device),
             raw=torch.zeros(len(images), dtype=torch.int64, device=device),
         )
 
     def fill(self, row: int, source: "Proposals", place: int, chosen: Tensor) -> None:
         """Copy the proposals `chosen` (n,) int64 of row `place` in `source` to row `row`."""
         n, chosen = len(chosen), chosen.to(self.types.device)
-        for name in ("tokens", "types", "relevance", "log_probs"):
+        for name in ("tokens", "types", "relevance"):
             getattr(self, name)[row, :n] = getattr(source, name)[place, chosen]
         self.allowed[row, :n] = True
 
@@ -231,7 +229,7 @@ def _draw_raw(
     relevance: Relevance | None,
 ) -> Proposals:
     """Proposals (J, R) as they are drawn, whether asked before or not; allowed: the relevant."""
-    programs, log_p = draw(images, maps, count, generator)
+    programs = draw(images, maps, count, generator)
     programs = programs.to(maps.device)
     types = types_of(programs, words)
     chance = torch.full(types.shape, torch.nan, device=maps.device)
@@ -245,7 +243,6 @@ def _draw_raw(
         types=types,
         allowed=keep,
         relevance=chance,
-        log_probs=log_p.to(maps.device).float(),
         raw=torch.full((len(images),), count, device=maps.device),
     )
 

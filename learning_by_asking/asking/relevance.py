@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import trange
 
 from common import dist
 from common.clevr.accuracy import TYPES
@@ -201,15 +202,11 @@ def train_relevance(
     options: Relevance,
     *,
     seed: int,
-    log: Callable[..., None] | None = None,
 ) -> Calibrated:
-    """Train a network of build_relevance on the questions of the beginning, and calibrate it.
-
-    log: called with the step, from 1, and `loss`.
-    """
+    """Train a network of build_relevance on the questions of the beginning, and calibrate it."""
     model = Calibrated(network)
     learning, held_out = _collect(initial, options, seed)
-    _fit(network, learning, features, options, steps=options.steps, seed=seed, log=log)
+    _fit(network, learning, features, options, steps=options.steps, seed=seed)
     model.calibrate(held_out, features, options)
     return model
 
@@ -261,14 +258,14 @@ def _fit(
     *,
     steps: int,
     seed: int,
-    log: Callable[..., None] | None = None,
 ) -> None:
     """Minimise the binary cross entropy of the pairs."""
     stream = SampleStream(len(pairs), options.batch_size, seed=seed)
     optimizer = torch.optim.Adam(network.parameters(), options.lr)
     wrapped, training = dist.wrap(network), network.training
     network.train()
-    for step in range(steps):
+    hidden = None if dist.is_main() else True  # None: hidden unless there is a terminal
+    for step in trange(steps, desc="relevance", disable=hidden):
         keys = stream.share(step, dist.rank(), dist.world_size())
         places = np.array([place for _, place in keys])
         logits = wrapped(*_inputs(pairs, places, features)).float()
@@ -278,8 +275,6 @@ def _fit(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if log is not None:
-            log(step + 1, loss=loss)
     network.train(training)
 
 

@@ -1,5 +1,6 @@
 """Features of all images of a problem, written as a feature folder, by all processes together."""
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import dist
-from common.data import BadImages, eval_loader
+from common.data import eval_loader
 
 from ..features.formats import new_folder, write_classes
 from ..features.images import Images, ImageSet
@@ -59,10 +60,9 @@ def extract(
             datasets["train_views"] = images.load("train", classes, training=True, views=views)
         lowest = []
         for name, dataset in datasets.items():
-            bad = None if name == "test" else images.policy()
             paths = create(part, name, dataset, network.width)
             lowest.append(
-                fill(network, dataset, paths, bad, batch_size=batch_size, workers=workers, amp=amp)
+                fill(network, dataset, paths, batch_size=batch_size, workers=workers, amp=amp)
             )
         if dist.is_main():
             notes = [*images.notes]
@@ -95,9 +95,26 @@ def create(part: Path, name: str, dataset: ImageSet, width: int) -> list[Path]:
     paths = [part / f"{each}.npy" for each in shapes]
     if dist.is_main():
         for path, dtype, shape in zip(paths, ("f4", "i8"), shapes.values(), strict=False):
-            np.lib.format.open_memmap(path, "w+", dtype, shape)
+            make_array(path, dtype, shape)
     dist.barrier()
     return paths
+
+
+def make_array(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    """A .npy of zeros whose whole place on the disk is taken; ValueError where there is none.
+
+    A mapped file with holes on a disk that fills up would end the process without a word (SIGBUS).
+    """
+    try:
+        np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise ValueError(
+            f"features of shape {shape} in {path.parent} could not be written ({error.strerror}): "
+            "free space, or choose another disk by FAIR_VISION_CACHE or hydra.run.dir."
+        ) from error
 
 
 @torch.no_grad()
@@ -105,7 +122,6 @@ def fill(
     network: Network,
     dataset: ImageSet,
     paths: Sequence[Path],
-    bad: BadImages | None,
     *,
     batch_size: int,
     workers: int,
@@ -116,7 +132,7 @@ def fill(
     values, *others = (np.load(path, mmap_mode="r+") for path in paths)  # others: labels, or none
     by_view = values.reshape(len(dataset.pool), dataset.views, network.width)
     own = np.arange(rank, len(dataset), world)
-    loader = eval_loader(dataset, batch_size, workers=workers, bad=bad)
+    loader = eval_loader(dataset, batch_size, workers=workers)
     done, lowest = 0, 0.0
     name = f"features of {paths[0].stem}"
     for images, found in tqdm(loader, name, disable=None if dist.is_main() else True):

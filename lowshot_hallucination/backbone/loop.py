@@ -145,7 +145,6 @@ def train_backbone(
         workers=workers,
         accumulate=pieces,
         cut=True,
-        bad=images.policy(),
     )
     for step, batch in enumerate(steps_of(loader, pieces), start + 1):
         optimizer.zero_grad(set_to_none=True)

@@ -88,6 +88,8 @@ def read_features(path: str | Path, labels: str | Path = "") -> Features:
     labels: a .npy of the classes, for a .npy; by default FILE_labels.npy beside FILE.npy.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: give a file of features, or a folder of them.")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} has the suffix {path.suffix!r}: give one of {SUFFIXES}.")
     if path.suffix == ".npy":
@@ -225,22 +227,6 @@ def write_classes(
     """
     content = {**split.lists(), "trunk": trunk, "notes": list(notes)}
     files.write_text(folder / "classes.json", json.dumps(content, indent=1))
-
-
-def write_folder(
-    folder: str | Path,
-    train: Features,
-    test: Features,
-    split: ClassSplit,
-    trunk: dict[str, Any],
-    notes: Sequence[str] = (),
-) -> None:
-    """Write a feature folder, whole or not at all. See `new_folder` for rows that come in parts."""
-    with new_folder(Path(folder)) as part:
-        for name, features in (("train", train), ("test", test)):
-            np.save(part / f"{name}.npy", features.values)
-            np.save(part / f"{name}_labels.npy", features.labels)
-        write_classes(part, split, trunk, notes)
 
 
 def read_folder(folder: str | Path) -> tuple[Features, Features, dict[str, Any]]:

@@ -6,14 +6,18 @@ drawn from, "test" holds the queries. Sources: `builtin`, `omniglot`, and folder
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from common import dist
 from common.config import require_choice, require_range
-from common.data import BadImages
+from common.data import BadImages, eval_loader
+from common.images import UnreadableImage
 
 from .builtin import Builtin, builtin_source
 from .folders import folder_source, imagenet_source
@@ -46,8 +50,8 @@ class ImageData:
     jitter: float | None = None  # of brightness, contrast, colour; null: 0.4, small ones 0
     views: int = 0  # random views of a training image to write features of, as well as its centre
     workers: int = 0  # loader processes per process
-    bad_images: str = "raise"  # raise | skip: an unreadable training image
-    bad_share: float = 0.001  # of the images, that may be skipped
+    bad_images: str = "raise"  # raise | skip: an image that cannot be read
+    bad_share: float = 0.001  # of the images, that may be skipped; one at least
     builtin: Builtin = field(default_factory=Builtin)
 
     def __post_init__(self) -> None:
@@ -106,10 +110,6 @@ class Images:
         """Sentences for the report, about what the source left open."""
         return self.source.notes
 
-    def policy(self) -> BadImages:
-        """What a loader of training images does with unreadable ones, not yet used."""
-        return BadImages(self.bad_images, self.bad_share)
-
     def load(
         self,
         split: str,
@@ -146,6 +146,59 @@ class ImageSet(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return self.view(self.pool.read(i % len(self.pool))), int(self.labels[i])
+
+
+class Looked(Dataset):
+    """Item i is why image i of a pool cannot be read, or empty."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, i: int) -> str:
+        try:
+            self.pool.read(i)
+        except UnreadableImage as error:
+            return str(error)
+        return ""
+
+
+def drop_unreadable(images: Images, *, workers: int = 0) -> Images:
+    """The problem without the images that cannot be read, before anything is learned from it.
+
+    Every file is read once, by all processes together. ValueError names the first that cannot be
+    read where `bad_images` is raise, or where there are more than `bad_share` allows.
+    """
+    kept, notes = {}, list(images.notes)
+    for split, pool in (("train", images.source.train), ("test", images.source.test)):
+        faults = [""] * len(pool)
+        if pool.pixels is None:
+            faults = find_faults(pool, split, workers)
+        found = [fault for fault in faults if fault]
+        most = BadImages(images.bad_images, images.bad_share).most(len(pool))
+        if len(found) > most:
+            remedy = "replace it, or give data.bad_images=skip"
+            if images.bad_images == "skip":
+                remedy = f"{most} may be left out: replace them, or raise data.bad_share"
+            raise ValueError(f"{len(found)} of {len(pool)} images: {found[0]}; {remedy}.")
+        if found:
+            notes.append(f"{len(found)} of {len(pool)} {split} images left out, first: {found[0]}")
+        kept[split] = pool.rows(np.array([not fault for fault in faults]))
+    source = images.source._replace(train=kept["train"], test=kept["test"], notes=tuple(notes))
+    return replace(images, source=source)
+
+
+def find_faults(pool: Pool, split: str, workers: int) -> list[str]:
+    """Why each image cannot be read, empty where it can."""
+    quiet = None if dist.is_main() else True
+    loader = eval_loader(Looked(pool), 64, workers=workers, collate=list)
+    own = [fault for part in tqdm(loader, f"reading {split}", disable=quiet) for fault in part]
+    faults = [""] * len(pool)
+    for rank, part in enumerate(dist.gather(own)):
+        faults[rank :: dist.world_size()] = part
+    return faults
 
 
 def build_images(options: ImageData) -> Images:

@@ -107,11 +107,14 @@ class LowShot:
             )
 
 
-def number_names(labels: np.ndarray) -> list[str]:
-    """Names "0", "1", ... of the classes of a file that has numbers only; gaps have names too."""
+def number_names(labels: np.ndarray, source: str) -> list[str]:
+    """Names "0", "1", ... of the classes of a file that has numbers only; gaps have names too.
+
+    source: the file, for messages.
+    """
     most = int(labels.max())
     if most >= 1_000_000:
-        raise ValueError(f"the labels go up to {most}: number the classes from 0.")
+        raise ValueError(f"{source}: the labels go up to {most}: number the classes from 0.")
     return [str(k) for k in range(most + 1)]
 
 
@@ -127,7 +130,7 @@ def from_folder(
     path = Path(folder) / "classes.json"
     require_plain(content, path)
     if split_file:
-        numbered = number_names(np.array([train.labels.max(), test.labels.max()]))
+        numbered = number_names(np.array([train.labels.max(), test.labels.max()]), str(folder))
         split = read_class_split(split_file, content.get("names", numbered), seed)
     else:
         split = find_split(content, path)

@@ -150,20 +150,6 @@ def generate_views(rows: Tensor, views: np.ndarray) -> Generate:
     return generate
 
 
-def draw_problem(
-    lowshot: LowShot,
-    phase: str,
-    n: int,
-    draw: int,
-    options: Test,
-    seed: int = 0,
-    *,
-    device: torch.device | str = "cpu",
-) -> Problem:
-    """One problem; see `Draws`, which keeps what several share."""
-    return Draws(lowshot, phase, options, seed=seed, device=device).problem(n, draw)
-
-
 def _rows_by_class(labels: np.ndarray, class_ids: np.ndarray) -> list[np.ndarray]:
     """The rows of each class in the order of the file; empty for a class without any."""
     order = np.argsort(labels, kind="stable")

@@ -28,22 +28,22 @@ def score(
     novel1, novel5, base1, base5: queries of that group. protocol="new" ranks them among the classes
     of the group, the others' scores being -inf; "hg", the older one, among all C, which are then
     all classes that the classifier knows (1,000).
-    all1, all5: all queries among all classes, each image counted once. balanced5: the mean of
-    novel and base queries among all classes. prior1, prior5: `all` with the prior, where given.
-    logits: (Q, C); labels: (Q,), 0..C-1.
+    all1, all5: all queries among all classes, each image counted once. balanced1, balanced5: the
+    mean of novel and base queries among all classes. prior1, prior5: `all` with the prior, where
+    given. logits: (Q, C); labels: (Q,), 0..C-1.
     """
     if protocol not in ("new", "hg"):
         raise ValueError(f"test.protocol={protocol} is unknown: choose new or hg.")
     found = {}
-    joint5 = []  # top-5 of novel and of base queries among all classes
+    joints = []  # of novel and of base queries among all classes
     for name, group in (("novel", novel), ("base", ~novel)):
         own = group[labels]
         joint = accuracy(logits[own], labels[own])
         within = accuracy(logits[own].masked_fill(~group, -math.inf), labels[own])
         found[f"{name}1"], found[f"{name}5"] = within if protocol == "new" else joint
-        joint5.append(joint[1])
+        joints.append(joint)
     found["all1"], found["all5"] = accuracy(logits, labels)
-    found["balanced5"] = sum(joint5) / 2
+    found["balanced1"], found["balanced5"] = (sum(pair) / 2 for pair in zip(*joints, strict=True))
     if prior is not None:
         ranked = log_with_prior(logits, novel, prior)
         found["prior1"], found["prior5"] = accuracy(ranked, labels)

@@ -98,7 +98,7 @@ def find_file(source: str | Path) -> Path:
         return path
     files = sorted(path.glob("checkpoint-*[0-9].pt"))
     if not files:
-        raise ValueError(f"{source} has no checkpoint: train that trunk first (stage=backbone).")
+        raise ValueError(f"{source} has no checkpoint: give the folder of a run that has begun.")
     return files[-1]
 
 

@@ -113,6 +113,7 @@ class Config:
     steps: int = 10
     amp: bool = False
     milestones: list[int] = field(default_factory=lambda: [6, 8])
+    versus: dict[str, list[str]] = field(default_factory=dict)
 
 
 Compose = Callable[..., DictConfig]
@@ -160,6 +161,9 @@ def test_a_good_configuration_becomes_plain_dataclasses(composed: Compose) -> No
         ("loss.gama=1", "Unknown option 'loss.gama'. Did you mean 'loss.gamma'?"),
         ("gamma=1", "Unknown option 'gamma'. Did you mean 'loss.gamma'?"),
         ("data.gamma=1", "Unknown option 'data.gamma'. Did you mean 'loss.gamma'?"),
+        ("loss={gama:1}", "Unknown option 'loss.gama'. Did you mean 'loss.gamma'?"),
+        ("versus={a:[x]}", "versus has no 'a': add it by a + before versus."),
+        ("versus.a=[x]", "versus has no 'a': add it by a + before versus."),
         ("stesp=1", "Unknown option 'stesp'. Did you mean 'steps'?"),
         ("experimant=demo", "Unknown option 'experimant'. Did you mean 'experiment'?"),
         ("+stesp=1", "Unknown option 'stesp'. Did you mean 'steps'?"),

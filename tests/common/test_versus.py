@@ -56,6 +56,20 @@ def test_settings_side_by_side_have_one_process_each(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/a"])
+def test_a_setting_stays_in_the_folder_of_the_run(tmp_path: Path, name: str) -> None:
+    content = {"output_dir": str(tmp_path / "run"), "threads": 1, "versus": {name: []}}
+    with pytest.raises(UserError, match="would be a folder elsewhere: give another name"):
+        versus.variants(OmegaConf.create(content))
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_names_of_one_folder_are_refused(tmp_path: Path) -> None:
+    content = {"output_dir": str(tmp_path / "run"), "threads": 1, "versus": {"x y": [], "x_y": []}}
+    with pytest.raises(UserError, match=r"versus\.x_y has the folder of another"):
+        versus.variants(OmegaConf.create(content))
+
+
 def test_a_damaged_result_is_named(folders: dict[str, Path]) -> None:
     (folders["good"] / "result.json").write_bytes(b'{"metrics": \xff')
     with pytest.raises(UserError, match="good holds no result"):

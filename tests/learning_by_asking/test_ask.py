@@ -16,7 +16,6 @@ from learning_by_asking.ask import (
     entropy,
     expected_improvement,
     least_confident_type,
-    rank_of,
     round_robin_type,
     score_proposals,
     variation_ratio,
@@ -337,12 +336,6 @@ def test_exploring_most_draws_each_once_and_uniformly():
         assert explored.all()
         counts[chosen] += 1
     assert chisquare(counts).pvalue > 0.01
-
-
-def test_the_rank_is_the_number_of_higher_allowed_values():
-    values = torch.tensor([[3.0, 1, 2, 9], [1, 1, 1, 1], [0, 0, 0, 0]])
-    allowed = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool()
-    assert rank_of(torch.tensor([1, 2, -1]), values, allowed).tolist() == [2, 0, -1]
 
 
 # Bad input

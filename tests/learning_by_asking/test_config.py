@@ -64,6 +64,11 @@ def test_the_paper_s_experiment_has_the_defaults_of_the_dataclasses():
 
 
 WRONG = [
+    ({"start.lr": 0.0}, "start.lr"),
+    ({"start.steps": -1}, "start.steps"),
+    ({"offline.batch_size": 0}, "offline.batch_size"),
+    ({"offline.weight_decay": -0.1}, "offline.weight_decay"),
+    ({"init": "x.pt", "answerer.name": "film"}, "answerer.name=sa"),
     ({"source": "own"}, "source"),
     ({"question_form": "speech"}, "question_form"),
     ({"budget": -1}, "budget"),
@@ -86,9 +91,6 @@ WRONG = [
     ({"rounds.updates": -1}, "rounds.updates"),
     ({"rounds.batch_size": 0}, "rounds.batch_size"),
     ({"rounds.replay": 1.1}, "rounds.replay"),
-    ({"start.steps": -1}, "steps"),
-    ({"offline.lr": 0.0}, "lr"),
-    ({"offline.batch_size": 0}, "batch_size"),
     ({"generator.kind": "words"}, "generator.kind"),
     ({"generator.condition": "answer"}, "generator.condition"),
     ({"generator.level": "free"}, "generator.level"),

@@ -113,6 +113,17 @@ def test_ten_proposals_come_with_scores_in_order_and_the_reply_of_the_scene(
         assert image.width > demo.WIDTH
 
 
+def test_a_question_of_the_user_is_answered_and_a_riddle_refused(cfg, saved, type_words):
+    ask = "'How many red things are there?'"
+    head, _, row = read_cells(type_words(f"run={cfg.output_dir}", "image=5", f"ask={ask}"))
+    tokens = parse(row[0])
+    assert tokens == ["count", "filter_color[red]", "scene"]
+    assert row[-1] == execute(tokens, data.scenes_of(cfg.data, "train")[5]).answer
+    assert (row[head.index("relevance")], row[head.index("score")]) == ("–", "–")
+    with pytest.raises(ValueError, match=r"'How many unicorns\?' is not understood"):
+        type_words(f"run={cfg.output_dir}", "ask='How many unicorns?'")
+
+
 def test_the_agent_is_that_of_the_checkpoint(cfg, saved):
     agent, _, step = demo.restore(demo.Options(run=cfg.output_dir))
     assert step == 7

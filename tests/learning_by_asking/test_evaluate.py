@@ -11,15 +11,18 @@ import torch
 
 from common.clevr.arrays.encode import QuestionArrays
 from common.clevr.questions import read_questions
+from common.data import seed_everything, seed_of
 from common.run import checkpoint
 from learning_by_asking import data
 from learning_by_asking.agent import new_answerer
 from learning_by_asking.asking.history import read_history
+from learning_by_asking.asking.learn import train_answerer
 from learning_by_asking.config import Config
-from learning_by_asking.evaluate import columns
+from learning_by_asking.evaluate import columns, learn_offline
 from learning_by_asking.train import train
 
 from .small import settings
+from .test_wiring import play, prepare
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +111,24 @@ def test_qtype_is_the_most_frequent_answer_of_each_type(run):
     assert metrics["qtype"] == pytest.approx(100 * right / len(test.answers))
 
 
-def test_an_offline_figure_needs_no_more_than_the_first_replies(run, tmp_path):
-    cfg, metrics = run
-    small = replace(cfg, budget=5, output_dir=str(tmp_path), models=["sa"], offline_at=[])
-    found = train(replace(small, question_form="text", export=False, evaluate_every=0))
-    assert found["offline"] == metrics["offline_5"]
+def test_an_offline_answerer_learns_afresh_from_the_first_replies_alone(tmp_path):
+    cfg = settings(tmp_path, source="passive")
+    agent, world, ledger = prepare(cfg)
+    agent.begin()
+    for step in (1, 2):
+        play(agent, ledger, step)
+    found = {
+        budget: learn_offline(agent, cfg, world, "lstm", budget).state_dict() for budget in (5, 12)
+    }
+    first = agent.memory.dataset(world.words, world.init.features)
+    first = first.subset(np.arange(cfg.data.init + 5))
+    seed_everything(seed_of(cfg.seed, 1, 50))
+    network = new_answerer(replace(cfg.answerer, name="lstm"), world, "program")
+    learn = {"steps": 2, "lr": 2e-3, "batch_size": 8, "seed": seed_of(cfg.seed, 1, 51)}
+    train_answerer(network, first, **learn)
+    for name, value in network.state_dict().items():
+        assert torch.equal(found[5][name], value)
+    assert any(not torch.equal(found[12][name], value) for name, value in found[5].items())
 
 
 def test_the_folder_holds_the_curriculum_and_the_questions(run):
@@ -135,11 +151,13 @@ def test_the_folder_holds_the_curriculum_and_the_questions(run):
 def test_what_was_learned_from_is_written_as_a_data_root(run):
     cfg, _ = run
     root = Path(cfg.output_dir) / "data"
-    read = replace(cfg.data, name="clevr", root=str(root), also=[], init=1)
-    world = data.build(read, 0)
+    read = replace(cfg.data, name="clevr", root=str(root), init=1)
+    world = data.build(read, 0, text=True)
     assert len(world.init) + len(world.pool) == cfg.data.init + 12
-    test, _ = known(cfg)
-    assert world.tests["val"].rows.answers.tolist() == test.answers.tolist()
+    for name, test in data.build(cfg.data, 0, text=True).tests.items():
+        assert world.tests[name].rows.answers.tolist() == test.rows.answers.tolist()
+        maps, written = (each.features[np.arange(6)] for each in (test, world.tests[name]))
+        assert torch.equal(maps, written)
 
 
 def test_a_run_without_a_valid_reply_draws_no_curriculum(tmp_path):

@@ -33,7 +33,6 @@ def buy(memory, round_, count, seed):
         "programs": random.integers(4, 40, size=(count, 3 + seed % 4)),
         "answers": np.where(random.random(count) < 1 / 3, -1, random.integers(4, 32, size=count)),
         "types": random.integers(13, size=count),
-        "scores": random.random(count).astype(np.float32),
     }
     memory.add(round_, **reply)
     return reply
@@ -72,12 +71,9 @@ def test_the_tables_hold_every_reply_in_its_order():
     assert flat(memory.refused()) == expected(replies, False)
     assert flat(memory.rows()) == flat(initial()) + expected(replies, True)
     assert memory.bought == 120
-    rounds, scores = memory.scores()
+    stored = memory.state_dict()["known"]
     valid = [reply["answers"] >= 0 for reply in replies]
-    assert rounds.tolist() == [r for r, v in enumerate(valid, 1) for _ in range(v.sum())]
-    assert scores.tolist() == [
-        s for reply, v in zip(replies, valid, strict=True) for s in reply["scores"][v].tolist()
-    ]
+    assert stored["rounds"].tolist() == [r for r, v in enumerate(valid, 1) for _ in range(v.sum())]
 
 
 def test_a_smaller_budget_is_what_was_bought_with_it():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,14 @@ from common.clevr.questions import read_questions
 from learning_by_asking.asking.history import read_history
 from tests.train_scripts import TrainScript, weights
 
+PROJECT = "learning_by_asking"
+SMALL = ["budget=40", "start.steps=5", "offline.steps=5", "generator.steps=5", "relevance.steps=5"]
+SMALL += ["relevance.refresh_steps=2", "rounds.updates=2", "rounds.images=20", "evaluate_every=1"]
+SMALL += ["data.init=120", "data.builtin.train_images=40", "data.builtin.val_images=10"]
+
 
 class TestLearningByAsking(TrainScript):
-    project = "learning_by_asking"
+    project = PROJECT
     part = "answerer"
     figure = "curriculum.csv"
     metrics = ("online", "offline", "offline_20", "validity", "qtype")
@@ -48,19 +54,46 @@ class TestLearningByAsking(TrainScript):
             assert len(list(read_questions(folder / "asked_questions.json"))) == len(valid)
 
 
+def test_a_finished_run_shows_what_it_would_ask_about_an_image(smoke, commands, tmp_path):
+    words = [f"run={smoke(PROJECT)}", "image=3", f"out={tmp_path}/proposals.png"]
+    done = commands.run(PROJECT, *words, script="demo.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Image 3, by the agent of round 6\n")
+    assert "| question " in done.stdout
+    assert (tmp_path / "proposals.png").stat().st_size > 0
+
+
+def test_the_oracle_s_speed_is_measured_and_written(commands, tmp_path):
+    words = ["what=oracle", "programs=200", "repeats=2", f"out={tmp_path}/oracle.json"]
+    done = commands.run(PROJECT, *words, script="benchmark.py")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "oracle.json").read_text())["results"]
+    assert {row["name"] for row in rows} == {"ours", "plain loop"}
+    assert "programs a second" in done.stdout
+
+
+def test_the_tables_are_listed(commands):
+    done = commands.run(PROJECT, script="tables.py")
+    assert done.returncode == 0, done.stderr
+    for name in ("headline", "proposals", "selection", "scores", "sources", "humans", "cogent"):
+        assert f"{name:12} " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_table_runs_its_rows_prints_them_and_compares(commands, tmp_path):
+    script = Path(__file__).resolve().parents[2] / PROJECT / "tables.py"
+    words = ["sources", "scale=mini", "rows=passive", "seeds=2", *SMALL]
+    done = commands.run(tmp_path, *words, script=str(script), forking=True)
+    assert done.returncode == 0, done.stderr
+    assert "| passive, pairs of all images" in done.stdout
+    assert "| passive, all questions of few images" in done.stdout
+    assert "template" not in done.stdout.split("| passive")[-1]
+    assert len(list(tmp_path.rglob("result.json"))) == 4
+
+
 @pytest.mark.slow
 def test_the_demo_compares_three_ways_to_spend_one_budget(commands, tmp_path):
-    words = [
-        "experiment=demo",
-        "budget=40",
-        "start.steps=5",
-        "offline.steps=5",
-        "generator.steps=5",
-    ]
-    words += ["relevance.steps=5", "relevance.refresh_steps=2", "rounds.updates=2", "data.init=120"]
-    words += ["data.builtin.train_images=40", "data.builtin.val_images=10", "rounds.images=20"]
-    words += ["evaluate_every=1", f"hydra.run.dir={tmp_path}"]
-    done = commands.run("learning_by_asking", *words)
+    done = commands.run(PROJECT, "experiment=demo", *SMALL, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "| at random |" in done.stdout
     for name in ("versus.md", "curves.png", "curriculum.png", "questions.png"):

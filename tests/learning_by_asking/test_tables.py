@@ -1,19 +1,23 @@
 """The tables' rows: every one composes, and builds the networks that it names."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from common.config import to_dataclass
 from common.tables.plan import compose_rows
+from common.tables.table import Table
 from learning_by_asking.config import Config
-from learning_by_asking.model import ANSWERERS
+from learning_by_asking.model import ANSWERERS, build_answerer
 from learning_by_asking.tables import TABLES, TRAPS, WORLDS
 
+BY_NAME = {table.name: table for table in TABLES}
 CONF = Path(__file__).resolve().parents[2] / "learning_by_asking" / "conf"
 
 
@@ -24,15 +28,106 @@ def read(words: tuple[str, ...]) -> DictConfig:
         return compose("config", ["output_dir=unused", *words])
 
 
+@cache
+def settings(table: str, scale: str) -> dict[str, Config]:
+    """What each row of a table is at a scale."""
+    runs = compose_rows([BY_NAME[table]])
+    start = f"{table} {scale}: "
+    found = {label: words for label, words in runs if label.startswith(start)}
+    return {
+        label.removeprefix(start).removesuffix(", seed 0"): to_dataclass(read(tuple(words)))
+        for label, words in found.items()
+    }
+
+
 def test_every_row_of_every_table_composes_at_every_scale():
-    rows = list(compose_rows(TABLES))
-    assert len(rows) > 60
-    for label, words in rows:
-        cfg: Config = to_dataclass(read(tuple(words)))
-        assert not cfg.versus, label
-        assert set(cfg.models) <= set(ANSWERERS), label
-        assert cfg.offline.steps > 0, label
-        assert all(budget <= cfg.budget for budget in cfg.offline_at), label
+    count = 0
+    for table in TABLES:
+        for scale in table.scales:
+            found = settings(table.name, scale)
+            assert list(found) == [row.name for row in table.at(scale).rows]
+            count += len(found)
+            for label, cfg in found.items():
+                assert not cfg.versus, label
+                assert cfg.offline.steps > 0, label
+                assert all(budget <= cfg.budget for budget in cfg.offline_at), label
+    assert count > 60
+
+
+def test_every_row_builds_its_answerers():
+    """Questions in words have no arity: `modules`, which runs programs, stops there."""
+    every = [settings(table.name, scale) for table in TABLES for scale in table.scales]
+    sizes: dict = {"tokens": 40, "feature_size": (16, 6, 6)}
+    for name, cfg in (item for rows in every for item in rows.items()):
+        arity = [1] * 40 if cfg.question_form == "program" else None
+        assert set(cfg.models) <= set(ANSWERERS), name
+        for model in {cfg.answerer.name, *cfg.models}:
+            with torch.device("meta"):
+                build_answerer(replace(cfg.answerer, name=model), arity=arity, **sizes)
+
+
+def test_no_two_rows_of_a_table_are_one_run():
+    for table in TABLES:
+        for scale in table.scales:
+            found = [repr(cfg) for cfg in settings(table.name, scale).values()]
+            assert len(set(found)) == len(found), (table.name, scale)
+
+
+def test_rows_differ_by_what_they_name():
+    sources = [cfg.source for cfg in settings("sources", "mini").values()]
+    assert sources == ["lba", "passive", "passive_images", "passive_active", "generator_passive"]
+    scores = settings("scores", "mini")
+    assert {name: cfg.policy.score for name, cfg in scores.items()} == {n: n for n in scores}
+    ours = [(c.generator.kind, c.relevance.kind) for c in settings("proposals", "mini").values()]
+    assert ours[:2] == [("typed", "none"), ("lstm", "none")]
+    assert [kind for _, kind in ours[3:6]] == ["learned", "refreshed", "oracle"]
+    assert not settings("proposals", "mini")["no grammar mask"].generator.mask
+    assert settings("proposals", "mini")["generator of the image alone"].generator.condition == (
+        "image"
+    )
+    for scale in ("mini", "paper"):
+        asked, passive = settings("cogent", scale).values()
+        assert (asked.source, passive.source) == ("lba", "passive")
+        assert asked.data == passive.data
+        assert (asked.data.train, asked.data.also) == ("trainA", ["valB"])
+
+
+def test_rows_of_a_table_learn_offline_alike_from_one_budget():
+    """Within a world, where a table has several: another one has other questions."""
+    for table in TABLES:
+        for scale in table.scales:
+            same: dict[str, set] = {}
+            for name, cfg in settings(table.name, scale).items():
+                world = name.partition(": ")[0] if ": " in name else ""
+                shared = (cfg.budget, cfg.offline, cfg.offline_at, cfg.models, cfg.rounds, cfg.data)
+                same.setdefault(world, set()).add(repr((*shared, cfg.answerer)))
+            assert all(len(found) == 1 for found in same.values()), (table.name, scale)
+
+
+# The claims that a scale's rows can show: the better row, the other one, the column.
+CLAIMS = {
+    "headline": [("asked", "passive", "offline")],
+    "humans": [("asked", "passive", "offline")],
+    "proposals": [
+        ("generator, relevance refreshed", "generator, no filter", "validity"),
+        ("generator, perfect relevance", "generator, relevance refreshed", "validity"),
+    ],
+    "selection mini": [
+        *((f"{world}: the score", f"{world}: random", "offline") for world in WORLDS),
+        *((f"{world}: random", f"{world}: entropy", "offline") for world in WORLDS),
+    ],
+}
+
+
+def test_claims_name_rows_of_their_scale():
+    def listed(table: Table) -> list[tuple]:
+        return [(claim.better, *claim.than, claim.column) for claim in table.claims]
+
+    for table in TABLES:
+        for scale in table.scales:
+            wanted = CLAIMS.get(table.name, CLAIMS.get(f"{table.name} {scale}", []))
+            assert listed(table.at(scale)) == wanted, (table.name, scale)
+            assert {n for pair in wanted for n in pair[:-1]} <= set(settings(table.name, scale))
 
 
 def test_the_paper_has_no_confirmed_figure():
@@ -48,12 +143,11 @@ def test_in_the_last_world_four_of_eleven_proposals_are_of_what_nobody_sees():
 
 
 def test_smaller_budgets_of_the_headline_are_columns():
-    (table,) = (table for table in TABLES if table.name == "headline")
     for scale in ("mini", "paper"):
-        cfg: Config = to_dataclass(
-            read(tuple(table.scales[scale]) + (("data.root=x",) if scale == "paper" else ()))
-        )
-        assert {f"offline_{budget}" for budget in cfg.offline_at} <= set(table.columns)
+        cfg = settings("headline", scale)["asked"]
+        assert cfg.offline_at
+        columns = BY_NAME["headline"].columns
+        assert {f"offline_{budget}" for budget in cfg.offline_at} <= set(columns)
 
 
 @pytest.mark.parametrize("name", ["demo", "mini", "smoke", "trap", "paper"])

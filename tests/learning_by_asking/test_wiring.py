@@ -25,7 +25,7 @@ from learning_by_asking.ask import SCORES, Policy
 from learning_by_asking.asking.history import Asked, read_history
 from learning_by_asking.asking.propose import propose
 from learning_by_asking.asking.sources import SOURCES
-from learning_by_asking.config import Config, Rounds
+from learning_by_asking.config import Config, Learn, Rounds
 from learning_by_asking.data import World
 from learning_by_asking.oracle.ledger import Ledger
 from learning_by_asking.oracle.oracles import Oracle, open_ledger
@@ -122,7 +122,7 @@ def dice(cfg: Config, step: int, use: int = 0) -> torch.Generator:
 
 
 def pick(scores: list[float], keys: Tensor, explore: bool) -> int:
-    values = keys.tolist() if explore else [round(score, 5) for score in scores]
+    values = keys.tolist() if explore else [round(score, 7) for score in scores]
     return values.index(max(values))
 
 
@@ -178,8 +178,8 @@ def by_hand(cfg: Config, rounds: int) -> tuple[dict[str, Tensor], Hand, list[tup
             chosen = [hand.known[place] for place in hand.places(step, update, first)]
             width = max(len(program) for _, program, _ in chosen)
             rows = torch.tensor([p + [0] * (width - len(p)) for _, p, _ in chosen])
-            maps = features[np.array([image for image, _, _ in chosen])]
-            logits = network(rows, maps, torch.arange(len(chosen)))
+            own, image_of = np.unique([image for image, _, _ in chosen], return_inverse=True)
+            logits = network(rows, features[own], torch.from_numpy(image_of))
             loss = F.cross_entropy(logits, torch.tensor([answer for _, _, answer in chosen]))
             optimizer.zero_grad()
             loss.backward()
@@ -187,10 +187,40 @@ def by_hand(cfg: Config, rounds: int) -> tuple[dict[str, Tensor], Hand, list[tup
     return network.state_dict(), hand, asked
 
 
-def test_three_rounds_equal_a_loop_written_by_hand(tmp_path):
+def test_the_answerer_starts_from_a_public_checkpoint(tmp_path, capsys):
+    plain = settings(tmp_path)
+    public = prepare(plain)[0].answerer.state_dict()
+    public = {name: torch.full_like(value, 0.5) for name, value in public.items()}
+    content = {"baseline_type": "CNN+LSTM+SA", "baseline_state": public, "vocab": {}}
+    torch.save(content, tmp_path / "sa.pt")
+    agent, _, _ = prepare(replace(plain, init=str(tmp_path / "sa.pt")))
+    found = agent.answerer.state_dict()
+    assert torch.equal(found["classifier.0.weight"], public["classifier.0.weight"])
+    assert f"{tmp_path}/sa.pt: " in capsys.readouterr().out
+    torch.save(content | {"baseline_type": "LSTM"}, tmp_path / "lstm.pt")
+    with pytest.raises(ValueError, match=r"lstm\.pt is no checkpoint of CNN\+LSTM\+SA"):
+        prepare(replace(plain, init=str(tmp_path / "lstm.pt")))
+
+
+def test_the_log_says_how_varied_the_proposals_are(tmp_path):
+    cfg = settings(tmp_path)
+    agent, _, _ = prepare(cfg)
+    proposals = agent.propose(1, agent.draw_images(1, 6))
+    asked = proposals.tokens[proposals.allowed]
+    assert agent.round["distinct"] == pytest.approx(len(asked.unique(dim=0)) / len(asked))
+    train(cfg)
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all({"distinct", "type_entropy", "length", "validity"} <= row.keys()
+               for row in logged if "loss" in row)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sa", "film"])  # film answers otherwise in training mode
+def test_three_rounds_equal_a_loop_written_by_hand(name, tmp_path):
     cfg = settings(
         tmp_path / "run",
         budget=36,
+        answerer=replace(settings(tmp_path).answerer, name=name),
+        start=Learn(steps=10, lr=1e-2, batch_size=8),  # so that scores differ
         policy=Policy(epsilon=0.3, rate=0.2, refresh=2, optimism=0.5),
         rounds=Rounds(images=12, updates=3, lr=5e-3, batch_size=10, replay=0.4),
     )
@@ -221,11 +251,13 @@ def test_three_rounds_equal_a_loop_written_by_hand(tmp_path):
 
 @pytest.mark.parametrize("kept", ["of the checkpoint", "paid beyond it"])
 def test_a_run_stopped_after_a_round_and_resumed_ends_as_one_that_never_stopped(kept, tmp_path):
-    refreshed = replace(settings(tmp_path).relevance, kind="refreshed")
-    learned = replace(settings(tmp_path).generator, kind="lstm")
-    cfg = settings(
-        tmp_path / "whole", budget=24, save_every=2, relevance=refreshed, generator=learned
-    )
+    cfg = settings(tmp_path / "whole", budget=24, save_every=2)
+    if kept == "paid beyond it":
+        refreshed = replace(cfg.relevance, kind="refreshed")
+        cfg = replace(cfg, relevance=refreshed, generator=replace(cfg.generator, kind="lstm"))
+    else:  # few images and many draws, so that what was asked before is drawn again
+        many = replace(cfg.generator, raw=40, kept=40)
+        cfg = replace(cfg, data=replace(cfg.data, images=6, init=30), generator=many)
     train(cfg)
     assert len(read_history(tmp_path / "whole")) == 24
     (tmp_path / "again").mkdir()
@@ -239,7 +271,8 @@ def test_a_run_stopped_after_a_round_and_resumed_ends_as_one_that_never_stopped(
     train(replace(cfg, output_dir=str(tmp_path / "again")))
     assert untimed(tmp_path / "again") == untimed(tmp_path / "whole")
     a, b = (saved(tmp_path / name, 4) for name in ("whole", "again"))
-    for part in ("answerer", "relevance", "generator", "progress"):
+    assert a.keys() == b.keys()
+    for part in {"answerer", "relevance", "generator", "progress"} & a.keys():
         assert a[part].keys() == b[part].keys()
         for name, value in a[part].items():
             torch.testing.assert_close(b[part][name], value, atol=0, rtol=0, equal_nan=True)
@@ -273,6 +306,17 @@ def play(agent: Agent, ledger: Ledger, step: int) -> None:
     choice = agent.choose(step, scores, proposals, ledger.left)
     entries = agent.describe(proposals, chances, scores, choice, ledger.left)
     agent.take(step, entries, ledger.buy(step, entries))
+
+
+def play_two(cfg: Config) -> list[Asked]:
+    """What is asked in two rounds without updates."""
+    agent, _, ledger = prepare(cfg)
+    agent.begin()
+    for step in (1, 2):
+        play(agent, ledger, step)
+    history = read_history(cfg.output_dir)
+    assert agent.memory.bought == ledger.spent == len(history)
+    return history
 
 
 def reached(agent: Agent) -> list[object]:
@@ -310,15 +354,12 @@ def test_other_scene_graphs_leave_the_first_proposals_and_scores_as_they_are(tmp
 
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_spends_its_budget_on_new_questions(score, tmp_path):
-    policy = Policy(score=score, refresh=4)
-    metrics = train(settings(tmp_path, policy=policy, oracle=FREE))
-    history = read_history(tmp_path)
+    history = play_two(settings(tmp_path, policy=Policy(score=score, refresh=4), oracle=FREE))
     if score != "oracle_loss":  # which asks only what has an answer
         assert len(history) == 12
     else:
         assert all(line.valid or line.eps_random for line in history)
-    assert metrics["bought"] == len(history) > 0
-    assert len({(line.image_index, line.program) for line in history}) == len(history)
+    assert len({(line.image_index, line.program) for line in history}) == len(history) > 0
     assert all(line.score is not None and math.isfinite(line.score) for line in history)
 
 
@@ -343,8 +384,7 @@ def test_progress_by_type_and_soft_progress_are_kept(changed, tmp_path):
 @pytest.mark.parametrize("kind", ["learned", "oracle"])
 def test_proposals_are_filtered_by_their_relevance(kind, tmp_path):
     relevance = replace(settings(tmp_path).relevance, kind=kind)
-    train(settings(tmp_path, relevance=relevance, oracle=FREE))
-    history = read_history(tmp_path)
+    history = play_two(settings(tmp_path, relevance=relevance, oracle=FREE))
     assert 6 < len(history) <= 12
     assert all(line.relevance is not None for line in history)
     if kind == "oracle":

@@ -1,6 +1,7 @@
 """The settings of a run of a few hundred parameters, made-up features for it, what it leaves."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lowshot_hallucination.baselines.analogies import Analogies
 from lowshot_hallucination.baselines.logistic import Logistic
 from lowshot_hallucination.config import Config
 from lowshot_hallucination.features.episodes import Episodes
-from lowshot_hallucination.features.formats import Features, write_folder
+from lowshot_hallucination.features.formats import Features, new_folder, write_classes
 from lowshot_hallucination.features.splits import ClassSplit
 from lowshot_hallucination.hallucinate import Hallucination
 from lowshot_hallucination.protocol.draws import Test
@@ -22,6 +23,22 @@ NAMES = [f"thing {k}" for k in range(24)]
 SPLIT = ClassSplit(NAMES, [*range(0, 24, 4)], [*range(1, 24, 4)], [*range(2, 24, 4)],
                    [*range(3, 24, 4)])  # fmt: skip
 OF_TEST = np.arange(24) % 4 % 2 == 1  # classes of base_2 and novel_2
+
+
+def write_folder(
+    folder: str | Path,
+    train: Features,
+    test: Features,
+    split: ClassSplit,
+    trunk: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write a feature folder, whole or not at all. As extract.py does in parts."""
+    with new_folder(Path(folder)) as part:
+        for name, features in (("train", train), ("test", test)):
+            np.save(part / f"{name}.npy", features.values)
+            np.save(part / f"{name}_labels.npy", features.labels)
+        write_classes(part, split, trunk, notes)
 
 
 def make_rows(each: int, seed: int, *, classes: int = 24) -> Features:

@@ -4,6 +4,8 @@ Run as a script, this file is one of two processes that train and write features
 """
 
 import json
+import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from common.run import checkpoint
 from common.run.checkpoint import CheckpointError
 from common.run.log import Diverged
 from common.sampling import SampleStream
-from lowshot_hallucination.backbone.extract import extract
+from lowshot_hallucination.backbone.extract import extract, make_array
 from lowshot_hallucination.backbone.loop import Backbone, train_backbone
 from lowshot_hallucination.backbone.losses import sgm
 from lowshot_hallucination.features.formats import read_folder
@@ -153,6 +155,12 @@ def test_a_finished_run_is_scored_again_and_not_trained(trained, tmp_path):
     assert run(tmp_path / "again") == metrics
 
 
+@pytest.mark.parametrize("aux", ["none", "sgm"])
+def test_the_header_says_which_auxiliary_loss_there_is(tmp_path, capsys, aux):
+    run(tmp_path / "run", Backbone(**vars(RECIPE) | {"aux": aux, "epochs": 1}))
+    assert f"auxiliary loss: {aux}" in capsys.readouterr().out
+
+
 def test_another_trunk_does_not_go_on(trained, tmp_path):
     folder, _ = trained
     shutil.copytree(folder, tmp_path / "again")
@@ -247,6 +255,21 @@ def test_features_that_are_not_finite_name_their_image_and_leave_no_folder(train
     network.options.mean = [float("nan")] * 3
     with pytest.raises(ValueError, match=r"features of train/0\.png are not finite"):
         extract(network, problem(), tmp_path / "features", run=trained[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_stops_before_any_feature_is_made(trained, tmp_path):
+    path = tmp_path / "sparse.npy"
+    make_array(path, "f4", (2000, 64))
+    assert os.stat(path).st_blocks * 512 >= 2000 * 64 * 4  # no hole to be filled later
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"written \(File too large\): free space"):
+            extract(restore(trained[0]), problem(), tmp_path / "features", run=trained[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from lowshot_hallucination import data, train
 from lowshot_hallucination.backbone.loop import Backbone
 from lowshot_hallucination.config import Config, Problem
 from lowshot_hallucination.features.episodes import Episodes
-from lowshot_hallucination.features.formats import Features, read_folder, write_folder, write_hdf5
+from lowshot_hallucination.features.formats import Features, read_folder, write_hdf5
 from lowshot_hallucination.features.images import ImageData, Images, build_images
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.hallucinate import Hallucination
@@ -23,7 +23,7 @@ from lowshot_hallucination.model import Learner
 from lowshot_hallucination.net.trunks import Trunk
 from lowshot_hallucination.protocol.draws import Test
 
-from .small import NAMES, SPLIT, make_rows, settings, write_root
+from .small import NAMES, SPLIT, make_rows, settings, write_folder, write_root
 
 TABLE = make_rows(8, 2)
 
@@ -67,6 +67,9 @@ def test_labels_may_be_anywhere_and_have_gaps(tmp_path):
         build(path)
     lowshot = build(path, labels=str(tmp_path / "classes.npy"))
     assert sorted(lowshot.split.base + lowshot.split.novel) == [3 * k + 1 for k in range(24)]
+    assert lowshot.notes == ("base and novel classes are drawn by problem.seed",)
+    with pytest.raises(ValueError, match=r"gone does not exist: give a file of features"):
+        build(tmp_path / "gone")
 
 
 def test_the_seed_and_the_share_of_a_table_are_the_problems(tmp_path):
@@ -228,6 +231,18 @@ def test_a_class_of_too_few_images_is_named_before_a_trunk_is_trained(photos, tm
     nearest = Learner(method="nearest")
     plain = Hallucination(kind="none")
     data.require_images(*problem_of(photos, learner=nearest, hallucination=plain))
+
+
+def test_an_image_that_cannot_be_read_is_named_before_a_trunk_is_trained(photos, tmp_path):
+    damaged = sorted((photos).rglob("*.png"))[-1]  # of the test
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    try:
+        with pytest.raises(ValueError, match=rf"{damaged.name}.*data.bad_images=skip"):
+            data.prepare(of_images(photos))
+    finally:
+        damaged.write_bytes(content)
+    assert not [*(tmp_path / "cache").rglob("checkpoint*")]
 
 
 def test_the_record_of_a_trunk_says_its_steps(photos, tmp_path):

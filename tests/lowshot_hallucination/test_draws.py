@@ -7,9 +7,15 @@ import torch
 from lowshot_hallucination.features.formats import Features
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.features.splits import ClassSplit
-from lowshot_hallucination.protocol.draws import Draws, Test, draw_problem
+from lowshot_hallucination.protocol.draws import Draws, Problem, Test
 
 CLASSES = 9  # a class of neither list is the last
+
+
+def draw_problem(
+    lowshot: LowShot, phase: str, n: int, draw: int, options: Test, seed: int = 0
+) -> Problem:
+    return Draws(lowshot, phase, options, seed=seed).problem(n, draw)
 
 
 def small_lowshot(*, picks=False, rows=30, seed=0):

@@ -15,7 +15,16 @@ from torch import nn
 from common.data import seed_of
 from lowshot_hallucination import data
 from lowshot_hallucination.config import Config
-from lowshot_hallucination.evaluate import Choice, Tester, columns, evaluate
+from lowshot_hallucination.evaluate import (
+    SCORES,
+    Choice,
+    Outcome,
+    Tester,
+    choose,
+    columns,
+    evaluate,
+    summarise,
+)
 from lowshot_hallucination.features.formats import Features
 from lowshot_hallucination.features.problem import LowShot
 from lowshot_hallucination.hallucinate import Hallucination, build_generator
@@ -130,6 +139,21 @@ def test_the_prior_is_the_best_of_the_cv_classes_by_brute_force(tested):
                 found.append(accuracy(p, problem.labels)[1])
             means.append(statistics.fmean(found))
         assert choice.mu == TEST.priors[int(np.argmax(means))]  # the first, smallest, of equal ones
+
+
+def test_top_1_chooses_and_is_reported_where_test_top_is_1(root, tmp_path):
+    cfg = options(root, tmp_path, test=replace(TEST, top=1))
+    scores = {name: float(k) for k, name in enumerate(SCORES)} | {"base1": 20.0, "balanced1": 30.0}
+    few, many = Choice(2), Choice(5)
+    curve = {"all": [0.0, 2.0, 1.0, 0.0]}
+    first = Outcome(1, 0, few, scores | {"novel5": 90.0, "novel1": 10.0}, curve)
+    second = Outcome(1, 0, many, scores | {"novel5": 80.0, "novel1": 40.0}, curve)
+    assert choose([first, second], cfg) == replace(many, mu=0.2)
+    assert choose([first, second], replace(cfg, test=TEST)) == replace(few, mu=0.2)
+    found = summarise([second], top=1)
+    for name in ("novel", "all", "prior"):
+        assert found[f"{name}_1"] == found[f"{name}_top1_1"]
+    assert (found["novel_1"], found["base_1"], found["balanced_1"]) == (40, 20, 30)
 
 
 def test_metrics_are_the_means_of_the_lines_in_draws_csv(tested):

@@ -11,10 +11,10 @@ from lowshot_hallucination.features.formats import (
     new_folder,
     read_features,
     read_folder,
-    write_folder,
     write_hdf5,
 )
 from lowshot_hallucination.features.splits import ClassSplit
+from tests.lowshot_hallucination.small import write_folder
 
 SPLIT = ClassSplit(["a", "b", "c", "d"], [0], [2], [1], [3])
 

@@ -14,7 +14,7 @@ from lowshot_hallucination.backbone.extract import extract
 from lowshot_hallucination.backbone.loop import Backbone
 from lowshot_hallucination.config import Config
 from lowshot_hallucination.features.episodes import Episodes
-from lowshot_hallucination.features.formats import Features, read_folder, write_folder
+from lowshot_hallucination.features.formats import Features, read_folder
 from lowshot_hallucination.features.images import ImageData, Images
 from lowshot_hallucination.features.pool import Pool, Source, as_names
 from lowshot_hallucination.features.splits import ClassSplit
@@ -24,6 +24,7 @@ from lowshot_hallucination.model import Learner
 from lowshot_hallucination.net.trunks import Trunk, build_trunk
 from lowshot_hallucination.protocol.draws import Test, generate_views
 from lowshot_hallucination.train import train
+from tests.lowshot_hallucination.small import write_folder
 
 TRUNK = Trunk("small", channels=8, mean=[0.5] * 3, std=[0.25] * 3)
 VIEWS = Hallucination(kind="views", n_aug=12)

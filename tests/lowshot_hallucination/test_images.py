@@ -10,10 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import BadExample, train_loader
 from common.images import UnreadableImage
-from common.sampling import SampleStream
-from lowshot_hallucination.features.images import ImageData, build_images
+from lowshot_hallucination.features.images import ImageData, Images, build_images, drop_unreadable
 from lowshot_hallucination.features.omniglot import read_zip
 
 NAMES = ["e", "a", "d", "b", "c", "f"]  # not sorted, as the benchmark's are not
@@ -183,22 +181,26 @@ def test_a_class_of_one_image_cannot_be_parted(tmp_path: Path) -> None:
         build_images(ImageData(name="folder", root=str(tmp_path)))
 
 
-def test_a_damaged_image_stops_the_loader_or_is_replaced(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_show_before_training_or_are_left_out(tmp_path: Path) -> None:
     make_folder(tmp_path, ("train", "test"))
-    (tmp_path / "train" / "a" / "0.png").write_bytes(b"no image")
+    for name in ("train/a/0.png", "test/b/1.png"):
+        (tmp_path / name).write_bytes(b"no image")
 
-    def read(policy: str) -> list[int]:
-        options = ImageData(name="folder", root=str(tmp_path), size=16, bad_images=policy)
-        images = build_images(options)
-        stream = SampleStream(24, 8, seed=0)
-        data = images.load("train", training=True)
-        loader = train_loader(data, stream, 0, 3, bad=images.policy())
-        return [len(labels) for _, labels in loader]
+    def drop(**options: str | float) -> Images:
+        data = ImageData(name="folder", root=str(tmp_path), size=16, **options)  # type: ignore
+        return drop_unreadable(build_images(data))
 
-    with pytest.raises(BadExample, match=r"a/0.png.*data.bad_images=skip"):
-        read("raise")
-    with pytest.warns(UserWarning, match="skipped"):
-        assert read("skip") == [8, 8, 8]
+    with pytest.raises(ValueError, match=r"1 of 24 images: .*a/0.png.*data.bad_images=skip"):
+        drop()
+    images = drop(bad_images="skip")
+    for split, gone in (("train", "a/0.png"), ("test", "b/1.png")):
+        data = images.load(split)
+        assert len([*data]) == len(data) == 23  # all the others are read
+        assert not any(str(data.files[i]).endswith(gone) for i in range(len(data)))
+        assert any(f"1 of 24 {split} images left out" in note for note in images.notes)
+    (tmp_path / "train" / "c" / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 of 24 .*1 may be left out.*data.bad_share"):
+        drop(bad_images="skip")
 
 
 def test_omniglot_keeps_characters_of_both_zips_out_of_the_novel_classes(

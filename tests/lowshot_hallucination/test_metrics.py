@@ -96,8 +96,9 @@ def test_scores_are_those_of_a_search_query_by_query():
             )
         expected[f"all{k}"] = slow_accuracy(logits, labels, k, lambda y: everything)
         expected[f"prior{k}"] = slow_accuracy(ranked, labels, k, lambda y: everything)
-    joint = [slow_accuracy(logits[p], labels[p], 5, lambda y: everything) for p in (own, ~own)]
-    expected["balanced5"] = np.mean(joint)
+    for k in (1, 5):
+        joint = [slow_accuracy(logits[p], labels[p], k, lambda y: everything) for p in (own, ~own)]
+        expected[f"balanced{k}"] = np.mean(joint)
     assert score(logits, labels, novel, prior=0.7) == pytest.approx(expected)
     older = score(logits, labels, novel, protocol="hg")
     assert [older["novel5"], older["base5"]] == pytest.approx(joint)

@@ -15,12 +15,13 @@ from common.run import checkpoint
 from common.run.options import Options
 from lowshot_hallucination import data, predict
 from lowshot_hallucination.config import MAY_CHANGE, Config
-from lowshot_hallucination.features.formats import Features, write_folder
+from lowshot_hallucination.features.formats import Features
 from lowshot_hallucination.features.splits import ClassSplit
 from lowshot_hallucination.features.transforms import View
 from lowshot_hallucination.hallucinate import build_generator
 from lowshot_hallucination.model import build_learner
 from lowshot_hallucination.net.trunks import Trunk, build_trunk
+from tests.lowshot_hallucination.small import write_folder
 
 COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 210), "grey": (90, 90, 90)}
 NOVEL = {"yellow": (240, 230, 20), "white": (245, 245, 245), "pink": (250, 90, 200)}
@@ -203,6 +204,8 @@ def test_what_was_learned_is_saved_and_taken_up(home, type_words, tmp_path):
         (["run=RUN", "features=wide.npy"], "the queries: features of width 5"),
         (["run=RUN", "add=[red:wide.npy]", "save=x"], "'red' is there already"),
         (["run=RUN", "images=x", "out=x.png"], "ends in .json"),
+        (["run=RUN", "images=x", "out=bad.png/x.json"], r"bad.png/x.json cannot be written .*give"),
+        (["run=RUN", "save=bad.png/x.pt"], r"bad.png/x.pt cannot be written"),
         (["run=RUN", "images=x", "mu=2"], "mu=2"),
         (["run=RUN", "images=x", "shots=-1"], "shots=-1"),
     ],

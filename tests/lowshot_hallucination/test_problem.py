@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lowshot_hallucination.features.formats import Features, write_folder
+from lowshot_hallucination.features.formats import Features
 from lowshot_hallucination.features.problem import (
     LowShot,
     from_folder,
@@ -14,6 +14,7 @@ from lowshot_hallucination.features.problem import (
     report_shared_rows,
 )
 from lowshot_hallucination.features.splits import ClassSplit
+from tests.lowshot_hallucination.small import write_folder
 
 SPLIT = ClassSplit(["ant", "bee", "cat", "dog"], [0], [1], [2], [3])
 
@@ -196,6 +197,6 @@ def test_the_digest_tells_other_rows_labels_and_splits_and_not_other_precision_o
 
 
 def test_numbered_classes_have_names_where_labels_have_gaps():
-    assert number_names(np.array([3, 0, 3])) == ["0", "1", "2", "3"]
-    with pytest.raises(ValueError, match="labels go up to 10000000"):
-        number_names(np.array([10_000_000]))
+    assert number_names(np.array([3, 0, 3]), "x.npy") == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match=r"x\.npy: the labels go up to 10000000"):
+        number_names(np.array([10_000_000]), "x.npy")

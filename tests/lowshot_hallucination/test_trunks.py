@@ -287,7 +287,7 @@ def test_published_weights_of_the_benchmarks_networks_are_refused_with_a_remedy(
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no checkpoint: train that trunk first"):
+    with pytest.raises(ValueError, match="has no checkpoint: give the folder of a run"):
         restore(tmp_path)
 
 
