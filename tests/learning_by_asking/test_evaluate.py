@@ -17,7 +17,7 @@ from learning_by_asking import data
 from learning_by_asking.agent import new_answerer
 from learning_by_asking.asking.history import read_history
 from learning_by_asking.asking.learn import train_answerer
-from learning_by_asking.config import Config
+from learning_by_asking.config import Config, Learn
 from learning_by_asking.evaluate import columns, learn_offline
 from learning_by_asking.train import train
 
@@ -112,7 +112,8 @@ def test_qtype_is_the_most_frequent_answer_of_each_type(run):
 
 
 def test_an_offline_answerer_learns_afresh_from_the_first_replies_alone(tmp_path):
-    cfg = settings(tmp_path, source="passive")
+    slow = Learn(steps=2, lr=2e-3, batch_size=8, weight_decay=0.5)
+    cfg = settings(tmp_path, source="passive", offline=slow)
     agent, world, ledger = prepare(cfg)
     agent.begin()
     for step in (1, 2):
@@ -124,7 +125,7 @@ def test_an_offline_answerer_learns_afresh_from_the_first_replies_alone(tmp_path
     first = first.subset(np.arange(cfg.data.init + 5))
     seed_everything(seed_of(cfg.seed, 1, 50))
     network = new_answerer(replace(cfg.answerer, name="lstm"), world, "program")
-    learn = {"steps": 2, "lr": 2e-3, "batch_size": 8, "seed": seed_of(cfg.seed, 1, 51)}
+    learn = vars(slow) | {"seed": seed_of(cfg.seed, 1, 51)}
     train_answerer(network, first, **learn)
     for name, value in network.state_dict().items():
         assert torch.equal(found[5][name], value)

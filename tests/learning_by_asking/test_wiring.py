@@ -1,5 +1,6 @@
 """Rounds of train.py beside a loop written by hand, stopped runs, and what the agent can see."""
 
+import copy
 import json
 import math
 import shutil
@@ -20,15 +21,17 @@ from common.data import seed_everything, seed_of
 from common.run import checkpoint
 from common.sampling import SampleStream
 from learning_by_asking import data
-from learning_by_asking.agent import Agent, build_agent
+from learning_by_asking.agent import FIRST, Agent, build_agent
 from learning_by_asking.ask import SCORES, Policy
 from learning_by_asking.asking.history import Asked, read_history
+from learning_by_asking.asking.learn import train_answerer
 from learning_by_asking.asking.propose import propose
 from learning_by_asking.asking.sources import SOURCES
 from learning_by_asking.config import Config, Learn, Rounds
 from learning_by_asking.data import World
-from learning_by_asking.oracle.ledger import Ledger
+from learning_by_asking.oracle.ledger import Entry, Ledger
 from learning_by_asking.oracle.oracles import Oracle, open_ledger
+from learning_by_asking.oracle.replies import Reply
 from learning_by_asking.train import train
 
 from .small import WORLD, settings
@@ -200,6 +203,41 @@ def test_the_answerer_starts_from_a_public_checkpoint(tmp_path, capsys):
     torch.save(content | {"baseline_type": "LSTM"}, tmp_path / "lstm.pt")
     with pytest.raises(ValueError, match=r"lstm\.pt is no checkpoint of CNN\+LSTM\+SA"):
         prepare(replace(plain, init=str(tmp_path / "lstm.pt")))
+
+
+def test_the_beginning_is_learned_with_its_own_options(tmp_path):
+    start = Learn(steps=2, lr=3e-3, batch_size=7, weight_decay=0.5)
+    cfg = settings(tmp_path, start=start)
+    agent, world, _ = prepare(cfg)
+    plain = copy.deepcopy(agent.answerer)
+    agent.begin()
+    train_answerer(plain, world.init, **vars(start), seed=seed_of(cfg.seed, 0, 3))
+    for ours, theirs in zip(agent.answerer.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_progress_counts_right_answers_or_their_probability(soft, tmp_path):
+    cfg = settings(tmp_path, policy=Policy(soft=soft, rate=0.25))
+    agent, world, _ = prepare(cfg)
+    chances = np.full(28, 0.3 / 27)
+    chances[5] = 0.7
+    entry = Entry(0, tuple(world.words.encode_program(["exist", "scene"])), 0, chances)
+    agent.take(1, [entry], [Reply(FIRST + 5, True, "")])
+    assert float(agent.progress.accuracy[5]) == pytest.approx(
+        1 / 28 + 0.25 * ((0.7 if soft else 1) - 1 / 28)
+    )
+
+
+@pytest.mark.parametrize("kind", ["learned", "refreshed"])
+def test_relevance_goes_on_learning_where_it_is_refreshed(kind, tmp_path):
+    cfg = settings(tmp_path)
+    agent, _, ledger = prepare(replace(cfg, relevance=replace(cfg.relevance, kind=kind)))
+    agent.begin()
+    before = copy.deepcopy(agent.relevance.state_dict())
+    play(agent, ledger, 1)
+    same = [torch.equal(before[key], value) for key, value in agent.relevance.state_dict().items()]
+    assert all(same) == (kind == "learned")
 
 
 def test_the_log_says_how_varied_the_proposals_are(tmp_path):

@@ -86,7 +86,13 @@ def by_hand(recipe: Backbone, rates: list[float], weight: float) -> tuple[Networ
     network = build_trunk(TRUNK, 6)
     source = problem().source.train.only(BASE)
     stream = SampleStream(len(source), recipe.batch_size, seed=3)
-    optimizer = SGD(network.parameters(), 1.0, recipe.momentum, weight_decay=recipe.weight_decay)
+    optimizer = SGD(
+        network.parameters(),
+        1.0,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+    )
     losses = []
     for step, rate in enumerate(rates):
         rows = torch.tensor([index for _, index in stream.batch(step)])
@@ -106,8 +112,10 @@ def by_hand(recipe: Backbone, rates: list[float], weight: float) -> tuple[Networ
     return network, losses
 
 
-def test_a_run_takes_the_steps_of_the_loop_by_hand(tmp_path):
-    recipe = Backbone(**vars(RECIPE) | {"aux": "sgm", "weight_decay": 0.01})
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_run_takes_the_steps_of_the_loop_by_hand(nesterov, tmp_path):
+    changed = {"aux": "sgm", "weight_decay": 0.01, "nesterov": nesterov}
+    recipe = Backbone(**vars(RECIPE) | changed)
     metrics = run(tmp_path, recipe)
     network, losses = by_hand(recipe, [0.01] * 2 + [0.05] * 2 + [0.005] * 2, 0.02)
     torch.testing.assert_close(saved(tmp_path)["model"], dict(network.state_dict()))

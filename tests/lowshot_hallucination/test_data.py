@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.run import checkpoint
@@ -22,6 +23,7 @@ from lowshot_hallucination.hallucinate import Hallucination
 from lowshot_hallucination.model import Learner
 from lowshot_hallucination.net.trunks import Trunk
 from lowshot_hallucination.protocol.draws import Test
+from lowshot_hallucination.weights.initialise import restore
 
 from .small import NAMES, SPLIT, make_rows, settings, write_folder, write_root
 
@@ -215,6 +217,24 @@ def test_features_of_images_are_made_once_and_serve_as_a_feature_folder(photos, 
     assert (folder / "train.npy").stat().st_mtime_ns == before
     lowshot = data.build(replace(cfg, features=str(folder)))
     assert "name=small" in data.describe(lowshot, cfg)
+
+
+def test_the_trunk_follows_problem_seed_and_precision(photos, tmp_path):
+    found = {}
+    changes: dict[str, dict] = {
+        "plain": {},
+        "again": {},
+        "seed": {"problem": Problem(seed=1)},
+        "amp": {"amp": True},
+    }
+    for name, changed in changes.items():
+        cfg = of_images(photos, **changed)
+        data.train_trunk(cfg, build_images(cfg.data), tmp_path / name)
+        checkpoint.unlock(tmp_path / name)
+        found[name] = restore(tmp_path / name).head.weight
+    assert torch.equal(found["plain"], found["again"])
+    for name in ("seed", "amp"):
+        assert not torch.allclose(found["plain"], found[name], rtol=0, atol=1e-7), name
 
 
 @pytest.mark.usefixtures("_own_cache")
