@@ -101,16 +101,24 @@ def read_split(cfg: Data, name: str, words: Vocabulary) -> Questions:
         return Questions(name, rows, words, features)
     made = build_builtin(cfg.builtin, name)
     rows = encode.encode(made.questions, words)
+    left_out = mentions(rows, cfg.builtin.hidden, words)
     if name != cfg.train:
         assert rows.types is not None
         for each in cfg.builtin.untested:
             require_choice("data.builtin.untested", each, TYPES)
         untested = [TYPES.index(each) for each in cfg.builtin.untested]
-        rows = rows.select(~np.isin(rows.types, untested))
-        rows = (
-            rows.select(np.arange(min(cfg.val_questions, len(rows)))) if cfg.val_questions else rows
-        )
+        left_out |= np.isin(rows.types, untested)
+    places = np.flatnonzero(~left_out)
+    rows = rows.select(places[: cfg.val_questions or None] if name != cfg.train else places)
     return Questions(name, rows, words, Features(hide(made.features, cfg.builtin)), kind="grid")
+
+
+def mentions(rows: encode.QuestionArrays, attributes: list[str], words: Vocabulary) -> np.ndarray:
+    """Which questions describe an object by one of the attributes, bool (N,)."""
+    assert rows.programs is not None
+    heads = tuple(f"filter_{attribute}[" for attribute in attributes)
+    tokens = [number for number, name in enumerate(words.tokens) if name.startswith(heads)]
+    return np.isin(rows.programs, tokens).any(1)
 
 
 def hide(features: np.ndarray, cfg: BuiltIn) -> np.ndarray:

@@ -90,7 +90,7 @@ def test_the_test_can_be_cut_and_lack_types_that_are_asked():
 
 
 def test_a_hidden_attribute_is_not_on_the_maps_and_still_in_the_scenes():
-    cfg = replace(MADE, builtin=replace(WORLD, hidden=["color", "size"]))
+    cfg = replace(MADE, init=5, builtin=replace(WORLD, hidden=["color", "size"]))
     shown, hidden = data.build(MADE, seed=0), data.build(cfg, seed=0)
     names = channels(data.options_of(WORLD, "").world(64, 64, rendered=False))
     dark = torch.tensor([name.startswith(("color=", "size=")) for name in names])
@@ -101,7 +101,18 @@ def test_a_hidden_attribute_is_not_on_the_maps_and_still_in_the_scenes():
         assert not b[:, dark].any()
         assert torch.equal(a[:, ~dark], b[:, ~dark])
     assert data.scenes_of(cfg, "train") == data.scenes_of(MADE, "train")
-    assert keys(hidden.pool.rows) == keys(shown.pool.rows)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_objects_are_not_described_by_a_hidden_attribute_which_is_asked_for_all_the_same(split):
+    cfg = replace(MADE, builtin=replace(WORLD, hidden=["color"]))
+    words = data.find_vocabulary(MADE)
+    shown, hidden = (data.read_split(each, split, words) for each in (MADE, cfg))
+    spoken = [words.decode_program(row) for row in shown.rows.programs]
+    left = [program for program in spoken if not any("filter_color" in part for part in program)]
+    assert 0 < len(left) < len(spoken)
+    assert [words.decode_program(row) for row in hidden.rows.programs] == left
+    assert any("query_color" in program for program in left)
 
 
 def test_rendered_images_are_the_features_where_these_are_pixels():

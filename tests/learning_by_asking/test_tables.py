@@ -15,7 +15,7 @@ from common.tables.plan import compose_rows
 from common.tables.table import Table
 from learning_by_asking.config import Config
 from learning_by_asking.model import ANSWERERS, build_answerer
-from learning_by_asking.tables import TABLES, TRAPS, WORLDS
+from learning_by_asking.tables import TABLES, WORLDS
 
 BY_NAME = {table.name: table for table in TABLES}
 CONF = Path(__file__).resolve().parents[2] / "learning_by_asking" / "conf"
@@ -112,6 +112,7 @@ CLAIMS = {
         ("generator, relevance refreshed", "generator, no filter", "validity"),
         ("generator, perfect relevance", "generator, relevance refreshed", "validity"),
     ],
+    "selection paper": [("lba", "random", "offline"), ("random", "entropy", "offline")],
     "selection mini": [
         *((f"{world}: the score", f"{world}: random", "offline") for world in WORLDS),
         *((f"{world}: random", f"{world}: entropy", "offline") for world in WORLDS),
@@ -135,11 +136,29 @@ def test_the_paper_has_no_confirmed_figure():
 
 
 def test_in_the_last_world_four_of_eleven_proposals_are_of_what_nobody_sees():
-    assert (len(TRAPS), TRAPS.count("query_color")) == (11, 4)
-    cfg: Config = to_dataclass(read(("experiment=mini", *WORLDS["a third unlearnable"])))
-    assert cfg.generator.types == list(TRAPS)
-    assert cfg.data.builtin.hidden == ["color"]
-    assert cfg.data.builtin.untested == ["query_color"]
+    last, tenth = (
+        to_dataclass(read(("experiment=mini", *WORLDS[f"a {name} unlearnable"])))
+        for name in ("third", "tenth")
+    )
+    types = last.generator.types
+    assert (len(types), types.count("query_color"), len(set(types))) == (11, 4, 8)
+    assert tenth.generator.types == []  # those of the beginning: query_color is one of eight
+    assert replace(tenth, generator=last.generator) == last
+    assert last.data.builtin.hidden == ["color"]
+    assert last.data.builtin.untested == ["query_color"]
+
+
+def test_in_every_world_proposals_make_sense_so_that_the_choice_alone_differs():
+    found = settings("selection", "mini")
+    assert {cfg.relevance.kind for cfg in found.values()} == {"oracle"}
+    choices = [(cfg.source, cfg.policy.score) for cfg in found.values()][:4]
+    assert choices == [("lba", "lba"), ("lba", "random"), ("lba", "entropy"), ("passive", "lba")]
+    assert [(cfg.source, cfg.policy.score) for cfg in found.values()] == 3 * choices
+
+
+def test_the_world_of_a_miniature_has_the_seed_of_its_run():
+    cfg: Config = to_dataclass(read(("experiment=mini", "seed=7")))
+    assert (cfg.seed, cfg.data.builtin.seed) == (7, 7)
 
 
 def test_smaller_budgets_of_the_headline_are_columns():
