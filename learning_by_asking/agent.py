@@ -349,6 +349,7 @@ def new_answerer(options: Answerer, world: World, form: str) -> nn.Module:
         tokens=tokens,
         answers=len(words.answers),
         feature_size=world.feature_size,
+        images=world.shows_images,
         arity=arities(words.tokens) if form == "program" else None,
     )
 
@@ -394,7 +395,8 @@ def build_agent(
     seed_everything(cfg.seed)
     answerer = new_answerer(cfg.answerer, world, cfg.question_form).to(device)
     if cfg.init:
-        assert isinstance(answerer, StackedAttentionNet)
+        if not isinstance(answerer, StackedAttentionNet):
+            raise ValueError(f"init={cfg.init} reads maps, and data.root has images: remove init.")
         report = load_iep(answerer, read_baseline(cfg.init))
         if dist.is_main():
             print(f"{cfg.init}: {len(report.taken)} weights taken; left: {report.left or 'none'}")
@@ -413,7 +415,10 @@ def build_agent(
             )
         elif cfg.relevance.kind in LEARNED:
             network = build_relevance(
-                cfg.answerer, tokens=len(world.words.tokens), feature_size=world.feature_size
+                cfg.answerer,
+                tokens=len(world.words.tokens),
+                feature_size=world.feature_size,
+                images=world.shows_images,
             )
             relevance = Calibrated(network).to(device)
     rows = generated() if cfg.source == "generator_passive" else world.pool.rows

@@ -46,6 +46,12 @@ class World:
         C, H, W = self.init.features.shape[1:]
         return C, H, W
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether the maps are images, uint8."""
+        assert self.init.features is not None
+        return self.init.features.dtype == np.uint8
+
 
 def build(cfg: Data, seed: int, *, text: bool = False) -> World:
     """The world; ValueError names the file or the option at fault.
@@ -110,7 +116,7 @@ def read_split(cfg: Data, name: str, words: Vocabulary) -> Questions:
         left_out |= np.isin(rows.types, untested)
     places = np.flatnonzero(~left_out)
     rows = rows.select(places[: cfg.val_questions or None] if name != cfg.train else places)
-    return Questions(name, rows, words, Features(hide(made.features, cfg.builtin)), kind="grid")
+    return Questions(name, rows, words, Features(hide(made.features, cfg.builtin)))
 
 
 def mentions(rows: encode.QuestionArrays, attributes: list[str], words: Vocabulary) -> np.ndarray:
@@ -118,7 +124,7 @@ def mentions(rows: encode.QuestionArrays, attributes: list[str], words: Vocabula
     assert rows.programs is not None
     heads = tuple(f"filter_{attribute}[" for attribute in attributes)
     tokens = [number for number, name in enumerate(words.tokens) if name.startswith(heads)]
-    return np.isin(rows.programs, tokens).any(1)
+    return np.asarray(np.isin(rows.programs, tokens).any(1))
 
 
 def hide(features: np.ndarray, cfg: BuiltIn) -> np.ndarray:

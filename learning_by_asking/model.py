@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .net.attention import CnnLstm, Lstm, StackedAttentionNet
-from .net.encoder import QuestionEncoder
+from .net.encoder import OnImages, QuestionEncoder
 from .net.film import FilmNet
 from .net.modules import ModuleNet
 
@@ -36,6 +36,7 @@ class Answerer:
     module_hidden: int = 96  # of modules, which are ours
     module_state: int = 48
     objects: int = 6  # of modules: positions of the map that are looked at; most in a scene
+    image_width: int = 64  # of the convolutions in front, where features are images
 
     def __post_init__(self) -> None:
         if self.name not in ANSWERERS:
@@ -54,14 +55,25 @@ def build_answerer(
     tokens: int,
     answers: int = 32,
     feature_size: tuple[int, int, int],
+    images: bool = False,
     arity: Sequence[int] | None = None,
 ) -> nn.Module:
     """A network with logits (B, answers), -inf for the special ids.
 
-    tokens: ids of words or program tokens. feature_size: C, H, W of an image. arity: of `modules`,
-    how many values each program token takes, -1 of one that is no function.
+    tokens: ids of words or program tokens. feature_size: C, H, W of a map. images: there are images
+    (3, H, W), 0..1, instead of maps. arity: of `modules`, how many values each program token takes,
+    -1 of one that is no function.
     """
     fc = list(options.fc)
+    if images and options.name != "lstm":  # which sees neither
+        network = build_answerer(
+            options,
+            tokens=tokens,
+            answers=answers,
+            feature_size=_map_of(options, feature_size),
+            arity=arity,
+        )
+        return OnImages(network, options.image_width)
     if options.name == "modules":
         if arity is None or len(arity) != tokens:
             raise ValueError(
@@ -103,10 +115,22 @@ def build_answerer(
 
 
 def build_relevance(
-    options: Answerer, *, tokens: int, feature_size: tuple[int, int, int]
-) -> StackedAttentionNet:
+    options: Answerer, *, tokens: int, feature_size: tuple[int, int, int], images: bool = False
+) -> nn.Module:
     """The answerer's stacked attention with its own weights and one logit (B,), Sec. 3."""
-    return _build_attention(options, _build_encoder(options, tokens), feature_size, 1)
+    encoder = _build_encoder(options, tokens)
+    if images:
+        network = _build_attention(options, encoder, _map_of(options, feature_size), 1)
+        return OnImages(network, options.image_width)
+    return _build_attention(options, encoder, feature_size, 1)
+
+
+def _map_of(options: Answerer, image_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """C, H, W of the maps that the convolutions in front make of images."""
+    channels, height, width = image_size
+    if channels != 3:
+        raise ValueError(f"images have 3 channels, not {channels}: they are uint8 (I, 3, H, W)")
+    return options.image_width, *OnImages.map_size(height, width)
 
 
 def _build_encoder(options: Answerer, tokens: int) -> QuestionEncoder:

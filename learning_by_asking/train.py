@@ -94,6 +94,7 @@ def train(cfg: Config) -> dict[str, float]:
             require_finite({"loss": loss}, step, [])
             loss.backward()
             optimizer.step()
+        log.steps = max(log.steps, step)  # images without a new question make a run longer
         log(step, force=step == 1, loss=loss, asked=ledger.spent, **agent.round)
         stopping = dist.stop_requested()
         if stopping or step % cfg.save_every == 0 or not ledger.left:

@@ -1,7 +1,5 @@
 """What a run asked, read back from its ask_log.jsonl: for figures, export and statistics."""
 
-import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..oracle.ledger import LOG
+from ..oracle.ledger import LOG, read_rows
 
 
 @dataclass(frozen=True)
@@ -43,21 +41,12 @@ def read_history(folder: str | Path) -> list[Asked]:
     path = Path(folder, LOG)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name the folder of a run that asks questions.")
-    whole, newline, rest = path.read_bytes().rpartition(b"\n")
-    if rest:
-        warnings.warn(f"{path}: its last line was cut off and is left out", stacklevel=2)
-    lines = whole.split(b"\n") if newline else []
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return list(read_rows(path, _parse))
 
 
-def _parse(line: bytes, where: str) -> Asked:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        values = {field.name: row[field.name] for field in fields(Asked)}
-        values["program"] = tuple(map(str, values["program"]))
-        return Asked(**values)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where} is no reply ({error}): repair or remove that line") from error
+def _parse(row: dict[str, Any]) -> Asked:
+    values = {field.name: row[field.name] for field in fields(Asked)}
+    return Asked(**values | {"program": tuple(map(str, values["program"]))})
 
 
 def times_of(history: Sequence[Asked]) -> np.ndarray:

@@ -17,6 +17,7 @@ from common.tables.markdown import markdown
 from common.tables.runs import read_result
 
 ONLINE: Final = "online"  # accuracy of the answerer as it stands
+OFFLINE: Final = "offline"  # of a fresh one, on everything that was bought
 AREA: Final = "area"
 
 Curve = tuple[list[float], list[float]]
@@ -82,12 +83,15 @@ def pair(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
 
 
 def compare(
-    runs: Runs, baseline: str, columns: Sequence[str] = (AREA, ONLINE), digits: int = 1
+    runs: Runs,
+    baseline: str,
+    columns: Sequence[str] = (AREA, ONLINE, OFFLINE),
+    digits: int = 1,
 ) -> str:
     """A Markdown table: means ± standard error of each setting, and its difference to `baseline`.
 
-    runs: folders by setting and seed; runs of one seed are paired. ValueError where there is no
-    such setting.
+    runs: folders by setting and seed; runs of one seed are paired. A column that no run has is left
+    out. ValueError where there is no such setting.
     """
     if baseline not in runs:
         raise ValueError(f"{baseline!r} is none of the settings {', '.join(runs)}.")
@@ -97,6 +101,8 @@ def compare(
             name: {seed: read_figure(folder, column) for seed, folder in folders.items()}
             for name, folders in runs.items()
         }
+        if not any(math.isfinite(value) for each in found.values() for value in each.values()):
+            continue
         for name, figures in found.items():
             cells = [column, name, _mean(list(figures.values()), digits)]
             if name == baseline:

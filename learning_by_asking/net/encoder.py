@@ -1,10 +1,11 @@
-"""What reads a question, and the linear layers that give an answer.
+"""What reads a question or an image, and the linear layers that give an answer.
 
-B questions, L words or program tokens, E word vector, D LSTM states, A answers.
+B questions, L words or program tokens, E word vector, D LSTM states, A answers, I images.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,3 +62,35 @@ class AddCoordinates(nn.Module):
         """(I, C + 2, H, W), the coordinates last."""
         xy = self.get_buffer("xy").to(features.dtype)
         return torch.cat([features, xy.expand(len(features), -1, -1, -1)], 1)
+
+
+class OnImages(nn.Module):
+    """An answerer or relevance model of images: convolutions make the maps that `network` reads.
+
+    # Differs: the paper's maps are those of a network that was trained on ImageNet.
+    """
+
+    def __init__(self, network: nn.Module, width: int) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for channels, side in ((3, 5), (width, 3), (width, 3)):
+            parts += [nn.Conv2d(channels, width, side, stride=2, padding=side // 2), nn.ReLU()]
+        self.convolutions = nn.Sequential(*parts)
+        self.network: Any = network
+
+    @staticmethod
+    def map_size(height: int, width: int) -> tuple[int, int]:
+        """An eighth of an image's height and width, rounded up."""
+        return -(-height // 8), -(-width // 8)
+
+    def project(self, images: Tensor) -> Tensor:
+        """Images (I, 3, H, W), 0..1, to what `network` needs once an image."""
+        return self.network.project(self.convolutions(2 * images - 1))
+
+    def answer(self, questions: Tensor, image: Tensor, image_of: Tensor) -> Tensor:
+        """As `network`, from `project`."""
+        return self.network.answer(questions, image, image_of)
+
+    def forward(self, questions: Tensor, images: Tensor, image_of: Tensor) -> Tensor:
+        """As `network`, from images."""
+        return self.answer(questions, self.project(images), image_of)

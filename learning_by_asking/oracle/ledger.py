@@ -11,10 +11,10 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from .replies import NO_ANSWER, AnyOracle, Reply
 LOG = "ask_log.jsonl"
 FIRST = len(SPECIAL)  # id of the first answer
 Key = tuple[int, int, tuple[str, ...]]  # round, image, program
+T = TypeVar("T")
 
 
 class BudgetExceeded(ValueError):
@@ -231,28 +232,34 @@ def _number(value: float) -> float | None:
 
 
 def read_log(path: Path, vocabulary: Vocabulary, *, mend: bool = False) -> Iterator[Line]:
-    """The lines of ask_log.jsonl, in their order; none where there is no file.
+    """The lines of ask_log.jsonl, see `read_rows`; none where there is no file."""
+
+    def parse(row: dict[str, Any]) -> Line:
+        answer = vocabulary.encode_answer(row["reply"]) if row["valid"] else NO_ANSWER
+        reply = Reply(answer, bool(row["valid"]), str(row["reason"]))
+        return Line(int(row["round"]), int(row["image_index"]), tuple(row["program"]), reply)
+
+    return read_rows(path, parse, mend=mend) if path.exists() else iter(())
+
+
+def read_rows(
+    path: Path, parse: Callable[[dict[str, Any]], T], *, mend: bool = False
+) -> Iterator[T]:
+    """`parse` of each line of ask_log.jsonl, in their order.
 
     A last line that a kill cut off is left out with a warning. mend: remove it from the file, so
     that lines may be appended. Raises ValueError naming the file and line of any other fault.
     """
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole, newline, rest = content.rpartition(b"\n")
+    whole, newline, rest = path.read_bytes().rpartition(b"\n")
     if rest:
         warnings.warn(f"{path}: its last line was cut off and is left out", stacklevel=2)
         if mend:
             os.truncate(path, len(whole) + len(newline))
     for number, text in enumerate(whole.split(b"\n") if newline else [], 1):
         try:
-            row = json.loads(text)
-            valid = row["valid"]
-            answer = vocabulary.encode_answer(row["reply"]) if valid else NO_ANSWER
-            reply = Reply(answer, bool(valid), str(row["reason"]))
-            line = Line(int(row["round"]), int(row["image_index"]), tuple(row["program"]), reply)
+            found = parse(json.loads(text))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number} is no reply ({error}): repair or remove that line"
             ) from error
-        yield line
+        yield found

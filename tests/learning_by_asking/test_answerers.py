@@ -146,6 +146,37 @@ def test_relevance_is_the_trunk_with_one_logit_and_weights_of_its_own():
     assert not torch.equal(ours["image_proj.weight"], theirs["image_proj.weight"])
 
 
+@pytest.mark.parametrize("name", ANSWERERS)
+def test_on_images_a_network_reads_the_maps_that_convolutions_make_of_them(name):
+    torch.manual_seed(0)
+    options = Answerer(name=name, **SMALL, image_width=7)
+    sizes = {"tokens": 10, "answers": 12, "feature_size": (3, 19, 24), "arity": ARITY}
+    model = build_answerer(options, images=True, **sizes)
+    images = torch.rand(2, 3, 19, 24)
+    logits = model(QUESTIONS, images, IMAGE_OF)
+    assert logits.shape == (4, 12)
+    logits[:, 4:].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    if name == "lstm":  # which is told nothing of them
+        assert not any("conv" in key for key in model.state_dict())
+        return
+    maps = 2 * images - 1
+    for i, side in ((0, 5), (2, 3), (4, 3)):
+        weight, bias = model.convolutions[i].parameters()
+        maps = nn.functional.conv2d(maps, weight, bias, stride=2, padding=side // 2).relu()
+    assert maps.shape == (2, 7, 3, 3)
+    assert torch.allclose(model.network(QUESTIONS, maps, IMAGE_OF), logits)
+    assert torch.equal(model.answer(QUESTIONS, model.project(images), IMAGE_OF), logits)
+
+
+def test_relevance_reads_images_too_and_maps_are_none():
+    options, sizes = Answerer(**SMALL), {"tokens": 10, "feature_size": (3, 16, 16)}
+    relevance = build_relevance(options, images=True, **sizes)
+    assert relevance(QUESTIONS, torch.rand(2, 3, 16, 16), IMAGE_OF).shape == (4,)
+    with pytest.raises(ValueError, match="images have 3 channels, not 9"):
+        build_answerer(options, images=True, **sizes | {"feature_size": SIZE})
+
+
 def test_film_equals_its_formula_in_a_block():
     block = build("film").blocks[0].double().eval()
     x = torch.randn(2, 8, 4, 6, dtype=torch.float64)

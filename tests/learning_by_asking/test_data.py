@@ -120,6 +120,8 @@ def test_rendered_images_are_the_features_where_these_are_pixels():
     world = data.build(replace(MADE, init=2, builtin=pixels), seed=0)
     assert world.feature_size == (3, 32, 48)
     assert world.init.features.dtype == np.uint8
+    assert world.shows_images
+    assert not data.build(replace(MADE, init=2), seed=0).shows_images
 
 
 # Words

@@ -92,7 +92,7 @@ def test_a_table_runs_its_rows_prints_them_and_compares(commands, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_compares_three_ways_to_spend_one_budget(commands, tmp_path):
+def test_the_demo_compares_ways_to_spend_one_budget(commands, tmp_path):
     done = commands.run(PROJECT, "experiment=demo", *SMALL, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "| at random |" in done.stdout

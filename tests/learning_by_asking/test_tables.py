@@ -11,11 +11,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from common.config import to_dataclass
+from common.run.result import write
 from common.tables.plan import compose_rows
 from common.tables.table import Table
 from learning_by_asking.config import Config
 from learning_by_asking.model import ANSWERERS, build_answerer
-from learning_by_asking.tables import TABLES, WORLDS
+from learning_by_asking.tables import TABLES, WORLDS, compare
 
 BY_NAME = {table.name: table for table in TABLES}
 CONF = Path(__file__).resolve().parents[2] / "learning_by_asking" / "conf"
@@ -112,6 +113,9 @@ CLAIMS = {
         ("generator, relevance refreshed", "generator, no filter", "validity"),
         ("generator, perfect relevance", "generator, relevance refreshed", "validity"),
     ],
+    "curriculum": [
+        (f"{world}: the score", f"{world}: random", "order_by_loss") for world in WORLDS
+    ],
     "selection paper": [("lba", "random", "offline"), ("random", "entropy", "offline")],
     "selection mini": [
         *((f"{world}: the score", f"{world}: random", "offline") for world in WORLDS),
@@ -154,6 +158,25 @@ def test_in_every_world_proposals_make_sense_so_that_the_choice_alone_differs():
     choices = [(cfg.source, cfg.policy.score) for cfg in found.values()][:4]
     assert choices == [("lba", "lba"), ("lba", "random"), ("lba", "entropy"), ("passive", "lba")]
     assert [(cfg.source, cfg.policy.score) for cfg in found.values()] == 3 * choices
+
+
+def test_rows_are_compared_with_the_first_of_their_world(tmp_path):
+    def run(name: str, seed: int, online: float) -> Path:
+        folder = tmp_path / name / f"seed{seed}"
+        folder.mkdir(parents=True)
+        write(folder, {"online": online}, steps=1, seconds=1.0, columns=["online"])
+        return folder
+
+    folders = {
+        name: [run(name.replace(": ", "-"), seed, online + seed) for seed in (1, 2)]
+        for name, online in (("a: first", 50), ("a: second", 53), ("b: first", 20), ("b: x", 10))
+    }
+    text = compare(BY_NAME["selection"], folders | {"c: first": []}, tmp_path / "stem")
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines()]
+    assert ["online", "a: second", "54.5 ± 0.5 (2)", "+3.0 ± 0.0"] in cells
+    assert ["online", "b: x", "11.5 ± 0.5 (2)", "-10.0 ± 0.0"] in cells
+    assert text.count("\n\n") == 1
+    assert not any("offline" in line for line in text.splitlines())
 
 
 def test_the_world_of_a_miniature_has_the_seed_of_its_run():
