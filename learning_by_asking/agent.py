@@ -22,6 +22,7 @@ from common import dist, files
 from common.clevr.accuracy import TYPES
 from common.clevr.arrays.encode import QuestionArrays
 from common.clevr.functions import SPECIAL, signature
+from common.clevr.vocabulary import Vocabulary
 from common.data import seed_everything, seed_of
 from common.sampling import SampleStream
 from common.weights import pickles
@@ -52,11 +53,12 @@ from learning_by_asking.model import Answerer, build_answerer, build_relevance, 
 from learning_by_asking.net.attention import StackedAttentionNet
 from learning_by_asking.net.generator import ProgramLSTM
 from learning_by_asking.oracle.ledger import Entry
-from learning_by_asking.oracle.replies import Reply
+from learning_by_asking.oracle.replies import Reply, possible_answers
 
 FIRST_LOSSES = "first_losses.json"
 FIRST = len(SPECIAL)  # id of the first answer
 ROWS = 8192  # proposals that are answered at a time
+PROBED = 2000  # questions that tell which types are hard at first
 Choice = tuple[Tensor, Tensor, Tensor]  # rows of images, of proposals, whether at random; (m,)
 Peek = Callable[[np.ndarray, np.ndarray], list[Reply]]  # images (n,), programs (n, L)
 LEARNED = ("learned", "refreshed")  # kinds of relevance that have a network
@@ -127,8 +129,9 @@ class Agent:
             workers=cfg.data.workers,
         )
         self._say(f"answerer: loss {loss:.3f} on the questions to begin with")
-        main = next(iter(self.world.tests.values()))
-        losses = losses_by_type(self.answerer, main, form=cfg.question_form)
+        rest = self.world.pool  # of the data set, for this figure alone: all types, no test
+        some = rest.subset(np.linspace(0, len(rest) - 1, min(PROBED, len(rest))).astype(np.int64))
+        losses = losses_by_type(self.answerer, some, form=cfg.question_form)
         if dist.is_main():  # for the curriculum: which types were hard at first
             known = {kind: value for kind, value in losses.items() if math.isfinite(value)}
             files.write_text(Path(cfg.output_dir, FIRST_LOSSES), json.dumps(known) + "\n")
@@ -189,6 +192,8 @@ class Agent:
     def answer(self, proposals: Proposals) -> Tensor:
         """v(a | I, q) float32 (I, P, 28) in evaluation mode; NaN in the gaps."""
         count, P, _ = proposals.tokens.shape
+        if not count:  # in a last round with fewer images than processes
+            return torch.zeros(0, P, len(self.world.words.answers) - FIRST, device=self.device)
         training = self.answerer.training
         self.answerer.eval()
         parts = []
@@ -287,8 +292,7 @@ class Agent:
         self.asked.add(images, programs)
         valid = np.array([reply.valid for reply in replies])
         self.round["validity"] = 100 * float(valid.mean())
-        rounds = math.ceil(self.cfg.budget / self.cfg.rounds.images)
-        every = self.cfg.relevance.every or max(1, rounds // 50)
+        every = self.cfg.relevance.every or max(1, rounds_of(self.cfg) // 50)
         if self.cfg.relevance.kind == "refreshed" and self._learns_relevance() and not step % every:
             assert isinstance(self.relevance, Calibrated)
             assert self.world.init.features is not None
@@ -362,20 +366,21 @@ def read_baseline(path: str) -> dict[str, Tensor]:
     return tensors_by_name(content["baseline_state"])
 
 
+def rounds_of(cfg: Config) -> int:
+    """Rounds that spend the budget where every image has a new question."""
+    return math.ceil(cfg.budget / (cfg.policy.global_pick or cfg.rounds.images))
+
+
 def arities(tokens: Sequence[str]) -> list[int]:
     """How many values each program token takes, -1 of a special one."""
     return [-1 if token in SPECIAL else len(signature(token).inputs) for token in tokens]
 
 
-def possible_pairs(world: World) -> torch.Tensor:
-    """Which answers each type has had in the beginning, bool (13, 28): others promise nothing."""
-    rows = world.init.rows
-    assert rows.types is not None
-    assert rows.answers is not None
-    possible = torch.zeros(len(TYPES), len(world.words.answers) - FIRST, dtype=torch.bool)
-    typed = rows.types >= 0
-    possible[torch.from_numpy(rows.types[typed]).long(), rows.answers[typed] - FIRST] = True
-    return possible
+def possible_pairs(words: Vocabulary) -> Tensor:
+    """Which answers each type can have, bool (13, 28): others promise nothing."""
+    answers = words.answers[FIRST:]
+    rows = [[text in possible_answers(kind) for text in answers] for kind in TYPES]
+    return torch.tensor(rows)
 
 
 def build_agent(
@@ -426,8 +431,8 @@ def build_agent(
     if cfg.source in ("passive", "passive_images", "generator_passive"):
         by = "images" if cfg.source == "passive_images" else "pairs"
         order = passive_order(rows, cfg.budget, by=by, seed=cfg.seed)
-    progress = Progress(cfg.policy, budget=cfg.budget, possible=possible_pairs(world))
-    memory = Memory(world.init.rows)
+    progress = Progress(cfg.policy, budget=cfg.budget, possible=possible_pairs(world.words))
+    memory = Memory(world.init.rows, free_invalid=not cfg.oracle.cost_invalid)
     assert world.init.rows.programs is not None
     asked.add(world.init.rows.image_idxs, world.init.rows.programs)
     own = OwnQuestions(rows, asked) if cfg.source == "passive_active" else None

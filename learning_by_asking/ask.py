@@ -79,8 +79,8 @@ class Progress:
     """Running accuracy H of the answerer, and how it moved between the last two refreshes.
 
     budget: answers to be bought; 2 % of it is D where `policy.refresh` is 0. possible: (13, 28)
-    bool, the answers that a type can have; the others improve by 0. None: all. It matters with
-    `factor=type_answer`, where an impossible answer would stay unseen, and hoped for, for ever.
+    bool, for `factor=type_answer`, the answers that a type can have; None: all. The others improve
+    by 0: they would stay unseen, and hoped for, for ever.
     """
 
     def __init__(self, policy: Policy, *, budget: int, possible: Tensor | None = None) -> None:
@@ -94,8 +94,8 @@ class Progress:
         self.before = self.accuracy.clone()  # and at the one before
         self.known = torch.zeros(cells, dtype=torch.bool)  # seen by the last refresh
         self.possible = torch.ones(cells, dtype=torch.bool)
-        if possible is not None:
-            self.possible = possible.flatten() if self.by_type else possible.any(0)
+        if possible is not None and self.by_type:
+            self.possible = possible.flatten()
 
     def update(self, answers: Tensor, correct: Tensor, types: Tensor) -> None:
         """Count valid replies in their order, before the answerer learns from them.
@@ -208,7 +208,8 @@ def expected_improvement(probs: Tensor, types: Tensor, s: Tensor) -> Tensor:
     top = s.max()
     if s.dim() == 1:
         return top + probs @ (s - top)
-    return top + (probs * (s - top)[types.clamp(min=0)]).sum(-1)
+    by_type = top + (probs * (s - top)[types.clamp(min=0)]).sum(-1)
+    return torch.where(types < 0, by_type * 0, by_type)  # no type, no hope; NaN stays
 
 
 def entropy(probs: Tensor) -> Tensor:
@@ -228,7 +229,8 @@ def least_confident_type(probs: Tensor, types: Tensor) -> Tensor:
         ..., None
     ].isnan()
     mean = torch.where(member, doubt[..., None], 0).sum((0, 1)) / member.sum((0, 1)).clamp(min=1)
-    return mean[types.clamp(min=0)].masked_fill(doubt.isnan(), torch.nan)
+    mean = torch.where(types < 0, doubt, mean[types.clamp(min=0)])  # what has no type is alone
+    return mean.masked_fill(doubt.isnan(), torch.nan)
 
 
 def round_robin_type(types: Tensor, generator: torch.Generator) -> Tensor:
@@ -238,7 +240,8 @@ def round_robin_type(types: Tensor, generator: torch.Generator) -> Tensor:
     """
     first = int(torch.randint(TYPES, (), generator=generator))
     turn = torch.arange(first, first + len(types), device=types.device)
-    return -((types - turn[:, None]) % TYPES)
+    late = (types - turn[:, None]) % TYPES
+    return -torch.where(types < 0, TYPES, late)  # what has no type comes last
 
 
 # The choice

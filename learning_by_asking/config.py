@@ -140,6 +140,9 @@ class Config:
         default_factory=lambda: Learn(steps=150_000)
     )  # fresh, on all that is known
     offline_at: list[int] = field(default_factory=list)  # budgets; empty: the whole one
+    offline_learners: int = (
+        1  # whose mean is taken: in miniature they differ by their first weights
+    )
     models: list[str] = field(default_factory=lambda: ["sa"])  # answerers that learn offline
     start: Learn = field(default_factory=lambda: Learn(steps=15_000))  # on the beginning
     evaluate_every: int = 0  # rounds between tests of the answerer as it stands; 0: at the end
@@ -165,7 +168,7 @@ class Config:
         require_choice("question_form", self.question_form, ("program", "text"))
         for name in ("budget", "evaluate_every", "processes", "threads"):
             require_range(name, getattr(self, name), 0)
-        for name in ("log_every", "save_every"):
+        for name in ("log_every", "save_every", "offline_learners"):
             require_range(name, getattr(self, name), 1)
         if self.init and self.answerer.name != "sa":
             raise ValueError(f"init={self.init} is for answerer.name=sa, not {self.answerer.name}.")
@@ -190,6 +193,7 @@ MAY_CHANGE = (
     "data.workers",
     "offline",
     "offline_at",
+    "offline_learners",
     "models",
     "export",
 )

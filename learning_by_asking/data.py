@@ -153,6 +153,11 @@ def scenes_of(cfg: Data, name: str) -> Sequence[SceneGraph]:
 
 def generate_questions(cfg: Config, world: World) -> encode.QuestionArrays:
     """Fresh questions of the template generator about the images, for source=generator_passive."""
+    if cfg.data.builtin.hidden:
+        raise ValueError(
+            "source=generator_passive describes objects by what data.builtin.hidden hides: give "
+            "another source, or hide nothing."
+        )
     scenes = scenes_of(cfg.data, cfg.data.train)
     own = cfg.data.builtin
     rows = generate_passive(

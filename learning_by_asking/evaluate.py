@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,26 +44,27 @@ test_online.__test__ = False  # type: ignore[attr-defined]  # it is no test of p
 def evaluate(agent: Agent, cfg: Config, world: World, ledger: Ledger) -> dict[str, float]:
     """online, offline and validity in percent, and more: by type, model, budget and split.
 
-    offline: the first of `models`, fresh, after `offline.steps` steps on what was given and bought;
-    offline_B: on the first B replies; MODEL_offline: another model; qtype: the most frequent answer
-    of each type there; SPLIT_accuracy: `offline` on further splits.
+    offline: the first of `models`, fresh, after `offline.steps` steps on what was given and bought,
+    the mean of `offline_learners`; offline_B: on the first B replies; MODEL_offline: another model;
+    qtype: the most frequent answer of each type there; SPLIT_accuracy: `offline` on further splits.
     """
     metrics = test_online(agent, cfg, world)
     metrics["validity"] = 100 * ledger.valid / max(1, ledger.calls)
     metrics["bought"], metrics["valid"] = float(ledger.spent), float(ledger.valid)
+    main, *further = world.tests
     for name in cfg.models:
         prefix = "" if name == cfg.models[0] else f"{name}_"
         for budget in sorted({*cfg.offline_at, cfg.budget}):
-            learned = learn_offline(agent, cfg, world, name, budget)
-            found = accuracy(learned, next(iter(world.tests.values())), form=cfg.question_form)
-            if budget != cfg.budget:
-                metrics[f"{prefix}offline_{budget}"] = found["accuracy"]
+            whole = budget == cfg.budget
+            found = test_offline(
+                agent, cfg, world, name, budget, list(world.tests) if whole else [main]
+            )
+            if not whole:
+                metrics[f"{prefix}offline_{budget}"] = found[main]["accuracy"]
                 continue
-            metrics[f"{prefix}offline"] = found.pop("accuracy")
-            metrics |= {f"{prefix}offline_{kind}": value for kind, value in found.items()}
-            for split, test in list(world.tests.items())[1:]:
-                score = accuracy(learned, test, form=cfg.question_form)["accuracy"]
-                metrics[f"{prefix}{split}_accuracy"] = score
+            metrics[f"{prefix}offline"] = found[main].pop("accuracy")
+            metrics |= {f"{prefix}offline_{kind}": value for kind, value in found[main].items()}
+            metrics |= {f"{prefix}{split}_accuracy": found[split]["accuracy"] for split in further}
     metrics["qtype"] = guess_by_type(agent, world)
     if dist.is_main():
         metrics |= report(agent, cfg, world)
@@ -77,7 +78,8 @@ def report(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
         return {}
     assert world.init.features is not None
     losses = json.loads((folder / FIRST_LOSSES).read_text())
-    found = write_curriculum(folder, losses=losses, name=f"{cfg.source}, {cfg.policy.score}")
+    name = f"{cfg.source}, {cfg.policy.score}"
+    found = write_curriculum(folder, losses=losses, name=name, rate=cfg.policy.rate)
     draw_run(folder, cfg, world.init.features)
     export_asked(folder, world.words)
     if cfg.export:
@@ -86,13 +88,31 @@ def report(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
     return {name: value for name, value in found.items() if name != "validity"}
 
 
+def test_offline(
+    agent: Agent, cfg: Config, world: World, name: str, budget: int, splits: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """By split, the mean figures of the answerers that learned from the first `budget` replies."""
+    found: dict[str, list[dict[str, float]]] = {split: [] for split in splits}
+    for number in range(cfg.offline_learners):
+        learned = learn_offline(agent, cfg, world, name, budget, number)
+        for split, figures in found.items():
+            figures.append(accuracy(learned, world.tests[split], form=cfg.question_form))
+    return {
+        split: {kind: float(np.mean([each[kind] for each in figures])) for kind in figures[0]}
+        for split, figures in found.items()
+    }
+
+
+test_offline.__test__ = False  # type: ignore[attr-defined]
+
+
 def learn_offline(
-    agent: Agent, cfg: Config, world: World, name: str, budget: int
+    agent: Agent, cfg: Config, world: World, name: str, budget: int, number: int = 0
 ) -> torch.nn.Module:
-    """A fresh answerer of that name, trained on D_init and the first `budget` replies."""
+    """Fresh answerer `number` of that name, trained on D_init and the first `budget` replies."""
     assert world.init.features is not None
     known = agent.memory.dataset(world.words, world.init.features, budget)
-    seed_everything(seed_of(cfg.seed, 1, 50))
+    seed_everything(seed_of(cfg.seed, 1, 50 + 2 * number))
     model = new_answerer(replace(cfg.answerer, name=name), world, cfg.question_form)
     train_answerer(
         model.to(agent.device),
@@ -101,7 +121,7 @@ def learn_offline(
         lr=cfg.offline.lr,
         batch_size=cfg.offline.batch_size,
         weight_decay=cfg.offline.weight_decay,
-        seed=seed_of(cfg.seed, 1, 51),
+        seed=seed_of(cfg.seed, 1, 51 + 2 * number),
         form=cfg.question_form,
         workers=cfg.data.workers,
     )
@@ -133,7 +153,13 @@ def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
     random = next((folder for name, folder in folders.items() if "random" in name), None)
     if random is not None and (first / FIRST_LOSSES).is_file():
         losses = json.loads((first / FIRST_LOSSES).read_text())
-        write_curriculum(first, losses=losses, beside={"random": random}, name="by the score")
+        write_curriculum(
+            first,
+            losses=losses,
+            beside={"random": random},
+            name="by the score",
+            rate=cfg.policy.rate,
+        )
         histories = {"by the score": read_history(first), "random": read_history(random)}
         print(f"\n{format_times(histories)}")
     for name in ("questions.png", "curriculum.png"):

@@ -24,13 +24,15 @@ from learning_by_asking.figures.curves import compare as compare_runs
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=clevr"]}
 FREE = ["oracle.relevance_free=true"]
-# The worlds in which asking is tried: without a trap, with one kind of question in eight that
-# nobody can learn, and with four of eleven. The last was designed after the second had shown
-# nothing. What is proposed makes sense in all of them, so that the choice alone differs.
+# The worlds in which asking is tried: without a trap, and with a tenth and a third of what may be
+# asked that nobody can learn. The last was designed after the second had shown nothing. What is
+# proposed makes sense in all of them, so that the choice alone differs.
 PERFECT = ["relevance.kind=oracle", *FREE]
+TYPES = "exist,count,equal_integer,less_than,greater_than,query_size,query_shape"
+TENTH = f"generator.types=[{TYPES},query_color,query_color]"
 WORLDS = {
     "plain": [*PERFECT],
-    "a tenth unlearnable": ["experiment=trap", "generator.types=[]", *PERFECT],
+    "a tenth unlearnable": ["experiment=trap", TENTH, *PERFECT],
     "a third unlearnable": ["experiment=trap", *PERFECT],
 }
 SCORES = {

@@ -24,7 +24,7 @@ from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from learning_by_asking import data
-from learning_by_asking.agent import build_agent, new_answerer
+from learning_by_asking.agent import build_agent, new_answerer, rounds_of
 from learning_by_asking.config import MAY_CHANGE, Config
 from learning_by_asking.evaluate import columns, draw_versus, evaluate, test_online
 from learning_by_asking.oracle.oracles import open_ledger
@@ -59,7 +59,7 @@ def train(cfg: Config) -> dict[str, float]:
         generated=lambda: data.generate_questions(cfg, world),
     )
     optimizer = Adam(agent.answerer.parameters(), cfg.rounds.lr)
-    rounds = math.ceil(cfg.budget / cfg.rounds.images)
+    rounds = rounds_of(cfg)
     parts: dict[str, Any] = agent.parts() | {
         "optimizer": optimizer,
         "ledger": ledger,
@@ -73,10 +73,13 @@ def train(cfg: Config) -> dict[str, float]:
     if not begun:
         agent.begin()  # g, r and v learn from the questions to begin with
         checkpoint.save(cfg.output_dir, 0, **parts)
+    if start == 0 and cfg.evaluate_every:
+        log(1, force=True, asked=0, **test_online(agent, cfg, world))
 
     network = dist.wrap(agent.answerer)
-    step = start
-    while ledger.left and step < MOST * rounds:
+    # A round without a question is one whose images have no new one; after all images, no other is.
+    step, idle, turn = start, 0, math.ceil(len(world.images) / cfg.rounds.images)
+    while ledger.left and step < MOST * rounds and idle <= turn:
         step += 1
         images = agent.draw_images(step, ledger.left)  # (I,)
         proposals = agent.propose(step, images)
@@ -88,7 +91,8 @@ def train(cfg: Config) -> dict[str, float]:
         agent.take(step, entries, replies)  # H from v's predictions, before it learns; memory
         loss = torch.zeros((), device=device)
         network.train()
-        for update in range(cfg.rounds.updates):
+        idle = 0 if entries else idle + 1
+        for update in range(cfg.rounds.updates if entries else 0):
             optimizer.zero_grad(set_to_none=True)
             loss = agent.loss(network, step, update)
             require_finite({"loss": loss}, step, [])
@@ -106,9 +110,8 @@ def train(cfg: Config) -> dict[str, float]:
             log(step, force=True, asked=ledger.spent, **test_online(agent, cfg, world))
 
     if ledger.left and dist.is_main():
-        print(
-            f"{ledger.left} of {cfg.budget} replies were not bought: no image has a new question."
-        )
+        why = "no image has a new question" if idle else f"{step} rounds were not enough"
+        print(f"{ledger.left} of {cfg.budget} replies were not bought: {why}.")
     metrics = evaluate(agent, cfg, world, ledger)
     log(max(1, step), force=True, asked=ledger.spent, **metrics)
     log.close()

@@ -64,11 +64,11 @@ class Growing:
 class Memory:
     """D_init, D_ask and the invalid questions; checkpoint.py saves what was bought."""
 
-    def __init__(self, initial: QuestionArrays) -> None:
-        """initial: questions with programs, answers and types."""
+    def __init__(self, initial: QuestionArrays, *, free_invalid: bool = False) -> None:
+        """initial: questions with programs, answers and types. free_invalid: those cost nothing."""
         if initial.programs is None or initial.answers is None or initial.types is None:
             raise ValueError("the questions to begin with need programs and answers (data.train).")
-        self.initial = len(initial)
+        self.initial, self.free_invalid = len(initial), free_invalid
         self.known, self.invalid = Growing(), Growing()
         self.known.append(
             {
@@ -126,27 +126,24 @@ class Memory:
         """D_init and D_ask, the valid ones, in the order in which they came."""
         return _arrays(self.known, slice(0, None))
 
-    def asked(self, most: int | None = None) -> QuestionArrays:
-        """D_ask, the valid ones among the first `most` replies; orig_idxs: places of the replies.
+    def asked(self) -> QuestionArrays:
+        """D_ask, the valid ones; orig_idxs: their places among all replies."""
+        return _arrays(self.known, slice(self.initial, None))
 
-        With `most` the state that a smaller budget would have left.
-        """
-        return _arrays(self.known, self._until(self.known, self.initial, most))
+    def refused(self) -> QuestionArrays:
+        """The invalid ones; their answers are -1."""
+        return _arrays(self.invalid, slice(0, None))
 
-    def refused(self, most: int | None = None) -> QuestionArrays:
-        """The invalid ones among the first `most` replies; their answers are -1."""
-        return _arrays(self.invalid, self._until(self.invalid, 0, most))
-
-    def _until(self, table: Growing, first: int, most: int | None) -> slice:
-        if most is None:
-            return slice(first, None)
-        return slice(first, first + int((table["places"][first:] < most).sum()))
-
-    def dataset(self, words: Vocabulary, features: Features, most: int | None = None) -> Questions:
-        """D_init and D_ask, those of the first `most` replies, as questions to learn from."""
-        end = self._until(self.known, self.initial, most).stop
-        rows = _arrays(self.known, slice(0, end))
-        return Questions("asked", rows, words, features)
+    def dataset(
+        self, words: Vocabulary, features: Features, budget: int | None = None
+    ) -> Questions:
+        """D_init and D_ask, or what a smaller budget had bought of it, as questions to learn."""
+        end = self.known.count
+        if budget is not None and self.free_invalid:
+            end = min(end, self.initial + budget)
+        elif budget is not None:
+            end = self.initial + int((self.known["places"][self.initial :] < budget).sum())
+        return Questions("asked", _arrays(self.known, slice(0, end)), words, features)
 
     def draw(self, round_: int, update: int, size: int, *, replay: float, seed: int) -> np.ndarray:
         """Places in `rows()` of the batch of an update after a round, int64 (size,).

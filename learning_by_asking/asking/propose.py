@@ -198,6 +198,8 @@ def propose(
     taken: defaultdict[int, set[bytes]] = defaultdict(set)  # an image may occur twice in a round
     waiting = torch.arange(len(images))  # places of the images that have no proposal yet
     for _ in range(TRIES):
+        if not len(waiting):
+            break
         some = maps[waiting.to(maps.device)]
         raw = _draw_raw(draw, images[waiting], some, asked.words, options.raw, generator, relevance)
         order = torch.rand(raw.types.shape, generator=generator).argsort(1)  # (J, R)
@@ -212,10 +214,8 @@ def propose(
                 left = left[asked.select(image, rows[j, left.numpy()], taken[image], options.kept)]
             out.fill(place, raw, j, left[: options.kept])
         waiting = (out.kept == 0).nonzero()[:, 0].cpu()
-        if not len(waiting):
-            break
     used = (out.tokens != _NULL).any(0).any(0).nonzero()
-    out.tokens = out.tokens[..., : int(used[-1]) + 1]
+    out.tokens = out.tokens[..., : int(used[-1]) + 1 if len(used) else 2]
     return out
 
 

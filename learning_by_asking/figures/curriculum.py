@@ -39,6 +39,7 @@ def write_curriculum(
     losses: Mapping[str, float] | None = None,
     beside: Mapping[str, str | Path] | None = None,
     name: str = "asked",
+    rate: float = Policy.rate,
 ) -> dict[str, float]:
     """Write curriculum.csv and curriculum.png of a run; what `summarise` says of it.
 
@@ -51,14 +52,16 @@ def write_curriculum(
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(("asked", "what", "name", "value"))
-    table.writerows((*row[:3], f"{row[3]:.6g}") for row in measure_pieces(history))
+    table.writerows((*row[:3], f"{row[3]:.6g}") for row in measure_pieces(history, rate=rate))
     files.write_text(Path(folder, "curriculum.csv"), buffer.getvalue())
     others = {label: read_history(other) for label, other in (beside or {}).items()}
     draw_curriculum(Path(folder, "curriculum.png"), {name: history} | others)
     return summarise(history, losses)
 
 
-def measure_pieces(history: Sequence[Asked], pieces: int = PIECES) -> list[Share]:
+def measure_pieces(
+    history: Sequence[Asked], pieces: int = PIECES, *, rate: float = Policy.rate
+) -> list[Share]:
     """Shares of each hundredth of the replies: (replies so far, what, name, value).
 
     what: `validity`; `type` and `length` (number of functions), shares of all replies; `answer`,
@@ -79,7 +82,7 @@ def measure_pieces(history: Sequence[Asked], pieces: int = PIECES) -> list[Share
         for each in valid:
             if each.reply and each.v_prob_answer is not None:
                 before = H.get(each.reply, PRIOR)
-                H[each.reply] = before + Policy().rate * (each.v_prob_answer - before)
+                H[each.reply] = before + rate * (each.v_prob_answer - before)
         rows += [(last, "H", answer, H[answer]) for answer in ANSWERS if answer in H]
     return rows
 

@@ -177,6 +177,8 @@ def open_ledger(
 def _image_of(pattern: str, folder: Path, features: Features) -> Callable[[int], str]:
     """Where a person finds an image: its path, or a PNG that is written for each question."""
     if pattern:
+        if pattern.format(0) == pattern.format(1):
+            raise ValueError(f"oracle.images={pattern} names one image: put {{:06d}} into it.")
         return pattern.format
     if features.dtype != np.uint8 or features.shape[1] != 3:
         raise ValueError(

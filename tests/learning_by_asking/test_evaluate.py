@@ -16,9 +16,9 @@ from common.run import checkpoint
 from learning_by_asking import data
 from learning_by_asking.agent import new_answerer
 from learning_by_asking.asking.history import read_history
-from learning_by_asking.asking.learn import train_answerer
+from learning_by_asking.asking.learn import accuracy, train_answerer
 from learning_by_asking.config import Config, Learn
-from learning_by_asking.evaluate import columns, learn_offline
+from learning_by_asking.evaluate import columns, evaluate, learn_offline
 from learning_by_asking.train import train
 
 from .small import settings
@@ -109,6 +109,22 @@ def test_qtype_is_the_most_frequent_answer_of_each_type(run):
         best = max(sorted(of_kind), key=lambda each: of_kind[each], default=-1)
         right += best == answer
     assert metrics["qtype"] == pytest.approx(100 * right / len(test.answers))
+
+
+def test_the_offline_figure_is_the_mean_of_several_learners(tmp_path):
+    cfg = settings(tmp_path, source="passive", models=["lstm"], offline_learners=2)
+    agent, world, ledger = prepare(cfg)
+    agent.begin()
+    for step in (1, 2):
+        play(agent, ledger, step)
+    metrics = evaluate(agent, cfg, world, ledger)
+    main = next(iter(world.tests.values()))
+    learned = [learn_offline(agent, cfg, world, "lstm", cfg.budget, number) for number in (0, 1)]
+    weights = [next(model.parameters()) for model in learned]
+    assert not torch.equal(*weights)
+    for column, kind in (("offline", "accuracy"), ("offline_count", "count")):
+        figures = [accuracy(model, main)[kind] for model in learned]
+        assert metrics[column] == pytest.approx(sum(figures) / 2)
 
 
 def test_an_offline_answerer_learns_afresh_from_the_first_replies_alone(tmp_path):

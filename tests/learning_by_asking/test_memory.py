@@ -79,8 +79,6 @@ def test_the_tables_hold_every_reply_in_its_order():
 def test_a_smaller_budget_is_what_was_bought_with_it():
     memory, _ = filled()
     small, _ = filled(rounds=3)
-    assert flat(memory.asked(60)) == flat(small.asked())
-    assert flat(memory.refused(60)) == flat(small.refused())
     words = vocabulary.build([])
     features = Features(np.zeros((9, 1, 1, 1), np.float32))
     assert flat(memory.dataset(words, features, 60).rows) == flat(small.rows())

@@ -91,11 +91,8 @@ class Hand:
                 rows.image_idxs, rows.programs, rows.answers, strict=True
             )
         ]
-        self.possible = {int(answer) - 4 for answer in rows.answers}
 
     def improvement(self, answer: int) -> float:
-        if answer not in self.possible:
-            return 0.0
         if answer not in self.counted:
             return self.cfg.policy.optimism
         before, after = (H[answer] for H in self.snapshots)
