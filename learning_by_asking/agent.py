@@ -1,4 +1,4 @@
-"""The agent: what it proposes, how it answers, what it chooses by, and what it remembers, Sec. 3.
+"""The agent: what it proposes, how it answers, what it chooses by, and what it remembers.
 
 I images of a round (of this process), P proposals of an image, L tokens. It sees features of images
 and replies, never a scene.
@@ -153,16 +153,15 @@ class Agent:
     def draw_images(self, step: int, left: int) -> np.ndarray:
         """What this process asks about: rows of the features, or places of a passive source."""
         self.began = time.time()
-        size = min(self.cfg.rounds.images, left)
         if self.cfg.source in ("lba", "passive_active"):
             stream = SampleStream(
                 len(self.world.images), self.cfg.rounds.images, seed=self.cfg.seed
             )
-            keys = stream.share(step - 1, 0, 1)[:size]
+            keys = stream.share(step - 1, 0, 1)  # all, for some may have no new question
             chosen = self.world.images[[place for _, place in keys]]
         else:
             done = self.memory.bought
-            chosen = self.order[done : done + size]
+            chosen = self.order[done : done + min(self.cfg.rounds.images, left)]
         return chosen[dist.rank() :: dist.world_size()]
 
     @torch.no_grad()

@@ -1,9 +1,10 @@
 """Every option; the defaults are the paper's where they are known.
 
-Section numbers are those of arXiv 1712.01238. No code was released and most constants of the paper
-are not confirmed: they are marked `Unstated`, and are options all the same.
+No code was released, and hardly a constant of the paper (arXiv 1712.01238) is confirmed: the others
+are marked `Unstated`, and are options all the same. For want of its text no section is cited.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
@@ -17,6 +18,12 @@ from learning_by_asking.model import Answerer
 from learning_by_asking.oracle.oracles import Oracle
 
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+
+
+def require_rate(name: str, value: float) -> None:
+    """ValueError unless it is a learning rate."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: give a rate above 0.")
 
 
 @dataclass
@@ -104,13 +111,12 @@ class Learn:
         """ValueError for a bad value of the group `name`."""
         for key, least in (("steps", 0), ("batch_size", 1), ("weight_decay", 0)):
             require_range(f"{name}.{key}", getattr(self, key), least)
-        if self.lr <= 0:
-            raise ValueError(f"{name}.lr={self.lr}: give a rate above 0.")
+        require_rate(f"{name}.lr", self.lr)
 
 
 @dataclass
 class Rounds:
-    """Sec. 3: images, replies and updates of a round."""
+    """Images, replies and updates of a round."""
 
     images: int = 128  # Unstated: that are asked about in a round, one question each
     updates: int = 1  # Unstated: steps of the answerer after a round
@@ -122,6 +128,7 @@ class Rounds:
         for name in ("images", "batch_size"):
             require_range(f"rounds.{name}", getattr(self, name), 1)
         require_range("rounds.updates", self.updates, 0)
+        require_rate("rounds.lr", self.lr)
         require_range("rounds.replay", self.replay, 0, 1)
 
 
@@ -130,7 +137,7 @@ class Config:
     """One agent with its budget, or one source of questions instead of it."""
 
     seed: int = 0
-    budget: int = 630_000  # Unstated: answers that are bought, Sec. 4
+    budget: int = 630_000  # Unstated: answers that are bought
     # lba: composed by the agent | passive: questions of the data set | passive_active: the agent
     # chooses among these | generator_passive: the public generator's way of asking
     source: str = "lba"
@@ -176,6 +183,8 @@ class Config:
             raise ValueError("relevance.kind=oracle needs oracle.relevance_free=true.")
         if self.policy.score == "oracle_loss" and not self.oracle.relevance_free:
             raise ValueError("policy.score=oracle_loss needs oracle.relevance_free=true.")
+        if self.export and "train" in (self.data.val, *self.data.also):
+            raise ValueError("export=true writes what was asked as `train`: test on other splits.")
         for value in self.offline_at:
             require_range("offline_at", value, 0, self.budget)
 
@@ -186,6 +195,9 @@ MAY_CHANGE = (
     "threads",
     "log_every",
     "save_every",
+    "evaluate_every",
+    "oracle.images",
+    "oracle.file",
     "data.root",
     "data.scenes",
     "data.also",

@@ -27,6 +27,7 @@ from learning_by_asking.asking.export import HUMANS
 from learning_by_asking.asking.sources import generate_passive
 from learning_by_asking.config import BuiltIn, Config, Data
 from learning_by_asking.language.sentences import add_words
+from learning_by_asking.oracle.oracles import Symbolic
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def build(cfg: Data, seed: int, *, text: bool = False) -> World:
             )
         if test.rows.programs is None and not text:
             raise ValueError(f"the split {name!r} has no programs: give question_form=text.")
+        if not len(test):
+            raise ValueError(f"the split {name!r} has no question: ask about more types or images.")
         assert test.features is not None
         if test.features.shape[1:] != train.features.shape[1:]:
             raise ValueError(
@@ -149,6 +152,24 @@ def scenes_of(cfg: Data, name: str) -> Sequence[SceneGraph]:
     if [graph.image_index for graph in graphs] != list(range(len(graphs))):
         raise ValueError(f"data.scenes={cfg.scenes}: its images are not numbered 0, 1, 2 ...")
     return graphs
+
+
+def scenes_for(cfg: Data, world: World) -> Sequence[SceneGraph]:
+    """`scenes_of` the images that are asked about; ValueError if a known answer is not theirs."""
+    scenes, rows = scenes_of(cfg, cfg.train), world.init.rows
+    assert rows.programs is not None
+    assert rows.answers is not None
+    if len(scenes) <= rows.image_idxs.max():
+        return scenes  # open_ledger says how many are missing
+    replies = Symbolic(scenes, world.words).ask(rows.image_idxs, rows.programs)
+    wrong = np.flatnonzero(np.array([reply.answer for reply in replies]) != rows.answers)
+    if len(wrong):
+        raise ValueError(
+            f"the scenes answer {len(wrong)} of {len(rows)} questions of {cfg.train!r} otherwise "
+            f"than it says, such as question {rows.orig_idxs[wrong[0]]}: data.scenes={cfg.scenes} "
+            "must name the scenes of that split's images."
+        )
+    return scenes
 
 
 def generate_questions(cfg: Config, world: World) -> encode.QuestionArrays:

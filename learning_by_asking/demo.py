@@ -1,6 +1,6 @@
 """What an agent would ask about one image: proposals with relevance, score, answer and reply.
 
-    python demo.py run=outputs/demo/TIME/lba
+    python demo.py run=outputs/demo/TIME/asking
     python demo.py run=RUN image=17 proposals=20
 
 RUN is the folder of a run whose agent chooses among proposals; its newest checkpoint is taken. What

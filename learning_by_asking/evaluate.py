@@ -77,15 +77,21 @@ def report(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
     if not agent.memory.bought or not any(line.valid for line in read_history(folder)):
         return {}
     assert world.init.features is not None
-    losses = json.loads((folder / FIRST_LOSSES).read_text())
+    losses = read_losses(folder)
     name = f"{cfg.source}, {cfg.policy.score}"
     found = write_curriculum(folder, losses=losses, name=name, rate=cfg.policy.rate)
     draw_run(folder, cfg, world.init.features)
-    export_asked(folder, world.words)
+    export_asked(folder, world.words, images=f"CLEVR_{cfg.data.train}_{{:06d}}.png")
     if cfg.export:
         known = agent.memory.dataset(world.words, world.init.features)
         export_training(folder / "data", known, world.tests)
     return {name: value for name, value in found.items() if name != "validity"}
+
+
+def read_losses(folder: Path) -> dict[str, float]:
+    """The answerer's loss on each type before it asked; empty where a run has none."""
+    path = folder / FIRST_LOSSES
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def test_offline(
@@ -151,8 +157,7 @@ def draw_versus(cfg: Config, folders: Mapping[str, Path]) -> None:
     draw_curves(Path(cfg.output_dir, "curves.png"), runs)
     first = next(iter(folders.values()))
     random = next((folder for name, folder in folders.items() if "random" in name), None)
-    if random is not None and (first / FIRST_LOSSES).is_file():
-        losses = json.loads((first / FIRST_LOSSES).read_text())
+    if random is not None and (losses := read_losses(first)):
         write_curriculum(
             first,
             losses=losses,

@@ -1,4 +1,4 @@
-"""The answerers v(a | I, q) and the relevance model r(I, q) by their options, Sec. 3.
+"""The answerers v(a | I, q) and the relevance model r(I, q) by their options.
 
 B questions, L tokens, I images, C x H x W features, A answers. All have
 `forward(questions (B, L), features (I, C, H, W), image_of (B,))`, and its two halves: `project`,
@@ -117,7 +117,7 @@ def build_answerer(
 def build_relevance(
     options: Answerer, *, tokens: int, feature_size: tuple[int, int, int], images: bool = False
 ) -> nn.Module:
-    """The answerer's stacked attention with its own weights and one logit (B,), Sec. 3."""
+    """The answerer's stacked attention with its own weights and one logit (B,)."""
     encoder = _build_encoder(options, tokens)
     if images:
         network = _build_attention(options, encoder, _map_of(options, feature_size), 1)

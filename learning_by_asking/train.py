@@ -43,13 +43,14 @@ def train(cfg: Config) -> dict[str, float]:
     assert world.init.features is not None
     for name in cfg.models:  # one that cannot be built stops here, before anything is bought
         new_answerer(replace(cfg.answerer, name=name), world, cfg.question_form)
+    checkpoint.lock(cfg.output_dir)  # before the ledger mends the log that a kill cut off
     ledger = open_ledger(
         cfg.oracle,
         cfg.budget,
         cfg.output_dir,
         vocabulary=world.words,
         features=world.init.features,
-        find_scenes=lambda: data.scenes_of(cfg.data, cfg.data.train),
+        find_scenes=lambda: data.scenes_for(cfg.data, world),
     )
     agent = build_agent(
         cfg,
@@ -109,6 +110,8 @@ def train(cfg: Config) -> dict[str, float]:
         if cfg.evaluate_every and step % cfg.evaluate_every == 0 and ledger.left:
             log(step, force=True, asked=ledger.spent, **test_online(agent, cfg, world))
 
+    if ledger.left and step > start:
+        checkpoint.save(cfg.output_dir, step, **parts)
     if ledger.left and dist.is_main():
         why = "no image has a new question" if idle else f"{step} rounds were not enough"
         print(f"{ledger.left} of {cfg.budget} replies were not bought: {why}.")

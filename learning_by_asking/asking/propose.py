@@ -51,8 +51,8 @@ class Generator:
     temperature: float = 1.3  # Unstated: above 1 for variety
     mask: bool = True  # Unstated: draw only what is a program of the grammar
     level: str = "types"  # of the grammar: types | canonical | template
-    raw: int = 64  # Unstated: programs drawn for an image
-    kept: int = 16  # Unstated: proposals that remain of them
+    raw: int = 500  # Unstated: programs drawn for an image
+    kept: int = 50  # Unstated: proposals that remain of them
     dedupe: str = "image"  # Unstated: never ask the same about an image twice | none
 
     def __post_init__(self) -> None:

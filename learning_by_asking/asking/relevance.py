@@ -62,7 +62,7 @@ class Relevance:
         for name in ("neg_ratio", "steps", "batch_size", "refresh_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"relevance.{name}={getattr(self, name)}: give at least 1.")
-        if self.every < 0 or self.lr <= 0:
+        if self.every < 0 or not 0 < self.lr < float("inf"):
             raise ValueError(
                 f"relevance.every={self.every}, relevance.lr={self.lr}: give rounds from 0 and a "
                 "learning rate above 0."

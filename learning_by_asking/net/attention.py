@@ -2,7 +2,7 @@
 
 B questions, L tokens, I images, C x H x W features, D LSTM states, K attention, A answers.
 
-    StackedAttentionNet  the paper's answerer and relevance model, Sec. 3: attention over the image
+    StackedAttentionNet  the paper's answerer and relevance model: attention over the image
                          in rounds (Yang et al., arXiv 1511.02274)
     CnnLstm              question and pooled image, joined
     Lstm                 the question alone, what words tell without an image

@@ -6,6 +6,7 @@ question in the same round gets its reply from them instead of from the oracle. 
 its rounds exactly therefore writes the file that it would have written without the kill.
 """
 
+import errno
 import json
 import math
 import os
@@ -182,14 +183,15 @@ class Ledger:
         replies = []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a", encoding="utf-8")
+            file = self.path.open("ab", buffering=0)  # closing it has nothing left to write
         except OSError as error:
             raise self._unwritable(error) from error
         with file:
             for entry, reply in zip(entries, self._oracle.ask(images, programs), strict=True):
+                line = json.dumps(self._line(round, entry, reply)).encode() + b"\n"
                 try:
-                    file.write(json.dumps(self._line(round, entry, reply)) + "\n")
-                    file.flush()
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 except OSError as error:
                     raise self._unwritable(error) from error
                 replies.append(reply)

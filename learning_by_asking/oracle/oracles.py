@@ -33,7 +33,7 @@ FAILURES: Final = tuple(Failure)
 class Oracle:
     """Who answers, and what it costs."""
 
-    kind: str = "symbolic"  # on the scene graph, Sec. 3 | noisy | cached | human
+    kind: str = "symbolic"  # on the scene graph | noisy | cached | human
     flip: float = 0.1  # noisy: share of the valid replies that are another possible answer
     file: str = ""  # cached: an ask_log.jsonl whose replies are given again
     images: str = ""  # human: path of an image, such as CLEVR_train_{:06d}.png; empty: written
@@ -62,7 +62,7 @@ class Oracle:
 
 
 class Symbolic:
-    """Executes programs on the scene graphs of the images; `unique` is strict, Sec. 3.
+    """Executes programs on the scene graphs of the images; `unique` is strict.
 
     scenes: one for each row of the features, in their order.
     """
@@ -179,6 +179,9 @@ def _image_of(pattern: str, folder: Path, features: Features) -> Callable[[int],
     if pattern:
         if pattern.format(0) == pattern.format(1):
             raise ValueError(f"oracle.images={pattern} names one image: put {{:06d}} into it.")
+        first = pattern.format(0)
+        if not Path(first).is_file():
+            raise ValueError(f"{first} does not exist (oracle.images): name where the images are.")
         return pattern.format
     if features.dtype != np.uint8 or features.shape[1] != 3:
         raise ValueError(

@@ -15,6 +15,7 @@ from common.clevr.accuracy import TYPES
 from common.clevr.arrays import question_files
 from common.clevr.arrays.encode import QuestionArrays, encode
 from common.clevr.arrays.grid import channels
+from common.clevr.dataset import Questions
 from common.clevr.execute import execute
 from common.clevr.grammar import Grammar
 from common.clevr.vocabulary import Vocabulary
@@ -113,6 +114,17 @@ def test_objects_are_not_described_by_a_hidden_attribute_which_is_asked_for_all_
     assert 0 < len(left) < len(spoken)
     assert [words.decode_program(row) for row in hidden.rows.programs] == left
     assert any("query_color" in program for program in left)
+
+
+def test_scenes_of_other_images_are_told_by_the_answers_to_known_questions():
+    world = data.build(MADE, seed=0)
+    assert data.scenes_for(MADE, world) == data.scenes_of(MADE, "train")
+    rows = world.init.rows
+    other = replace(rows, answers=np.roll(rows.answers, 1))
+    wrong = int((other.answers != rows.answers).sum())
+    fault = rf"answer {wrong} of 30 questions of 'train' otherwise .*data\.scenes"
+    with pytest.raises(ValueError, match=fault):
+        data.scenes_for(MADE, replace(world, init=Questions("train", other, world.words, None)))
 
 
 def test_rendered_images_are_the_features_where_these_are_pixels():

@@ -79,7 +79,7 @@ def test_the_online_accuracy_is_also_logged_during_the_run(run):
     cfg, metrics = run
     text = (Path(cfg.output_dir) / "metrics.jsonl").read_text()
     lines = [line for line in map(json.loads, text.splitlines()) if "online" in line]
-    assert [(line["step"], line["asked"]) for line in lines] == [(1, 6), (2, 12)]
+    assert [(line["step"], line["asked"]) for line in lines] == [(1, 0), (1, 6), (2, 12)]
     assert lines[-1]["online"] == pytest.approx(metrics["online"], rel=1e-4)
 
 

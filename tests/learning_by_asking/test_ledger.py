@@ -213,6 +213,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         open_ledger(tmp_path / "file").buy(1, [entry(0)])
 
 
+def test_a_full_disk_is_named_with_what_stays_paid(tmp_path):
+    ledger = open_ledger(tmp_path)
+    ledger.path = Path("/dev/full")
+    with pytest.raises(OSError, match=r"could not be written \(No space left.*stay paid"):
+        ledger.buy(1, [entry(0)])
+
+
 def test_what_is_valid_is_told_for_free_only_where_that_is_allowed(tmp_path):
     rows = np.array([WORDS.encode_program(PROGRAMS[0])] * 2)
     free = open_ledger(tmp_path, relevance_free=True)

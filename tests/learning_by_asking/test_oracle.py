@@ -196,8 +196,14 @@ def test_a_person_is_shown_the_pixels_of_an_image_that_has_no_file(tmp_path):
 def test_a_person_cannot_be_asked_about_feature_maps(world, tmp_path):
     with pytest.raises(ValueError, match=r"oracle\.images"):
         open_with(world, tmp_path, kind="human")
-    ledger = open_with(world, tmp_path, kind="human", images="CLEVR_{:06d}.png")
-    assert ledger._oracle.image_of(12) == "CLEVR_000012.png"
+    pattern = str(tmp_path / "CLEVR_{:06d}.png")
+    with pytest.raises(ValueError, match=r"CLEVR_000000\.png does not exist \(oracle\.images\)"):
+        open_with(world, tmp_path, kind="human", images=pattern)
+    (tmp_path / "CLEVR_000000.png").touch()
+    with pytest.raises(ValueError, match=r"names one image: put \{:06d\} into it"):
+        open_with(world, tmp_path, kind="human", images=str(tmp_path / "CLEVR_000000.png"))
+    ledger = open_with(world, tmp_path, kind="human", images=pattern)
+    assert ledger._oracle.image_of(12) == str(tmp_path / "CLEVR_000012.png")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def dice(cfg: Config, step: int, use: int = 0) -> torch.Generator:
 
 
 def pick(scores: list[float], keys: Tensor, explore: bool) -> int:
-    values = keys.tolist() if explore else [round(score, 7) for score in scores]
+    values = keys.tolist() if explore else [round(score, 6) for score in scores]
     return values.index(max(values))
 
 
