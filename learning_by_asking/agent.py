@@ -217,7 +217,7 @@ class Agent:
         )
 
     def true_losses(self, proposals: Proposals, probabilities: Tensor) -> Tensor:
-        """V's loss of the true answer (I, P), NaN where there is none: an upper bound's score."""
+        """The loss of v on the true answer (I, P), NaN where there is none: an upper bound."""
         assert self.peek is not None
         count, P, _ = proposals.tokens.shape
         images = proposals.images.repeat_interleave(P).numpy()

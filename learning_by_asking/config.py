@@ -46,8 +46,8 @@ class BuiltIn:
     grid: int = 6  # cells along either side of the map
     height: int = 64  # pixels, of rendered images
     width: int = 64
-    # Attributes that the map does not show, and that no question describes objects by: a trap
-    # for who asks for them.
+    # Attributes that the map does not show and that no question uses to describe objects. Nobody
+    # can learn to answer questions that ask for them.
     hidden: list[str] = field(default_factory=list)
     untested: list[str] = field(default_factory=list)  # types that are asked, but not in the test
     seed: int = 0  # of the world, not of the training

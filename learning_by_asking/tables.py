@@ -78,8 +78,8 @@ TABLES = [
             Beside(row="passive", column="sa_offline", other="lstm_offline", low=8),
         ],
         note="Where stacked attention does not see more than the question says, nothing else can "
-        "be claimed. The paper: asked questions are at least as good at every budget, about 50 % more "
-        "data-efficient, and serve other models too (figures not confirmed). IEP learns from "
+        "be claimed. The paper: asked questions are at least as good at every budget, about 50 % "
+        "more data-efficient, and serve other models too (figures not confirmed). IEP learns from "
         "export=true: python -m program_execution.train data=clevr data.root=RUN/data.",
     ),
     Table(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PULL = 10  # pairs that the scale of all types counts for in that of one
-MARGIN = 1e-6  # below a chance, for it is computed again on another device
+PULL = 10  # weight of the scale of all types in that of one type, in pairs
+MARGIN = 1e-6  # a threshold lies this far below a probability: another device rounds otherwise
 
 
 def fit_platt(logits: Tensor, labels: Tensor, towards: float | None = None) -> tuple[float, float]:
@@ -18,7 +18,7 @@ def fit_platt(logits: Tensor, labels: Tensor, towards: float | None = None) -> t
 
     Platt (1999): maximum likelihood of sigmoid(scale x logit + shift), the labels being drawn a
     little towards the middle, (n+ + 1) / (n+ + 2) and 1 / (n- + 2). Where larger logits go with
-    irrelevant pairs the scale is 0: an order that is upside down is none.
+    irrelevant pairs the scale is 0, as the logits then tell nothing.
 
     towards: the scale of all types together, from which few pairs of one should not stray far;
     PULL / 2 (scale / towards - 1)^2 is added to the loss.

@@ -95,7 +95,7 @@ def accuracy(
 def losses_by_type(
     model: nn.Module, questions: Questions, *, form: str = "program", batch_size: int = 512
 ) -> dict[str, float]:
-    """Mean cross entropy of each of the 13 types, nan where none occurs: how far it is to go."""
+    """Mean cross entropy of each of the 13 types, nan where none occurs: what is left to learn."""
     sums = torch.zeros(2, len(TYPES), dtype=torch.float64)
     for batch, logits in _answer_all(model, questions, form, batch_size):
         typed = batch.types >= 0

@@ -168,7 +168,7 @@ def _cell(time: Time | None) -> str:
 
 def draw_curriculum(path: Path, runs: Mapping[str, Sequence[Asked]]) -> None:
     """Write a PNG: for each run, stacked over time, its types with validity, answers, lengths."""
-    from matplotlib.figure import Figure  # half a second: only who draws pays for it
+    from matplotlib.figure import Figure  # takes half a second to import
 
     runs = {name: history for name, history in runs.items() if history}
     figure = Figure(figsize=(1.8 + 4.2 * len(runs), 8.4), dpi=120, layout="constrained")

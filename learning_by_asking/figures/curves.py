@@ -140,7 +140,7 @@ def draw_curves(path: Path, runs: Runs, *, column: str = ONLINE) -> None:
     Seeds are averaged over the budget that all of a setting have reached. Nothing is written where
     no run has a point.
     """
-    from matplotlib.figure import Figure  # half a second: only who draws pays for it
+    from matplotlib.figure import Figure  # takes half a second to import
 
     curves = {
         name: [curve for folder in folders.values() if (curve := read_curve(folder, column))[0]]
