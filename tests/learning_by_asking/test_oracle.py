@@ -177,6 +177,19 @@ def open_human(folder: Path, typed: str):
     return Ledger(person, folder, budget=3, vocabulary=WORDS)
 
 
+def test_the_ledger_has_the_oracle_and_the_prices_of_its_options(world, tmp_path):
+    programs = draw_programs(200, 1, broken=True)
+    images = np.arange(200) % len(world.scenes)
+    symbolic = Symbolic(world.scenes, WORDS).ask(images, programs)
+    for flip, seed in ((0.0, 0), (1.0, 0), (0.5, 0), (0.5, 1)):
+        ledger = open_with(world, tmp_path, kind="noisy", flip=flip, seed=seed, relevance_free=True)
+        expected = Noisy(Symbolic(world.scenes, WORDS), WORDS, flip=flip, seed=seed)
+        assert ledger.peek(images, programs) == expected.ask(images, programs)
+    assert [reply.valid for reply in ledger.peek(images, programs)] == [r.valid for r in symbolic]
+    assert open_with(world, tmp_path).cost_invalid == 1
+    assert open_with(world, tmp_path, cost_invalid=0).cost_invalid == 0
+
+
 def test_a_person_is_shown_the_pixels_of_an_image_that_has_no_file(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8)).astype(np.uint8)
     ledger = open_ledger(

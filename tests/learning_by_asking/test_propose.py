@@ -1,5 +1,6 @@
 """Proposals on a small built-in world: where they come from, what is dropped, how many remain."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -234,6 +235,32 @@ def test_the_trained_generator_asks_like_the_beginning_and_obeys_the_type():
     grammar = Grammar(WORDS.tokens)
     rows = [[WORDS.tokens[i] for i in row] for row in programs.flatten(0, 1).tolist()]
     assert np.mean([grammar.accepts(row) for row in rows]) > 0.7
+
+
+@pytest.mark.parametrize("options", [Generator(kind="typed"), Generator(), Generator(mask=False)])
+def test_what_is_drawn_is_a_program_of_the_grammar_unless_it_may_be_anything(options):
+    questions, _ = world()
+    torch.manual_seed(0)
+    model = build_generator(replace(options, embed=8, hidden=8), WORDS, 2)
+    draw = build_draw(options, questions, model)
+    programs = draw(torch.arange(4), torch.zeros(4, 2, 1, 1), 25, dice()).flatten(0, 1)
+    grammar = Grammar(WORDS.tokens)
+    good = [grammar.accepts([WORDS.tokens[i] for i in row if i > 0]) for row in programs.tolist()]
+    assert all(good) == options.mask
+    assert len(programs.unique(dim=0)) > 50
+
+
+def test_the_temperature_makes_programs_alike_or_varied():
+    questions, _ = world()
+    torch.manual_seed(0)
+    model = build_generator(Generator(embed=8, hidden=8, condition="none"), WORDS, 2)
+    counts = []
+    for temperature in (1e-5, 1.0, 3.0):
+        options = Generator(condition="none", temperature=temperature)
+        draw = build_draw(options, questions, model)
+        programs = draw(torch.arange(4), torch.zeros(4, 2, 1, 1), 25, dice())
+        counts.append(len(programs.flatten(0, 1).unique(dim=0)))
+    assert counts[0] == 1 < 20 < counts[1] <= counts[2]
 
 
 def test_training_is_the_same_again_with_the_same_seed():

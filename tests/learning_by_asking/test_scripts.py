@@ -92,6 +92,18 @@ def test_a_table_runs_its_rows_prints_them_and_compares(commands, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_was_asked_trains_program_execution_by_its_own_command(commands, tmp_path):
+    words = [*SMALL, "export=true", "relevance.kind=oracle", "oracle.relevance_free=true"]
+    done = commands.run(PROJECT, "experiment=mini", *words, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    words = ["experiment=smoke", "data=clevr", f"data.root={tmp_path}/run/data", "stage=ee"]
+    words += ["ee_programs=ground_truth", "evaluate.programs=ground_truth", "ee.steps=2"]
+    done = commands.run("program_execution", *words, f"hydra.run.dir={tmp_path}/other")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in json.loads((tmp_path / "other" / "result.json").read_text())["metrics"]
+
+
+@pytest.mark.slow
 def test_the_demo_compares_ways_to_spend_one_budget(commands, tmp_path):
     done = commands.run(PROJECT, "experiment=demo", *SMALL, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
