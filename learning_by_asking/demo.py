@@ -36,8 +36,9 @@ from common.config import run as run_command
 from common.run import checkpoint
 from common.tables.markdown import markdown
 from learning_by_asking import data
-from learning_by_asking.agent import Agent, build_agent
+from learning_by_asking.agent import Agent
 from learning_by_asking.asking.propose import Proposals
+from learning_by_asking.build import build_agent
 from learning_by_asking.config import Config
 from learning_by_asking.figures.proposals import (
     BLACK,

@@ -11,10 +11,11 @@ import torch
 
 from common import dist
 from common.data import seed_everything, seed_of
-from learning_by_asking.agent import FIRST_LOSSES, Agent, new_answerer
+from learning_by_asking.agent import FIRST_LOSSES, Agent
 from learning_by_asking.asking.export import export_asked, export_training
 from learning_by_asking.asking.history import read_history
 from learning_by_asking.asking.learn import accuracy, train_answerer
+from learning_by_asking.build import new_answerer
 from learning_by_asking.config import Config
 from learning_by_asking.data import World
 from learning_by_asking.figures.curriculum import format_times, write_curriculum

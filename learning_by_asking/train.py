@@ -24,7 +24,8 @@ from common.run import checkpoint, result, versus
 from common.run.log import Log, require_finite
 from common.run.options import Options
 from learning_by_asking import data
-from learning_by_asking.agent import build_agent, new_answerer, rounds_of
+from learning_by_asking.agent import rounds_of
+from learning_by_asking.build import build_agent, new_answerer
 from learning_by_asking.config import MAY_CHANGE, Config
 from learning_by_asking.evaluate import columns, draw_versus, evaluate, test_online
 from learning_by_asking.oracle.oracles import open_ledger

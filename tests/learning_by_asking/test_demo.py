@@ -13,9 +13,9 @@ from common.clevr.programs import canonical
 from common.run import checkpoint
 from common.run.options import Options
 from learning_by_asking import data, demo
-from learning_by_asking.agent import build_agent
 from learning_by_asking.asking.propose import Generator
 from learning_by_asking.asking.relevance import Relevance
+from learning_by_asking.build import build_agent
 from learning_by_asking.config import MAY_CHANGE, BuiltIn, Config, Data
 from learning_by_asking.language.parser import parse
 from learning_by_asking.model import Answerer

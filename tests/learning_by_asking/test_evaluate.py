@@ -14,9 +14,9 @@ from common.clevr.questions import read_questions
 from common.data import seed_everything, seed_of
 from common.run import checkpoint
 from learning_by_asking import data
-from learning_by_asking.agent import new_answerer
 from learning_by_asking.asking.history import read_history
 from learning_by_asking.asking.learn import accuracy, train_answerer
+from learning_by_asking.build import new_answerer
 from learning_by_asking.config import Config, Learn
 from learning_by_asking.evaluate import columns, evaluate, learn_offline
 from learning_by_asking.train import train

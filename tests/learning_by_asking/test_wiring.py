@@ -21,12 +21,13 @@ from common.data import seed_everything, seed_of
 from common.run import checkpoint
 from common.sampling import SampleStream
 from learning_by_asking import data
-from learning_by_asking.agent import FIRST, Agent, build_agent
+from learning_by_asking.agent import FIRST, Agent
 from learning_by_asking.ask import SCORES, Policy
 from learning_by_asking.asking.history import Asked, read_history
 from learning_by_asking.asking.learn import train_answerer
 from learning_by_asking.asking.propose import propose
 from learning_by_asking.asking.sources import SOURCES
+from learning_by_asking.build import build_agent
 from learning_by_asking.config import Config, Learn, Rounds
 from learning_by_asking.data import World
 from learning_by_asking.oracle.ledger import Entry, Ledger
