@@ -80,6 +80,7 @@ class Data:
     train: str = "train"  # split whose images are asked about
     val: str = "val"  # split of the test
     also: list[str] = field(default_factory=list)  # further ones to test on, as SPLIT_accuracy
+    finetune: str = ""  # split that offline answerers go on to learn from: humans_train
     scenes: str = ""  # scenes JSON with {split} in its name, for the oracle
     init: int = 70_000  # Unstated: questions with answers to begin with, drawn at random
     init_images: str = "all"  # images asked about: all, or `others` than those of the beginning
@@ -146,6 +147,9 @@ class Config:
     offline: Learn = field(
         default_factory=lambda: Learn(steps=150_000)
     )  # fresh, on all that is known
+    finetune: Learn = field(
+        default_factory=lambda: Learn(steps=2_000, lr=5e-5)  # Unstated
+    )  # of `data.finetune`
     offline_at: list[int] = field(default_factory=list)  # budgets; empty: the whole one
     offline_learners: int = (
         1  # whose mean is taken: in miniature they differ by their first weights
@@ -171,6 +175,7 @@ class Config:
     def __post_init__(self) -> None:
         self.start.check("start")
         self.offline.check("offline")
+        self.finetune.check("finetune")
         require_choice("source", self.source, SOURCES)
         require_choice("question_form", self.question_form, ("program", "text"))
         for name in ("budget", "evaluate_every", "processes", "threads"):
@@ -202,8 +207,10 @@ MAY_CHANGE = (
     "data.scenes",
     "data.also",
     "data.val_questions",
+    "data.finetune",
     "data.workers",
     "offline",
+    "finetune",
     "offline_at",
     "offline_learners",
     "models",

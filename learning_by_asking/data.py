@@ -39,6 +39,7 @@ class World:
     images: np.ndarray  # (N,) rows of the features: those that are asked about, D_train
     tests: dict[str, Questions]  # by name of the split, the first is the main one
     words: Vocabulary
+    finetune: Questions | None = None  # what offline answerers go on to learn from
 
     @property
     def feature_size(self) -> tuple[int, int, int]:
@@ -83,7 +84,8 @@ def build(cfg: Data, seed: int, *, text: bool = False) -> World:
             "about: lower it, or give data.init_images=all."
         )
     tests = {name: read_split(cfg, name, words) for name in (cfg.val, *cfg.also)}
-    for name, test in tests.items():
+    finetune = read_split(cfg, cfg.finetune, words) if cfg.finetune else None
+    for name, test in (tests | ({cfg.finetune: finetune} if finetune else {})).items():
         if test.rows.answers is None:
             raise ValueError(
                 f"the split {name!r} has no answers: name one of which they are known."
@@ -98,27 +100,28 @@ def build(cfg: Data, seed: int, *, text: bool = False) -> World:
                 f"the maps of {name!r} have the shape {test.features.shape[1:]}, those of "
                 f"{cfg.train!r} {train.features.shape[1:]}: extract both in one way."
             )
-    return World(init, rest, images, tests, words)
+    return World(init, rest, images, tests, words, finetune)
 
 
 def read_split(cfg: Data, name: str, words: Vocabulary) -> Questions:
     """The questions of a split with the features of their images."""
     if cfg.name != "builtin":
         rows, features = read_files(Path(cfg.root), name, words)
-        limit = cfg.val_questions if name != cfg.train else 0
+        limit = cfg.val_questions if name not in (cfg.train, cfg.finetune) else 0
         rows = rows.select(np.arange(min(limit, len(rows)))) if limit else rows
         return Questions(name, rows, words, features)
     made = build_builtin(cfg.builtin, name)
     rows = encode.encode(made.questions, words)
     left_out = mentions(rows, cfg.builtin.hidden, words)
-    if name != cfg.train:
+    learned = name in (cfg.train, cfg.finetune)
+    if not learned:
         assert rows.types is not None
         for each in cfg.builtin.untested:
             require_choice("data.builtin.untested", each, TYPES)
         untested = [TYPES.index(each) for each in cfg.builtin.untested]
         left_out |= np.isin(rows.types, untested)
     places = np.flatnonzero(~left_out)
-    rows = rows.select(places[: cfg.val_questions or None] if name != cfg.train else places)
+    rows = rows.select(places if learned else places[: cfg.val_questions or None])
     return Questions(name, rows, words, Features(hide(made.features, cfg.builtin)))
 
 
@@ -194,7 +197,7 @@ def generate_questions(cfg: Config, world: World) -> encode.QuestionArrays:
 
 def find_vocabulary(cfg: Data) -> Vocabulary:
     """The vocabulary of the training split; where people's questions are read, theirs."""
-    people = [name for name in (cfg.val, *cfg.also) if name.startswith(HUMANS)]
+    people = [name for name in (cfg.val, *cfg.also, cfg.finetune) if name.startswith(HUMANS)]
     if cfg.name != "builtin":
         if not cfg.root:
             raise ValueError("data=clevr needs data.root=<folder with vocab.json>.")

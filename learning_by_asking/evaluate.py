@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from common import dist
+from common.clevr.dataset import Questions
 from common.data import seed_everything, seed_of
 from learning_by_asking.agent import FIRST_LOSSES, Agent
 from learning_by_asking.asking.export import export_asked, export_training
 from learning_by_asking.asking.history import read_history
 from learning_by_asking.asking.learn import accuracy, train_answerer
 from learning_by_asking.build import new_answerer
-from learning_by_asking.config import Config
+from learning_by_asking.config import Config, Learn
 from learning_by_asking.data import World
 from learning_by_asking.figures.curriculum import format_times, write_curriculum
 from learning_by_asking.figures.curves import compare, draw_curves
@@ -24,7 +25,7 @@ from learning_by_asking.figures.proposals import draw_run
 from learning_by_asking.net.attention import QTypeMode
 from learning_by_asking.oracle.ledger import Ledger
 
-SHOWN = ("accuracy", "macro")
+FINETUNED = "finetuned"
 
 
 def columns(cfg: Config) -> tuple[str, ...]:
@@ -47,7 +48,8 @@ def evaluate(agent: Agent, cfg: Config, world: World, ledger: Ledger) -> dict[st
 
     offline: the first of `models`, fresh, after `offline.steps` steps on what was given and bought,
     the mean of `offline_learners`; offline_B: on the first B replies; MODEL_offline: another model;
-    qtype: the most frequent answer of each type there; SPLIT_accuracy: `offline` on further splits.
+    finetuned: `offline` after it went on to learn from `data.finetune`; qtype: the most frequent
+    answer of each type there; SPLIT_accuracy: `offline` on further splits.
     """
     metrics = test_online(agent, cfg, world)
     metrics["validity"] = 100 * ledger.valid / max(1, ledger.calls)
@@ -63,6 +65,8 @@ def evaluate(agent: Agent, cfg: Config, world: World, ledger: Ledger) -> dict[st
             if not whole:
                 metrics[f"{prefix}offline_{budget}"] = found[main]["accuracy"]
                 continue
+            if FINETUNED in found:
+                metrics[f"{prefix}{FINETUNED}"] = found[FINETUNED]["accuracy"]
             metrics[f"{prefix}offline"] = found[main].pop("accuracy")
             metrics |= {f"{prefix}offline_{kind}": value for kind, value in found[main].items()}
             metrics |= {f"{prefix}{split}_accuracy": found[split]["accuracy"] for split in further}
@@ -98,12 +102,21 @@ def read_losses(folder: Path) -> dict[str, float]:
 def test_offline(
     agent: Agent, cfg: Config, world: World, name: str, budget: int, splits: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By split, the mean figures of the answerers that learned from the first `budget` replies."""
+    """By split, the mean figures of the answerers that learned from the first `budget` replies.
+
+    `finetuned`, of the whole budget: the first split again, after they learned from data.finetune.
+    """
     found: dict[str, list[dict[str, float]]] = {split: [] for split in splits}
     for number in range(cfg.offline_learners):
         learned = learn_offline(agent, cfg, world, name, budget, number)
-        for split, figures in found.items():
-            figures.append(accuracy(learned, world.tests[split], form=cfg.question_form))
+        for split in splits:
+            figures = accuracy(learned, world.tests[split], form=cfg.question_form)
+            found[split].append(figures)
+        if world.finetune is not None and budget == cfg.budget:
+            seed = seed_of(cfg.seed, 2, number)
+            learn(learned, world.finetune, cfg.finetune, cfg, seed=seed)
+            figures = accuracy(learned, world.tests[splits[0]], form=cfg.question_form)
+            found.setdefault(FINETUNED, []).append(figures)
     return {
         split: {kind: float(np.mean([each[kind] for each in figures])) for kind in figures[0]}
         for split, figures in found.items()
@@ -121,18 +134,26 @@ def learn_offline(
     known = agent.memory.dataset(world.words, world.init.features, budget)
     seed_everything(seed_of(cfg.seed, 1, 50 + 2 * number))
     model = new_answerer(replace(cfg.answerer, name=name), world, cfg.question_form)
+    seed = seed_of(cfg.seed, 1, 51 + 2 * number)
+    learn(model.to(agent.device), known, cfg.offline, cfg, seed=seed)
+    return model
+
+
+def learn(
+    model: torch.nn.Module, questions: Questions, options: Learn, cfg: Config, *, seed: int
+) -> None:
+    """Train an answerer on questions as `options` say."""
     train_answerer(
-        model.to(agent.device),
-        known,
-        steps=cfg.offline.steps,
-        lr=cfg.offline.lr,
-        batch_size=cfg.offline.batch_size,
-        weight_decay=cfg.offline.weight_decay,
-        seed=seed_of(cfg.seed, 1, 51 + 2 * number),
+        model,
+        questions,
+        steps=options.steps,
+        lr=options.lr,
+        batch_size=options.batch_size,
+        weight_decay=options.weight_decay,
+        seed=seed,
         form=cfg.question_form,
         workers=cfg.data.workers,
     )
-    return model
 
 
 def guess_by_type(agent: Agent, world: World) -> float:

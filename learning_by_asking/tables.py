@@ -190,16 +190,24 @@ TABLES = [
         "humans",
         "People's questions",
         rows=[Row("asked", []), Row("passive", ["source=passive"])],
-        columns=["offline"],
+        columns=["offline", "finetuned"],
         scales={
             "mini": [
                 *SCALES["mini"],
                 "data.val=humans_val",
+                "data.finetune=humans_train",
+                "finetune.steps=100",
+                "finetune.lr=5e-4",
                 "question_form=text",
                 "models=[sa]",
                 "answerer.name=sa",
             ],
-            "paper": ["experiment=paper", "data=humans", "question_form=text"],
+            "paper": [
+                "experiment=paper",
+                "data=humans",
+                "question_form=text",
+                "data.finetune=humans_train",
+            ],
         },
         claims=[gap("asked", "passive")],
         note="The paper: equal or better (figures not confirmed). At scale=mini in words of other "

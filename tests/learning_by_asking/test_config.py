@@ -90,6 +90,7 @@ WRONG = [
     ({"rounds.images": 0}, "rounds.images"),
     ({"rounds.lr": float("nan")}, "rounds.lr"),
     ({"offline.lr": float("inf")}, "offline.lr"),
+    ({"finetune.steps": -1}, "finetune.steps"),
     ({"relevance.lr": float("nan")}, "relevance.lr"),
     ({"offline_learners": 0}, "offline_learners"),
     ({"export": True, "data.also": ["train"]}, "export=true"),

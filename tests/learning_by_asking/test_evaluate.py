@@ -127,6 +127,26 @@ def test_the_offline_figure_is_the_mean_of_several_learners(tmp_path):
         assert metrics[column] == pytest.approx(sum(figures) / 2)
 
 
+def test_an_offline_answerer_goes_on_to_learn_from_people_s_questions(tmp_path):
+    plain = settings(tmp_path, source="passive", models=["lstm"], question_form="text")
+    people = replace(plain.data, val="humans_val", finetune="humans_train", val_questions=20)
+    tune = Learn(steps=200, lr=2e-2, batch_size=7, weight_decay=1e-4)
+    cfg = replace(plain, data=people, finetune=tune)
+    agent, world, ledger = prepare(cfg)
+    agent.begin()
+    for step in (1, 2):
+        play(agent, ledger, step)
+    metrics = evaluate(agent, cfg, world, ledger)
+    assert len(world.finetune) > len(world.tests["humans_val"]) == 20
+    network = learn_offline(agent, cfg, world, "lstm", cfg.budget)
+    before = accuracy(network, world.tests["humans_val"], form="text")["accuracy"]
+    seed = seed_of(cfg.seed, 2, 0)
+    train_answerer(network, world.finetune, **vars(tune), seed=seed, form="text")
+    after = accuracy(network, world.tests["humans_val"], form="text")["accuracy"]
+    assert (metrics["offline"], metrics["finetuned"]) == (before, after)
+    assert before != after
+
+
 def test_an_offline_answerer_learns_afresh_from_the_first_replies_alone(tmp_path):
     slow = Learn(steps=2, lr=2e-3, batch_size=8, weight_decay=0.5)
     cfg = settings(tmp_path, source="passive", offline=slow)
