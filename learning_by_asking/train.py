@@ -1,7 +1,7 @@
 """An agent that chooses its questions: `python train.py`, or see conf/experiment.
 
 The demo buys the same number of answers to questions that the agent composed and chose by expected
-improvement, that it composed and chose at random, and that the data set has.
+improvement, at random or by entropy, and to those of the data set.
 """
 
 import common.run.interrupt  # noqa: F401 - first, for a Ctrl-C while torch is imported

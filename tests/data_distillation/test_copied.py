@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.copied import python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = REPOSITORY / "data_distillation"
@@ -66,15 +65,6 @@ for _ in range(12):
 (found,) = distill(model, [image], Transforms(scales=[32]), Merge(), (0, 2, 1))
 print(tuple(found["keypoints"].shape[1:]), sorted(HIDDEN & set(sys.modules)))
 """
-
-
-def python(*words: str, cwd: Path, **extra: str) -> str:
-    """What a new interpreter prints."""
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.copied import python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,15 +57,6 @@ found = Detector(score=0.0, detections=5)(model.eval(), images)
 print([tuple(image["boxes"].shape) for image in found])
 print(sorted(HIDDEN & set(sys.modules)))
 """
-
-
-def python(*words: str, cwd: Path, **extra: str) -> str:
-    """What a new interpreter prints."""
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_project_and_common_copied_elsewhere_train_with_their_own_code(tmp_path):

@@ -208,6 +208,21 @@ def test_entropy_and_variation_ratio_of_known_distributions():
     assert variation_ratio(probs)[0].tolist() == pytest.approx([0, 0.75, 27 / 28])
 
 
+def test_what_has_no_type_has_no_hope_is_judged_alone_and_comes_last():
+    probs = torch.full((1, 3, 28), 1 / 28, dtype=torch.float64)
+    probs[0, 1:] = 0
+    probs[0, 1:, 5] = 1
+    types = torch.tensor([[-1, 0, 0]])  # the first is malformed, the others ask for `exist`
+    s = torch.full((13, 28), 0.5, dtype=torch.float64)
+    assert ask.expected_improvement(probs, types, s).tolist() == [[0, 0.5, 0.5]]
+    probs[0, 2] = 1 / 28
+    doubts = least_confident_type(probs, types)[0].tolist()
+    assert doubts == pytest.approx([27 / 28, 27 / 56, 27 / 56])
+    for seed in range(20):
+        dice = torch.Generator().manual_seed(seed)
+        assert round_robin_type(types, dice)[0].argmin() == 0
+
+
 def test_the_least_confident_type_is_judged_by_all_its_proposals_in_the_round():
     probs = torch.zeros(2, 3, 28)
     for (i, p), top in np.ndenumerate([[0.9, 0.3, 0.4], [0.5, 0.8, np.nan]]):

@@ -125,6 +125,26 @@ def test_losses_before_it_asked_are_of_all_types_also_those_that_the_test_lacks(
     assert read_losses(tmp_path / "elsewhere") == {}
 
 
+def test_answerer_and_relevance_have_convolutions_where_there_are_images(tmp_path):
+    plain = settings(tmp_path, budget=6)
+    world = replace(plain.data.builtin, features="pixels", height=16, width=24)
+    relevance = replace(plain.relevance, kind="learned")
+    train(replace(plain, data=replace(plain.data, builtin=world), relevance=relevance))
+    parts, first = saved(tmp_path, 1), saved(tmp_path, 0)
+    for name in ("answerer", "relevance"):
+        assert any("convolutions" in key for key in parts[name]), name
+    moved = [key for key, value in parts["answerer"].items() if "convolutions" in key
+             and not torch.equal(value, first["answerer"][key])]  # fmt: skip
+    assert len(moved) == 6
+
+
+def test_the_template_generator_is_refused_where_an_attribute_is_hidden(tmp_path):
+    plain = settings(tmp_path, source="generator_passive")
+    dark = replace(plain.data, init=5, builtin=replace(plain.data.builtin, hidden=["color"]))
+    with pytest.raises(ValueError, match=r"generator_passive .* data\.builtin\.hidden"):
+        train(replace(plain, data=dark))
+
+
 def test_a_test_that_lacks_every_type_is_refused(tmp_path):
     plain = settings(tmp_path)
     names = ["exist", "count", "query_size", "query_shape", "query_material", "query_color"]

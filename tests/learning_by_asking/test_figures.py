@@ -85,6 +85,10 @@ def test_the_running_accuracy_moves_by_the_rate_towards_each_probability():
     yes = [value for _, what, name, value in rows if (what, name) == ("H", "yes")]
     first = 0.98 / 28 + 0.02 * 0.8
     assert yes == pytest.approx([first, first, 0.98 * first + 0.02])
+    rows = curriculum.measure_pieces(history, rate=0.5)
+    yes = [value for _, what, name, value in rows if (what, name) == ("H", "yes")]
+    first = 0.5 / 28 + 0.5 * 0.8
+    assert yes == pytest.approx([first, first, 0.5 * first + 0.5])
 
 
 def test_asking_times_are_shares_of_the_replies_with_the_percentile_interval(history):

@@ -1,38 +1,17 @@
 """What a user copies away works there: the project beside `common`, or its library files alone."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.copied import HIDE, python
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = REPOSITORY / "nonlocal"
 
-# In a fork of a process that has imported torch and all of `common`.
-HIDE = """
-import importlib
-import sys
-
-folder, hidden, modules = sys.argv[1], set(sys.argv[2].split(",")), sys.argv[3].split(",")
-
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in hidden:
-            raise ModuleNotFoundError(f"{name} is hidden", name=name)
-
-for name in list(sys.modules):
-    if name.partition(".")[0] in hidden:
-        del sys.modules[name]
-sys.meta_path.insert(0, Hide())
-sys.path.insert(0, folder)
-for module in modules:
-    importlib.import_module(f"mypkg.{module}")
-"""
 HIDDEN = ["common", "nonlocal_", "hydra", "omegaconf", "pycocotools", "scipy", "matplotlib"]
 
 # What a user does with the files of each row, the first of which names it.
@@ -93,15 +72,6 @@ print(video.read(evaluation_indices(video.count, 2, 3)[9].tolist())[:, 0, 0, 0].
 """,
 }
 PRINTED = {"block.py": "True", "net/insert.py": "13", "model.py": "True", "clips/": "[18, 1]"}
-
-
-def python(*words: str, cwd: Path, **extra: str) -> str:
-    """What a new interpreter prints."""
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | extra
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def rows_of_files() -> dict[str, list[str]]:
