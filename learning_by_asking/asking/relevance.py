@@ -46,11 +46,9 @@ class Relevance:
     batch_size: int = 128  # Unstated
     held_out: float = 0.1  # share of the pairs that calibrates and is not learned from
     threshold: str = "validity"  # validity: see `validity` | f1: the best F1 score
-    validity: float = 0.9  # Unstated: share of valid ones among the kept proposals of a type
+    validity: float = 0.5  # Unstated: share of valid ones among the kept proposals of a type
     prior: float = 0.3  # Unstated: share of valid proposals before the filter, until replies tell
-    least: float = (
-        0.25  # share of a type's proposals that is always kept, the best: no type dies out
-    )
+    least: float = 0.25  # share of a type's held-out pairs that passes at least: none dies out
     every: int = 0  # rounds between refreshes; 0: one fiftieth of all
     refresh_steps: int = 500  # of a refresh
 
@@ -120,8 +118,9 @@ class Calibrated(nn.Module):
         """Platt scaling (1999) and a threshold for each type, on pairs that were not learned from.
 
         A type with fewer than 20 pairs, or of one label only, is treated as all types together. A
-        type with 20 replies is calibrated on these alone, for they are of proposals; the share of
-        relevant ones among other pairs depends on `neg_ratio` and is shifted to `prior`.
+        type with 20 replies is calibrated on these alone, for they are of proposals, although of
+        such as passed the filter: nothing is bought to see what it refuses. The share of relevant
+        ones among other pairs depends on `neg_ratio` and is shifted to `prior`.
         """
         if held_out.replies.all():
             raise ValueError(
