@@ -67,12 +67,14 @@ def build(cfg: Data, seed: int, *, text: bool = False) -> World:
     assert train.features is not None
     images = np.unique(train.rows.image_idxs)
     images = images[: cfg.images or None]
-    if cfg.init >= len(train):
-        raise ValueError(
-            f"data.init={cfg.init}, but the split {cfg.train!r} has {len(train)} questions: lower "
-            "it."
-        )
     known = np.flatnonzero(np.isin(train.rows.image_idxs, images))
+    if cfg.init >= len(known):
+        some = f" about the first {cfg.images} images" if cfg.images else ""
+        more = " or raise data.images" if cfg.images else ""
+        raise ValueError(
+            f"data.init={cfg.init}, but the split {cfg.train!r} has {len(known)} questions{some}: "
+            f"lower data.init{more}."
+        )
     order = np.random.default_rng((seed, 11)).permutation(known)
     init, rest = train.subset(np.sort(order[: cfg.init])), train.subset(np.sort(order[cfg.init :]))
     if cfg.init_images == "others":

@@ -5,8 +5,8 @@
 
 RUN is the folder of a run whose agent chooses among proposals; its newest checkpoint is taken. What
 it asked about the image already is not proposed again. The table has the highest score first, which
-is what the agent would ask; `oracle` is what the scene graph says. The picture is written to
-proposals.png. Further words:
+is what the agent would ask; `oracle` is what the scene graph says, where there is one. The picture
+is written to proposals.png. Further words:
 
     image=17              row of the features; by default the run's first image
     ask="What size is the red cube?"   your own question instead, in the words of our sentences
@@ -86,8 +86,8 @@ class Proposal(NamedTuple):
     score: float
     answer: str  # what the answerer says
     probability: float  # of that answer
-    reply: Reply
-    truth: str  # the reply in words
+    truth: str  # the oracle's reply in words
+    wrong: bool  # whether the oracle does not say the same
 
 
 def main() -> None:
@@ -113,8 +113,11 @@ def main() -> None:
     print(f"\n{options.out}")
 
 
-def restore(options: Options) -> tuple[Agent, Symbolic, int]:
-    """The agent of a run's newest checkpoint, the oracle of its images, and the round."""
+def restore(options: Options) -> tuple[Agent, Symbolic | None, int]:
+    """The agent of a run's newest checkpoint, the oracle of its images, and the round.
+
+    A run whose questions people answered may have no scenes: then there is no oracle.
+    """
     folder = Path(options.run)
     found = sorted(folder.glob("checkpoint-*[0-9].pt"))
     if not found:
@@ -129,13 +132,15 @@ def restore(options: Options) -> tuple[Agent, Symbolic, int]:
             f"source={' or '.join(CHOOSES)}."
         )
     world = data.build(cfg.data, cfg.seed, text=cfg.question_form == "text")
-    oracle = Symbolic(data.scenes_of(cfg.data, cfg.data.train), world.words)
+    oracle: Symbolic | None = None
+    if cfg.data.name == "builtin" or cfg.data.scenes or cfg.oracle.kind not in ("human", "cached"):
+        oracle = Symbolic(data.scenes_of(cfg.data, cfg.data.train), world.words)
 
     agent = build_agent(
         cfg,
         world,
         dist.device(),
-        peek=lambda images, programs: list(oracle.ask(images, programs)),
+        peek=lambda images, programs: oracle.ask(images, programs) if oracle else [],
         generated=lambda: data.generate_questions(cfg, world),
     )
     for name, part in agent.parts().items():
@@ -164,7 +169,7 @@ def read_config(stored: dict[str, Any], options: Options) -> Config:
 
 
 @torch.no_grad()
-def propose(agent: Agent, oracle: Symbolic, image: int, step: int) -> list[Proposal]:
+def propose(agent: Agent, oracle: Symbolic | None, image: int, step: int) -> list[Proposal]:
     """New proposals about an image, the highest score first; step: says which are drawn."""
     images = np.array([image])
     proposals = agent.propose(step, images)
@@ -175,7 +180,9 @@ def propose(agent: Agent, oracle: Symbolic, image: int, step: int) -> list[Propo
     programs = proposals.tokens[0].cpu()[order].numpy()
     if not len(programs):
         return []
-    replies = oracle.ask(images.repeat(len(programs)), programs)
+    replies: Sequence[Reply | None] = [None] * len(programs)
+    if oracle is not None:
+        replies = oracle.ask(images.repeat(len(programs)), programs)
     return [
         _proposal(agent, program, proposals.relevance[0, p], scores[p], probabilities[0, p], reply)
         for p, program, reply in zip(order.tolist(), programs, replies, strict=True)
@@ -183,16 +190,18 @@ def propose(agent: Agent, oracle: Symbolic, image: int, step: int) -> list[Propo
 
 
 @torch.no_grad()
-def answer_own(agent: Agent, oracle: Symbolic, image: int, text: str) -> Proposal:
+def answer_own(agent: Agent, oracle: Symbolic | None, image: int, text: str) -> Proposal:
     """A user's question about an image, read by the parser; ValueError for one that it cannot."""
-    program = np.array([agent.world.words.encode_program(parse(text))], np.int64)
+    text = text.strip()
+    tokens = parse(text[:1].upper() + text[1:])
+    program = np.array([agent.world.words.encode_program(tokens)], np.int64)
     images, types = torch.tensor([image]), torch.zeros(1, 1, dtype=torch.int64)
     own = Proposals.empty(images, 1, program.shape[1], agent.device)
     own.tokens[0, 0] = torch.from_numpy(program[0]).to(agent.device)
     own.types, own.allowed = types.to(agent.device), torch.ones_like(own.allowed)
     chances = agent.answer(own)[0, 0].cpu()
     nothing = torch.tensor(torch.nan)
-    (reply,) = oracle.ask(np.array([image]), program)
+    reply = oracle.ask(np.array([image]), program)[0] if oracle else None
     return _proposal(agent, program[0], nothing, nothing, chances, reply)
 
 
@@ -202,17 +211,20 @@ def _proposal(
     relevance: Tensor,
     score: Tensor,
     probabilities: Tensor,
-    reply: Reply,
+    reply: Reply | None,
 ) -> Proposal:
     words, best = agent.world.words, int(probabilities.argmax())
+    truth = "–"
+    if reply is not None:
+        truth = words.decode_answer(reply.answer) if reply.valid else explain(reply.reason)
     return Proposal(
         question=spell(words.decode_program(program)),
         relevance=float(relevance),
         score=float(score),
         answer=words.decode_answer(best + len(SPECIAL)),
         probability=float(probabilities[best]),
-        reply=reply,
-        truth=words.decode_answer(reply.answer) if reply.valid else explain(reply.reason),
+        truth=truth,
+        wrong=reply is not None and reply.answer != best + len(SPECIAL),
     )
 
 
@@ -239,9 +251,8 @@ def describe(found: Sequence[Proposal]) -> list[Line]:
     for number, each in enumerate(found):
         score = "" if np.isnan(each.score) else f"{each.score:.3f}  "
         lines.append(Line(f"{score}{each.question}", GREEN if number == 0 else BLACK))
-        right = each.reply.valid and each.answer == each.truth
         says = f"answerer: {each.answer} ({100 * each.probability:.0f} %)"
-        lines.append(Line(f"{says}, oracle: {each.truth}", GREY if right else RED))
+        lines.append(Line(f"{says}, oracle: {each.truth}", RED if each.wrong else GREY))
     return lines
 
 

@@ -71,6 +71,11 @@ class Generator:
                 raise ValueError(
                     f"generator.types names {name!r}, which is none of {', '.join(TYPES)}."
                 )
+        if self.types and (self.kind == "typed" or "type" not in self.condition):
+            raise ValueError(
+                f"generator.types={self.types} is without effect with generator.kind={self.kind} "
+                f"and generator.condition={self.condition}, which draw no type: remove it."
+            )
         for name in ("embed", "hidden", "batch_size", "raw", "kept"):
             if getattr(self, name) < 1:
                 raise ValueError(f"generator.{name}={getattr(self, name)}: give at least 1.")

@@ -14,6 +14,7 @@ from common.clevr.vocabulary import tokenize
 from .sentences import COMPARISONS
 
 Program = list[str]  # tokens in prefix order
+MOST = 400  # words of a question: clauses within clauses are read by recursion
 
 _THINGS: Final = SYNONYMS["thing"]
 # Word -> token of the filter that it says.
@@ -35,6 +36,8 @@ _RELATIONS: Final = {
 def parse(text: str) -> Program:
     """The program, in prefix order, of a question; ValueError names the word that does not fit."""
     reader = _Reader(text)
+    if len(reader.words) > MOST:
+        raise ValueError(f"the question has {len(reader.words)} words: give {MOST} at most")
     program = reader.question()
     if reader.place < len(reader.words):
         reader.refuse()

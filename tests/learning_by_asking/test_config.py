@@ -102,6 +102,8 @@ WRONG = [
     ({"generator.level": "free"}, "generator.level"),
     ({"generator.dedupe": "all"}, "generator.dedupe"),
     ({"generator.types": ["why"]}, "generator.types"),
+    ({"generator.types": ["count"], "generator.condition": "image"}, "generator.condition=image"),
+    ({"generator.types": ["count"], "generator.kind": "typed"}, "generator.kind=typed"),
     ({"generator.raw": 0}, "generator.raw"),
     ({"generator.kept": 0}, "generator.kept"),
     ({"generator.temperature": 0.0}, "generator.temperature"),

@@ -58,6 +58,11 @@ def test_the_first_images_alone_are_asked_about():
     assert max(world.init.rows.image_idxs.max(), world.pool.rows.image_idxs.max()) == 7
 
 
+def test_too_few_questions_about_the_first_images_are_counted():
+    with pytest.raises(ValueError, match=r"about the first 2 images: lower data.init or raise dat"):
+        data.build(replace(MADE, images=2), seed=0)
+
+
 def test_other_images_than_those_of_the_beginning_are_asked_about():
     world = data.build(replace(MADE, init=8, init_images="others"), seed=0)
     known = set(world.init.rows.image_idxs.tolist())

@@ -120,8 +120,18 @@ def test_a_question_of_the_user_is_answered_and_a_riddle_refused(cfg, saved, typ
     assert tokens == ["count", "filter_color[red]", "scene"]
     assert row[-1] == execute(tokens, data.scenes_of(cfg.data, "train")[5]).answer
     assert (row[head.index("relevance")], row[head.index("score")]) == ("–", "–")
+    small = type_words(f"run={cfg.output_dir}", "image=5", f"ask={ask.lower()}")
+    assert read_cells(small)[2] == row
     with pytest.raises(ValueError, match=r"'How many unicorns\?' is not understood"):
         type_words(f"run={cfg.output_dir}", "ask='How many unicorns?'")
+
+
+def test_without_scenes_there_is_no_oracle_to_compare_with(cfg, saved):
+    agent, _, step = demo.restore(demo.Options(run=cfg.output_dir))
+    found = demo.propose(agent, None, 5, step + 1)
+    found.append(demo.answer_own(agent, None, 5, "how many cubes are there?"))
+    assert len(found) == 11
+    assert {(each.truth, each.wrong) for each in found} == {("–", False)}
 
 
 def test_the_agent_is_that_of_the_checkpoint(cfg, saved):

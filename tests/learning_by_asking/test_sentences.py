@@ -174,6 +174,10 @@ def test_a_malformed_program_has_no_sentence(program):
         ("Is there a cube that is left of?", "its end is missing"),
         ("Why?", "word 1, 'Why'"),
         ("", "word 1, ''"),
+        (
+            f"Is there a cube{' that is left of the cube' * 2000}?",
+            "has 12004 words: give 400 at most",
+        ),
     ],
 )
 def test_the_parser_names_the_word_that_does_not_fit(text, fault):
