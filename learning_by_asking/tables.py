@@ -21,6 +21,7 @@ from pathlib import Path
 from common.tables import Beside, Gap, Row, Table, main
 from learning_by_asking import config  # noqa: F401 - tells Hydra the options
 from learning_by_asking.figures.curves import compare as compare_runs
+from learning_by_asking.figures.curves import draw_curves
 
 SCALES = {"mini": ["experiment=mini"], "paper": ["experiment=paper", "data=clevr"]}
 FREE = ["oracle.relevance_free=true"]
@@ -49,6 +50,7 @@ def gap(better: str, *than: str, column: str = "offline", at_least: float = 0.0)
 
 
 BUDGETS = {"mini": (500, 1000), "paper": (70_000, 210_000, 350_000, 560_000)}
+SIZES = {"mini": (500, 1000, 2000), "paper": (7_000, 35_000, 70_000)}
 
 
 def at_budgets(scale: str) -> list[str]:
@@ -81,6 +83,20 @@ TABLES = [
         "be claimed. The paper: asked questions are at least as good at every budget, about 50 % "
         "more data-efficient, and serve other models too (figures not confirmed). IEP learns from "
         "export=true: python -m program_execution.train data=clevr data.root=RUN/data.",
+    ),
+    Table(
+        "beginning",
+        "Accuracy over the budget, for different numbers of questions to begin with",
+        rows=[
+            Row(f"{size:,} to begin with: {name}", [f"data.init={size}", *words], only=scale)
+            for scale, sizes in SIZES.items()
+            for size in sizes
+            for name, words in (("asked", []), ("passive", ["source=passive"]))
+        ],
+        columns=["online", "offline"],
+        scales=SCALES,
+        note="The curves of the answerer as it stands are drawn into a picture beside the table's. "
+        "The paper compares sizes, too, which we do not know.",
     ),
     Table(
         "proposals",
@@ -232,12 +248,15 @@ TABLES = [
 
 
 def compare(table: Table, folders: Mapping[str, Sequence[Path]], stem: Path) -> str:
-    """Paired tests of a world's rows against its first, seed by seed."""
+    """Paired tests of a world's rows against its first, seed by seed; the curves of all, drawn."""
     worlds: dict[str, dict[str, dict[int, Path]]] = {}
     for name, paths in folders.items():
         runs = {int(re.sub(r"\D", "", path.name)): path for path in paths}
         if runs:
             worlds.setdefault(name.rpartition(": ")[0], {})[name] = runs
+    if table.name == "beginning":
+        every = {name: runs for world in worlds.values() for name, runs in world.items()}
+        draw_curves(stem.with_name(f"{stem.name}_curves.png"), every)
     several = [runs for runs in worlds.values() if len(runs) > 1]
     return "\n\n".join(compare_runs(runs, next(iter(runs))) for runs in several)
 

@@ -1,5 +1,6 @@
 """The tables' rows: every one composes, and builds the networks that it names."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
+from PIL import Image
 
 from common.config import to_dataclass
 from common.run.result import write
@@ -187,6 +189,22 @@ def test_rows_are_compared_with_the_first_of_their_world(tmp_path):
     assert ["online", "b: x", "11.5 ± 0.5 (2)", "-10.0 ± 0.0"] in cells
     assert text.count("\n\n") == 1
     assert not any("offline" in line for line in text.splitlines())
+
+
+def test_curves_of_different_beginnings_are_drawn(tmp_path):
+    folders = {}
+    for name, right in (("10 to begin with: asked", 50.0), ("20 to begin with: asked", 60.0)):
+        folder = tmp_path / name[:2] / "seed1"
+        folder.mkdir(parents=True)
+        lines = [{"step": step, "asked": 10 * step, "online": right + step} for step in (0, 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write(folder, {"online": right}, steps=1, seconds=1.0, columns=["online"])
+        folders[name] = [folder]
+    compare(BY_NAME["beginning"], folders, tmp_path / "stem")
+    with Image.open(tmp_path / "stem_curves.png") as picture:
+        assert picture.width > 500
+    sizes = [cfg.data.init for cfg in settings("beginning", "mini").values()]
+    assert sizes == [500, 500, 1000, 1000, 2000, 2000]
 
 
 def test_the_world_of_a_miniature_has_the_seed_of_its_run():
