@@ -141,7 +141,8 @@ def _end(stop: SystemExit, record: dict[Path, bytes]) -> NoReturn:
     lines = [str(stop)] if isinstance(stop, UserError) else []
     if status == 2:
         for path, content in record.items():
-            path.write_bytes(content)
+            if path.read_bytes() != content:  # a disk that cannot be written to has kept it
+                path.write_bytes(content)
     elif status:
         lines.append(going_on())
     for line in filter(None, lines):
@@ -174,11 +175,12 @@ def _no_folder(error: Exception, main: Callable[[], Any]) -> str | None:
     cause = error.__cause__ or error
     called = getattr(getattr(main, "__wrapped__", None), "__code__", None)
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not isinstance(cause, OSError) or not cause.filename or called in (None, *codes):
+    if not isinstance(cause, OSError) or called in (None, *codes):
         return None
+    place = cause.filename or "the output folder"  # a full disk shows when its file is written
     return (
-        f"{cause.filename} cannot be written to ({cause.strerror}): give an output folder of your "
-        "own by hydra.run.dir=."
+        f"{place} cannot be written to ({cause.strerror}): give an output folder of your own by "
+        "hydra.run.dir=."
     )
 
 
