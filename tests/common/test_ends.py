@@ -1,5 +1,7 @@
 """How commands end: stop signals, faults, lost folders; one line, no child left, the right code."""
 
+import errno
+import functools
 import os
 import shlex
 import signal
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from common import config
+from common.errors import UserError
 from tests.commands import Commands, Run
 
 APP = """
@@ -198,6 +202,31 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "cannot be written to" in done.stderr
+
+
+def test_a_full_disk_below_the_output_folder_is_one_sentence() -> None:
+    def main() -> None:
+        """What hydra.main wraps."""
+
+    fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of a write, it has no file name
+    text = config._no_folder(fault, functools.wraps(main)(lambda: None))
+    assert text is not None
+    assert text.startswith("the output folder cannot be written to (No space left on device)")
+
+
+def test_what_an_earlier_run_left_is_written_back_only_if_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, changed = tmp_path / "kept.yaml", tmp_path / "changed.yaml"
+    for path in (kept, changed):
+        path.write_text("seed: 1")
+    record = {path: path.read_bytes() for path in (kept, changed)}
+    changed.write_text("seed: 2")
+    written = []
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: written.append((path, content)))
+    with pytest.raises(SystemExit):  # a read-only disk would refuse to have `kept` written again
+        config._end(UserError("no", 2), record)
+    assert written == [(changed, b"seed: 1")]
 
 
 def test_a_folder_that_is_removed_under_way_ends_the_run(commands: Commands, app: Path) -> None:
