@@ -7,6 +7,7 @@ and replies, never a scene.
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
@@ -256,7 +257,7 @@ class Agent:
                 )
             )
         everyone = chain.from_iterable(zip_longest(*dist.gather(entries)))
-        return [entry for entry in everyone if entry is not None][:left]
+        return self._once([entry for entry in everyone if entry is not None])[:left]
 
     def take(self, step: int, entries: Sequence[Entry], replies: Sequence[Reply]) -> None:
         """Note the replies: H by v's predictions before it learns, the memory, what was asked."""
@@ -328,6 +329,18 @@ class Agent:
     def words_of(self, programs: np.ndarray) -> np.ndarray:
         """Sentences of programs (n, L) as words, int (n, Lq)."""
         return encode_sentences(programs, self.world.words, programs.sum(1) + self.cfg.seed)
+
+    def _once(self, entries: list[Entry]) -> list[Entry]:
+        """Without what two processes chose about an image that comes twice in the round."""
+        source, dedupe = self.cfg.source, self.cfg.generator.dedupe
+        if source != "passive_active" and (source != "lba" or dedupe == "none"):
+            return entries
+        taken: defaultdict[int, set[bytes]] = defaultdict(set)
+        return [
+            entry
+            for entry in entries
+            if self.asked.select(entry.image, np.array([entry.program]), taken[entry.image], 1)
+        ]
 
     def _learns_relevance(self) -> bool:
         return self.cfg.source == "lba" and self.cfg.relevance.kind in LEARNED

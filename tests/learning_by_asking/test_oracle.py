@@ -5,7 +5,7 @@ import gc
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -245,15 +245,21 @@ def test_a_type_has_the_answers_that_its_questions_have_in_the_data(world):
 
 
 def reach(roots: Iterable[object]) -> list[object]:
-    """All objects that these refer to, in any number of steps; code and modules are left out."""
+    """All objects that these refer to, in any number of steps.
+
+    Of a function, what it closes over and its defaults; modules, classes and code are left out.
+    """
     seen: dict[int, object] = {}
     todo = list(roots)
     while todo:
         one = todo.pop()
-        if id(one) in seen or isinstance(one, ModuleType | type | FunctionType):
+        if id(one) in seen or isinstance(one, ModuleType | type | CodeType):
             continue
         seen[id(one)] = one
-        todo += gc.get_referents(one)
+        if isinstance(one, FunctionType):
+            todo += [one.__closure__, one.__defaults__, one.__kwdefaults__, vars(one)]
+        else:
+            todo += gc.get_referents(one)
     return list(seen.values())
 
 
