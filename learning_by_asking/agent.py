@@ -223,15 +223,19 @@ class Agent:
         return losses.masked_fill(answers < FIRST, torch.nan)
 
     def choose(self, step: int, scores: Tensor, proposals: Proposals, left: int) -> Choice:
-        """The questions to buy: one of each image, or with policy.global_pick the best of all."""
+        """The questions to buy: one of each image, or with policy.global_pick the best of all.
+
+        Several processes share the latter out: each takes the best of its own images.
+        """
         allowed, dice = proposals.allowed.cpu(), self.dice(step)
         most = self.cfg.policy.global_pick
         if not most:
             picks, explored = choose(scores, allowed, self.cfg.policy.epsilon, dice)
             rows = (picks >= 0).nonzero()[:, 0]
             return rows, picks[rows], explored[rows]
-        most = min(most, left) // dist.world_size() or 1
-        return choose_most(scores, allowed, self.cfg.policy.epsilon, dice, most=most)
+        share, rest = divmod(min(most, left), dist.world_size())
+        share += dist.rank() < rest
+        return choose_most(scores, allowed, self.cfg.policy.epsilon, dice, most=share)
 
     def describe(
         self, proposals: Proposals, probabilities: Tensor, scores: Tensor, choice: Choice, left: int

@@ -23,6 +23,7 @@ from common.clevr.programs import canonical
 from common.run.checkpoint import CheckpointError
 from learning_by_asking import train as script
 from learning_by_asking.agent import Agent
+from learning_by_asking.ask import Policy
 from learning_by_asking.asking.history import read_history
 from learning_by_asking.config import Config
 from learning_by_asking.data import World
@@ -155,6 +156,20 @@ def test_what_two_ranks_choose_about_one_image_is_bought_once(tmp_path, monkeypa
     play(agent, ledger, 1)
     history = read_history(tmp_path)
     assert len({(line.image_index, canonical(line.program)) for line in history}) == len(history)
+
+
+@pytest.mark.parametrize(
+    ("most", "left", "shares"), [(1, 9, [1, 0]), (5, 9, [3, 2]), (5, 4, [2, 2])]
+)
+def test_two_ranks_share_a_global_pick_out(most, left, shares, tmp_path, monkeypatch):
+    agent, *_ = prepare(settings(tmp_path, policy=Policy(global_pick=most)))
+    proposals = agent.propose(1, agent.world.images[:4])
+    scores = torch.rand(proposals.allowed.shape)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    for rank, share in enumerate(shares):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        rows, picks, explored = agent.choose(1, scores, proposals, left)
+        assert len(rows) == len(picks) == len(explored) == share
 
 
 def work(rank: int, folder: Path, name: str) -> None:
