@@ -149,7 +149,8 @@ def draw_curves(path: Path, runs: Runs, *, column: str = ONLINE) -> None:
     curves = {name: several for name, several in curves.items() if several}
     if not curves:
         return
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    crowded = len(curves) > 4  # so many names would cover the curves
+    figure = Figure(figsize=(9.5 if crowded else 7, 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="replies bought", ylabel="right answers in %")
     for (name, several), shade in zip(curves.items(), draw.palette(len(curves)), strict=True):
         color = [channel / 255 for channel in shade]
@@ -159,7 +160,10 @@ def draw_curves(path: Path, runs: Runs, *, column: str = ONLINE) -> None:
             axes.fill_between(xs, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if crowded:
+        figure.legend(loc="outside right upper", frameon=False)
+    else:
+        axes.legend(frameon=False)
     draw.save_figure(figure, path)
 
 
