@@ -77,19 +77,22 @@ def evaluate(agent: Agent, cfg: Config, world: World, ledger: Ledger) -> dict[st
 
 
 def report(agent: Agent, cfg: Config, world: World) -> dict[str, float]:
-    """Write what was asked, and when: curriculum.csv and .png, questions.png, the questions."""
+    """Write what was asked, and when: curriculum.csv and .png, questions.png, the questions.
+
+    Without a valid reply there is nothing of these; export=true then has the beginning alone.
+    """
     folder = Path(cfg.output_dir)
+    assert world.init.features is not None
+    if cfg.export:
+        known = agent.memory.dataset(world.words, world.init.features)
+        export_training(folder / "data", known, world.tests)
     if not agent.memory.bought or not any(line.valid for line in read_history(folder)):
         return {}
-    assert world.init.features is not None
     losses = read_losses(folder)
     name = f"{cfg.source}, {cfg.policy.score}"
     found = write_curriculum(folder, losses=losses, name=name, rate=cfg.policy.rate)
     draw_run(folder, cfg, world.init.features)
     export_asked(folder, world.words, images=f"CLEVR_{cfg.data.train}_{{:06d}}.png")
-    if cfg.export:
-        known = agent.memory.dataset(world.words, world.init.features)
-        export_training(folder / "data", known, world.tests)
     return {name: value for name, value in found.items() if name != "validity"}
 
 

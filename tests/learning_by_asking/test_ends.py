@@ -48,6 +48,15 @@ def test_a_run_ends_after_all_images_where_none_has_a_new_question(tmp_path, cap
     )
 
 
+def test_a_run_without_a_valid_reply_exports_what_it_began_with(tmp_path):
+    cfg = settings(tmp_path, budget=0, export=True)
+    train(cfg)
+    root, known = tmp_path / "data", data.build(cfg.data, cfg.seed).init.rows
+    rows = data.read_files(root, "train", data.load_vocabulary(root, "train"))[0]
+    assert rows.answers.tolist() == known.answers.tolist()
+    assert not (tmp_path / "asked_questions.json").exists()
+
+
 def test_a_round_without_a_question_learns_nothing(tmp_path):
     few = replace(settings(tmp_path).data, images=2, init=8)
     ends = [
